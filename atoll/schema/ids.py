@@ -1,0 +1,23 @@
+"""The names of things. Every id is a short string that may appear in a path, a log line and a URL."""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+NodeId = NewType("NodeId", str)
+RunId = NewType("RunId", str)
+SeatId = NewType("SeatId", str)
+TrainerId = NewType("TrainerId", str)
+Rank = NewType("Rank", int)
+Epoch = NewType("Epoch", int)
+Step = NewType("Step", int)
+Incarnation = NewType("Incarnation", int)
+Seconds = NewType("Seconds", float)
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def is_safe_name(text: str) -> bool:
+    """True where `text` can stand in a file name, a URL and a log line without quoting."""
+    return _SAFE.fullmatch(text) is not None

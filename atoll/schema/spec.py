@@ -1,0 +1,78 @@
+"""What a user submits: a job spec. Plain data, so that it can be a file, a request body or a journal record."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from atoll.errors import SpecError
+from atoll.schema.ids import RunId, is_safe_name
+
+# 5 seats of 0.4 (four workers and a spare) fit a two-core machine; trainers share cores anyway on CPU.
+DEFAULT_CPUS_PER_WORKER = 0.4
+
+
+class JobKind(enum.StrEnum):
+    """What the run's processes do."""
+
+    TRAIN = "train"
+    SERVE = "serve"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One job: which function of which file runs on how many workers, and what it may use.
+
+    `function` is the dotted name of a top-level function in `file`; both are loaded in each trainer from
+    `working_dir`, never unpickled. For a training job it is called with one `Context`. `model` names a top-level
+    function of the same file that takes no argument and returns the bare module: `atoll serve` builds it and fills it
+    from a checkpoint. `config` is JSON handed to the function as `ctx.config`.
+    """
+
+    name: str
+    kind: JobKind = JobKind.TRAIN
+    working_dir: str
+    working_dir_uri: str | None = None
+    file: str
+    function: str = "train"
+    model: str | None = None
+    tokenizer: str = "bytes"
+    config: dict[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    spares: int = 1
+    cpus_per_worker: float = DEFAULT_CPUS_PER_WORKER
+    gpus_per_worker: float = 0.0
+    threads_per_worker: int | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    checkpoint_dir: str | None = None
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 3
+    resume: str | None = None
+    detach: bool = False
+    run_id: RunId | None = None
+
+    def seats(self) -> int:
+        """Trainers that hold resources: workers and spares."""
+        return self.workers + self.spares
+
+
+def check_spec(spec: JobSpec) -> JobSpec:
+    """`spec` itself, or a `SpecError` that names the first field at fault, its value and what would be right."""
+    rules = [
+        (is_safe_name(spec.name), f"name={spec.name!r}: use letters, digits, '_', '.' and '-' only"),
+        (spec.workers >= 1, f"workers={spec.workers}: at least 1"),
+        (spec.spares >= 0, f"spares={spec.spares}: 0 or more"),
+        (spec.cpus_per_worker >= 0, f"cpus_per_worker={spec.cpus_per_worker}: 0 or more"),
+        (spec.gpus_per_worker >= 0, f"gpus_per_worker={spec.gpus_per_worker}: 0 or more"),
+        (spec.checkpoint_every >= 0, f"checkpoint_every={spec.checkpoint_every}: steps, 0 for never"),
+        (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
+        (spec.file.endswith(".py"), f"file={spec.file!r}: a Python file"),
+        (all(p.isidentifier() for p in spec.function.split(".")), f"function={spec.function!r}: a dotted name"),
+        (spec.run_id is None or is_safe_name(spec.run_id), f"run_id={spec.run_id!r}: no spaces or slashes"),
+    ]
+    for ok, problem in rules:
+        if not ok:
+            raise SpecError(problem)
+    return spec
