@@ -1,0 +1,220 @@
+"""`AsyncClient`: the same calls as `Client`, for a program with an event loop. Streams are async iterators."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from atoll import _client_calls as calls
+from atoll import _client_http as wire
+from atoll import config
+from atoll._client_calls import Call, VersionView
+from atoll._client_logs import LOG_PIECE, LogPiece, LogReader
+from atoll._client_sse import Completion, Follower, FollowItem
+from atoll.errors import PeerLost
+from atoll.schema.ids import RunId
+from atoll.schema.messages import Finding, LogChunk
+from atoll.schema.spec import JobSpec
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Speaks to one cluster. Close it, or use it as a context manager.
+
+    `patience_s` is how long a repeatable call is tried while no connection comes about, `answer_s` how long one answer
+    may take.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        *,
+        patience_s: float = wire.PATIENCE_S,
+        answer_s: float = wire.ANSWER_S,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        import httpx  # noqa: PLC0415 - 150 ms that `import atoll` must not cost
+
+        target = config.locate(config.load(), address, token)
+        self.url = target.url
+        self.token = target.token
+        self._patience_s = patience_s
+        self._sleep = sleep
+        self._http = httpx.AsyncClient(**wire.settings(target, answer_s))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    async def submit(self, spec: JobSpec) -> RunId:
+        """Hand over a job. Raises `SpecError`, `CapacityError`."""
+        return await self._send(calls.submit(spec))
+
+    async def runs(self) -> list[RunView]:
+        """All runs, the newest first."""
+        return await self._send(calls.runs())
+
+    async def run(self, run: str) -> RunView:
+        """One run with its spec. Raises `NotFoundError`."""
+        return await self._send(calls.run(run))
+
+    async def stop(self, run: str, reason: str = "asked by a client") -> None:
+        """Ask a run to stop at its next step boundary."""
+        await self._send(calls.stop(run, reason))
+
+    async def beat(self, run: str) -> None:
+        """Say that the run's driver lives; an attached run without a beat for 30 s stops."""
+        await self._send(calls.beat(run))
+
+    async def events(self, run: str, after: int = 0) -> list[EventView]:
+        """Events numbered above `after`, oldest first."""
+        return await self._send(calls.events(run, after))
+
+    async def metrics(self, run: str, after_step: int = -1) -> list[MetricPoint]:
+        """Measurements of committed steps above `after_step`, oldest first."""
+        return await self._send(calls.metrics(run, after_step))
+
+    async def checkpoints(self, run: str) -> list[CheckpointView]:
+        """Durable checkpoints."""
+        return await self._send(calls.checkpoints(run))
+
+    async def nodes(self) -> list[NodeView]:
+        """The hosts of the cluster."""
+        return await self._send(calls.nodes())
+
+    async def story(self, subject: str, limit: int = 200) -> list[EventView]:
+        """What happened to a run, trainer or node, or what one cause brought about."""
+        return await self._send(calls.story(subject, limit))
+
+    async def doctor(self) -> list[Finding]:
+        """Check every node."""
+        return await self._send(calls.doctor())
+
+    async def version(self) -> VersionView:
+        """What answers at the address."""
+        return await self._send(calls.version())
+
+    async def models(self) -> list[str]:
+        """The names of the models that are served."""
+        return await self._send(calls.models())
+
+    async def log(self, run: str, trainer: str, offset: int = 0, limit: int = LOG_PIECE) -> LogChunk:
+        """A piece of one trainer's log; a negative `offset` counts from the end."""
+        return await self._send(calls.log(run, trainer, offset, limit))
+
+    # -- streams -----------------------------------------------------------------------------------------------------
+
+    async def follow(
+        self, run: str, *, after: int = 0, after_step: int = -1, on_gap: Callable[[str], None] | None = None
+    ) -> AsyncIterator[FollowItem]:
+        """The run's events, steps and states as they come, until it has ended.
+
+        A broken stream is taken up again; `on_gap` hears of each break. Raises `ConnectError` after `patience_s`
+        without any answer.
+        """
+        follower = Follower(after, after_step)
+        path = calls.run_path(run, "/stream")
+        pauses = wire.pauses(self._patience_s)
+        while not follower.ended:
+            try:
+                async for item in self._follow_once(path, follower):
+                    pauses = wire.pauses(self._patience_s)
+                    yield item
+            except wire.transport_errors() as error:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise wire.unreachable(self.url, error) from None
+                if on_gap is not None:
+                    on_gap(str(error) or type(error).__name__)
+                await self._sleep(pause)
+
+    async def _follow_once(self, path: str, follower: Follower) -> AsyncIterator[FollowItem]:
+        params = follower.reconnect()
+        async with self._http.stream("GET", path, params=params, timeout=wire.stream_timeout()) as response:
+            await self._raise_refusal(response)
+            async for line in response.aiter_lines():
+                item = follower.feed(line)
+                if item is not None:
+                    yield item
+        if not follower.ended:
+            raise wire.ended_early()
+
+    async def logs(
+        self, run: str, trainer: str | None = None, *, follow: bool = False, poll_s: float = 0.5
+    ) -> AsyncIterator[LogPiece]:
+        """What the run's trainers wrote, piece by piece; of all of them unless one is named.
+
+        With `follow` it goes on until the run has ended.
+        """
+        reader = LogReader(trainer)
+        while True:
+            view = await self.run(run)
+            reader.see(view)
+            while (want := reader.next()) is not None:
+                piece = reader.take(want, await self.log(run, want.trainer, want.offset))
+                if piece is not None:
+                    yield piece
+            if view.state.ended or not follow:
+                return
+            await self._sleep(poll_s)
+
+    async def complete(self, prompt: str, *, model: str | None = None, **options: Any) -> str:
+        """A completion of `prompt` by a served model, the only one unless named. `options` are OpenAI's."""
+        name = model or calls.only_model(await self.models())
+        return await self._send(calls.completion(prompt, name, stream=False, options=options))
+
+    async def stream(self, prompt: str, *, model: str | None = None, **options: Any) -> AsyncIterator[str]:
+        """A completion piece by piece."""
+        name = model or calls.only_model(await self.models())
+        async for text in self._stream_completion(calls.completion(prompt, name, stream=True, options=options)):
+            yield text
+
+    async def _stream_completion(self, call: Call[str]) -> AsyncIterator[str]:
+        completion = Completion()
+        try:
+            async with self._http.stream(**wire.request_arguments(call), timeout=wire.stream_timeout()) as response:
+                await self._raise_refusal(response)
+                async for line in response.aiter_lines():
+                    text = completion.feed(line)
+                    if text:
+                        yield text
+        except wire.transport_errors() as error:
+            raise wire.unreachable(self.url, error) from None
+        if not completion.done:
+            raise PeerLost(f"the completion from {self.url} broke off before its end; ask again")
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _send(self, call: Call[T]) -> T:
+        for pause in [*wire.pauses(self._patience_s), None]:
+            try:
+                response = await self._http.request(**wire.request_arguments(call))
+            except wire.transport_errors() as error:
+                if pause is None or not wire.may_repeat(call, error):
+                    raise wire.unreachable(self.url, error) from None
+                await self._sleep(pause)
+            else:
+                return wire.read_answer(call, response, self.url)
+        raise AssertionError("the last try either returns or raises")
+
+    async def _raise_refusal(self, response: httpx.Response) -> None:
+        if response.status_code >= calls.HTTP_ERROR:
+            raise wire.refusal(response.status_code, await response.aread(), self.url)

@@ -1,0 +1,192 @@
+"""The REST calls as values: what to send and how to read the answer. Pure, shared by both clients.
+
+A `Call` says whether it may be sent again after a broken connection: reads may, and so may `stop` and `beat`, whose
+second arrival changes nothing. `submit` may only be tried again while no connection was made at all. Answers are the
+views of `atoll.schema.views`; an answer that is no success carries a `ProblemView`, whose code picks the error class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from atoll.errors import AtollError, ConnectError, NotFoundError, SchemaError
+from atoll.schema.codec import from_plain, to_plain
+from atoll.schema.ids import RunId, is_safe_name
+from atoll.schema.messages import Finding, LogChunk
+from atoll.schema.spec import JobSpec
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, ProblemView, RunView
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+HTTP_ERROR = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[T]):
+    """One request and the reader of its answer."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    params: dict[str, str | int] = field(default_factory=dict)
+    body: dict[str, Any] | None = None
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionView:
+    """What answers at the address."""
+
+    atoll: str
+    protocol: int
+    python: str
+
+
+def run_path(run: str, rest: str = "") -> str:
+    """The path of a run. Raises `NotFoundError` for what cannot be a run id, before it becomes part of a URL."""
+    if not is_safe_name(run):
+        raise NotFoundError(f"no run {run!r}: an id has letters, digits, '_', '.' and '-' only; `atoll ls` lists them")
+    return f"/api/runs/{run}{rest}"
+
+
+def submit(spec: JobSpec) -> Call[RunId]:
+    """Hand over a job."""
+    return Call(method="POST", path="/api/runs", body=to_plain(spec), read=lambda a: RunId(a["run"]), repeatable=False)
+
+
+def runs() -> Call[list[RunView]]:
+    """All runs, the newest first."""
+    return Call(method="GET", path="/api/runs", read=_many(RunView))
+
+
+def run(run_id: str) -> Call[RunView]:
+    """One run with its spec."""
+    return Call(method="GET", path=run_path(run_id), read=_one(RunView))
+
+
+def stop(run_id: str, reason: str) -> Call[None]:
+    """Ask a run to stop at its next step boundary."""
+    return Call(method="POST", path=run_path(run_id, "/stop"), body={"reason": reason}, read=_nothing)
+
+
+def beat(run_id: str) -> Call[None]:
+    """Say that the run's driver lives."""
+    return Call(method="POST", path=run_path(run_id, "/beat"), body={}, read=_nothing)
+
+
+def events(run_id: str, after: int) -> Call[list[EventView]]:
+    """The events of a run with a number above `after`."""
+    return Call(method="GET", path=run_path(run_id, "/events"), params={"after": after}, read=_many(EventView))
+
+
+def metrics(run_id: str, after_step: int) -> Call[list[MetricPoint]]:
+    """The measurements of committed steps above `after_step`."""
+    return Call(
+        method="GET", path=run_path(run_id, "/metrics"), params={"after_step": after_step}, read=_many(MetricPoint)
+    )
+
+
+def log(run_id: str, trainer: str, offset: int, limit: int) -> Call[LogChunk]:
+    """A piece of a trainer's log."""
+    params: dict[str, str | int] = {"trainer": trainer, "offset": offset, "limit": limit}
+    return Call(method="GET", path=run_path(run_id, "/logs"), params=params, read=_one(LogChunk))
+
+
+def checkpoints(run_id: str) -> Call[list[CheckpointView]]:
+    """The durable checkpoints of a run."""
+    return Call(method="GET", path=run_path(run_id, "/checkpoints"), read=_many(CheckpointView))
+
+
+def nodes() -> Call[list[NodeView]]:
+    """The hosts of the cluster."""
+    return Call(method="GET", path="/api/nodes", read=_many(NodeView))
+
+
+def story(subject: str, limit: int) -> Call[list[EventView]]:
+    """What happened to a run, trainer or node, or everything that one cause brought about."""
+    return Call(method="GET", path="/api/story", params={"subject": subject, "limit": limit}, read=_many(EventView))
+
+
+def doctor() -> Call[list[Finding]]:
+    """Check every node."""
+    return Call(method="GET", path="/api/doctor", read=_many(Finding))
+
+
+def version() -> Call[VersionView]:
+    """What answers at the address."""
+    return Call(method="GET", path="/api/version", read=_one(VersionView))
+
+
+def models() -> Call[list[str]]:
+    """The names of the models that are served."""
+    return Call(method="GET", path="/v1/models", read=lambda a: [m["id"] for m in a["data"]])
+
+
+def only_model(names: list[str]) -> str:
+    """The one model that is served. Raises `NotFoundError` where there is none, or a choice."""
+    if not names:
+        raise NotFoundError("no model is served; start one with `atoll serve RUN`")
+    if len(names) > 1:
+        raise NotFoundError(f"several models are served ({', '.join(names)}); name one with model=")
+    return names[0]
+
+
+def completion(prompt: str, model: str, *, stream: bool, options: Mapping[str, Any]) -> Call[str]:
+    """An OpenAI-compatible completion. Not sent twice: generating costs the cluster work."""
+    body = {**options, "model": model, "prompt": prompt, "stream": stream}
+    return Call(
+        method="POST",
+        path="/v1/completions",
+        body=body,
+        read=lambda a: str(a["choices"][0]["text"]),
+        repeatable=False,
+    )
+
+
+def answer(call: Call[T], status: int, plain: Any, url: str) -> T:
+    """What `call` was answered with. Raises the error that a `ProblemView` names."""
+    if status >= HTTP_ERROR:
+        raise problem(status, plain, url)
+    try:
+        return call.read(plain)
+    except (KeyError, IndexError, TypeError) as error:
+        raise SchemaError(f"{call.method} {url}{call.path} answered in an unknown form: {error!r}") from None
+
+
+def problem(status: int, plain: Any, url: str) -> AtollError:
+    """The typed error of an answer that is no success. OpenAI's error form, as /v1 answers, is read too."""
+    if isinstance(plain, dict) and isinstance(plain.get("error"), dict):
+        inner = plain["error"]
+        plain = {"code": str(inner.get("code", "")), "problem": str(inner.get("message", ""))}
+    try:
+        view = from_plain(ProblemView, plain)
+    except SchemaError:
+        return ConnectError(f"{url} answered HTTP {status} and not as Atoll does; check the address")
+    text = f"{view.problem}; {view.remedy}" if view.remedy else view.problem
+    return error_class(view.code)(text)
+
+
+def error_class(code: str) -> type[AtollError]:
+    """The class whose stable code is `code`; the root of the tree for one of a newer server."""
+    return next((c for c in _tree(AtollError) if c.code == code), AtollError)
+
+
+def _tree(root: type[AtollError]) -> Iterator[type[AtollError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+def _one(cls: type[V]) -> Callable[[Any], V]:
+    return lambda plain: from_plain(cls, plain)
+
+
+def _many(cls: type[V]) -> Callable[[Any], list[V]]:
+    return lambda plain: [from_plain(cls, item) for item in plain]
+
+
+def _nothing(plain: Any) -> None:
+    del plain

@@ -1,0 +1,146 @@
+"""What an attached terminal shows of a run.
+
+`Progress` is a fold over the followed items: it keeps the newest of everything and says which lines are worth keeping on
+the screen. `Display` prints them: on a terminal above a live panel, elsewhere as plain lines with a status line every few
+seconds, so that a log of it reads as well.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from atoll._client_sse import FollowItem
+from atoll.schema.views import EventView, MetricPoint, RunView
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# Bookkeeping that tells a watcher nothing; `atoll story` has it.
+_QUIET = frozenset({"seat-taken", "seat-freed", "assigned", "gone", "submitted"})
+_LOUD = frozenset({"lost", "failed", "epoch"})
+# Rates are taken over this many steps: one step's time jumps about.
+_RATE_STEPS = 20
+# A status line this often where there is no terminal.
+_PLAIN_EVERY_S = 5.0
+
+
+class Progress:
+    """The newest of everything that was heard of one run."""
+
+    def __init__(self) -> None:
+        self.view: RunView | None = None
+        self.point: MetricPoint | None = None
+        self.newest: dict[str, float] = {}
+        self.after = 0
+        self.after_step = -1
+        self._recent: deque[MetricPoint] = deque(maxlen=_RATE_STEPS)
+
+    def take(self, item: FollowItem) -> str | None:
+        """Take an item; the line that it deserves, or None."""
+        match item:
+            case EventView():
+                self.after = max(self.after, item.seq)
+                return None if item.kind in _QUIET else f"{item.subject}  {item.kind}: {item.text}"
+            case MetricPoint():
+                self.after_step = max(self.after_step, item.step)
+                self.point = item
+                self.newest.update(item.metrics)
+                self._recent.append(item)
+                return None
+            case RunView():
+                before, self.view = self.view, item
+                new_endpoint = item.endpoint and (before is None or before.endpoint != item.endpoint)
+                return f"{item.run}  serving at {item.endpoint}" if new_endpoint else None
+
+    def rate(self) -> tuple[float, str]:
+        """Units a second over the last steps: tokens where steps report `tokens`, else samples."""
+        seconds = sum(p.step_s for p in self._recent)
+        if seconds <= 0:
+            return 0.0, "samples/s"
+        if all("tokens" in p.metrics for p in self._recent):
+            return sum(p.metrics["tokens"] for p in self._recent) / seconds, "tokens/s"
+        return sum(p.samples for p in self._recent) / seconds, "samples/s"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """(name, value) of what the status shows, in reading order."""
+        rows = [("state", self.view.state.value if self.view else "connecting")]
+        if self.point is not None:
+            rate, unit = self.rate()
+            rows += [
+                ("step", str(self.point.step)),
+                *(
+                    (name.replace("heldout", "held-out").replace("_", " "), f"{self.newest[name]:.4f}")
+                    for name in self._losses()
+                ),
+                (unit, f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"),  # noqa: PLR2004 - two digits are enough
+            ]
+        if self.view is not None:
+            rows += [
+                ("members", f"{self.view.members} of {self.view.workers_wanted}, {self.view.spares} spare"),
+                ("epoch", str(self.view.epoch)),
+                ("checkpoint", f"step {self.view.checkpoint.step}" if self.view.checkpoint else "none yet"),
+            ]
+        return rows
+
+    def _losses(self) -> list[str]:
+        return [name for name in ("loss", "heldout_loss") if name in self.newest]
+
+
+class Display:
+    """Prints a run's progress. A context manager: the live panel is gone at its end, the lines stay."""
+
+    def __init__(self, console: Console, title: str, dashboard: str) -> None:
+        self.progress = Progress()
+        self._console = console
+        self._title = title
+        self._dashboard = dashboard
+        self._live: Any = None
+        self._said_at = float("-inf")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            from rich.live import Live  # noqa: PLC0415 - not needed for plain lines
+
+            self._live = Live(console=self._console, get_renderable=self._panel, refresh_per_second=4, transient=True)
+            self._live.start()
+        else:
+            self.note(f"{self._title}  dashboard: {self._dashboard}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self.progress.point is not None:
+            self.note(self._status())
+
+    def show(self, item: FollowItem) -> None:
+        """Take one followed item."""
+        line = self.progress.take(item)
+        if line is not None:
+            loud = isinstance(item, EventView) and item.kind in _LOUD
+            self.note(line, style="bold yellow" if loud else "dim")
+        if isinstance(item, MetricPoint) and self._live is None and item.at - self._said_at >= _PLAIN_EVERY_S:
+            self._said_at = item.at
+            self.note(self._status())
+
+    def note(self, text: str, style: str = "") -> None:
+        """A line that stays."""
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _status(self) -> str:
+        return "  ".join(f"{name} {value}" for name, value in self.progress.facts())
+
+    def _panel(self) -> RenderableType:
+        from rich.panel import Panel  # noqa: PLC0415 - as above
+        from rich.table import Table  # noqa: PLC0415 - as above
+
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="cyan", justify="right")
+        table.add_column()
+        for name, value in [*self.progress.facts(), ("dashboard", self._dashboard)]:
+            table.add_row(name, value)
+        return Panel(table, title=self._title, title_align="left", border_style="cyan", expand=False)

@@ -1,0 +1,241 @@
+"""`Client` and `AsyncClient`: the cluster's REST interface as typed calls.
+
+    with atoll.Client() as client:
+        run = client.submit(spec)
+        for item in client.follow(run):     # EventView | MetricPoint | RunView, until the run has ended
+            ...
+
+Without arguments a client finds the cluster as `atoll.config.locate` says. Results are the views of
+`atoll.schema.views`; refusals are the errors of `atoll.errors`. Calls that can be repeated without harm survive a
+restart of the server; `follow` takes its stream up where it broke.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+
+from atoll import _client_calls as calls
+from atoll import _client_http as wire
+from atoll import config
+from atoll._client_async import AsyncClient
+from atoll._client_calls import Call, VersionView
+from atoll._client_logs import LOG_PIECE, LogPiece, LogReader
+from atoll._client_sse import Completion, Follower, FollowItem
+from atoll.errors import PeerLost
+from atoll.schema.ids import RunId
+from atoll.schema.messages import Finding, LogChunk
+from atoll.schema.spec import JobSpec
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+__all__ = ["AsyncClient", "Client", "FollowItem", "LogPiece", "VersionView"]
+
+
+class Client:
+    """Speaks to one cluster. Close it, or use it as a context manager.
+
+    `patience_s` is how long a repeatable call is tried while no connection comes about, `answer_s` how long one answer
+    may take.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        *,
+        patience_s: float = wire.PATIENCE_S,
+        answer_s: float = wire.ANSWER_S,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        import httpx  # noqa: PLC0415 - 150 ms that `import atoll` must not cost
+
+        target = config.locate(config.load(), address, token)
+        self.url = target.url
+        self.token = target.token
+        self._patience_s = patience_s
+        self._sleep = sleep
+        self._http = httpx.Client(**wire.settings(target, answer_s))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def submit(self, spec: JobSpec) -> RunId:
+        """Hand over a job. Raises `SpecError`, `CapacityError`."""
+        return self._send(calls.submit(spec))
+
+    def runs(self) -> list[RunView]:
+        """All runs, the newest first."""
+        return self._send(calls.runs())
+
+    def run(self, run: str) -> RunView:
+        """One run with its spec. Raises `NotFoundError`."""
+        return self._send(calls.run(run))
+
+    def stop(self, run: str, reason: str = "asked by a client") -> None:
+        """Ask a run to stop at its next step boundary."""
+        self._send(calls.stop(run, reason))
+
+    def beat(self, run: str) -> None:
+        """Say that the run's driver lives; an attached run without a beat for 30 s stops."""
+        self._send(calls.beat(run))
+
+    def events(self, run: str, after: int = 0) -> list[EventView]:
+        """Events numbered above `after`, oldest first."""
+        return self._send(calls.events(run, after))
+
+    def metrics(self, run: str, after_step: int = -1) -> list[MetricPoint]:
+        """Measurements of committed steps above `after_step`, oldest first."""
+        return self._send(calls.metrics(run, after_step))
+
+    def checkpoints(self, run: str) -> list[CheckpointView]:
+        """Durable checkpoints."""
+        return self._send(calls.checkpoints(run))
+
+    def nodes(self) -> list[NodeView]:
+        """The hosts of the cluster."""
+        return self._send(calls.nodes())
+
+    def story(self, subject: str, limit: int = 200) -> list[EventView]:
+        """What happened to a run, trainer or node, or what one cause brought about."""
+        return self._send(calls.story(subject, limit))
+
+    def doctor(self) -> list[Finding]:
+        """Check every node."""
+        return self._send(calls.doctor())
+
+    def version(self) -> VersionView:
+        """What answers at the address."""
+        return self._send(calls.version())
+
+    def models(self) -> list[str]:
+        """The names of the models that are served."""
+        return self._send(calls.models())
+
+    def log(self, run: str, trainer: str, offset: int = 0, limit: int = LOG_PIECE) -> LogChunk:
+        """A piece of one trainer's log; a negative `offset` counts from the end."""
+        return self._send(calls.log(run, trainer, offset, limit))
+
+    # -- streams -----------------------------------------------------------------------------------------------------
+
+    def follow(
+        self, run: str, *, after: int = 0, after_step: int = -1, on_gap: Callable[[str], None] | None = None
+    ) -> Iterator[FollowItem]:
+        """The run's events, steps and states as they come, until it has ended.
+
+        A broken stream is taken up again; `on_gap` hears of each break. Raises `ConnectError` after `patience_s`
+        without any answer.
+        """
+        follower = Follower(after, after_step)
+        path = calls.run_path(run, "/stream")
+        pauses = wire.pauses(self._patience_s)
+        while not follower.ended:
+            try:
+                for item in self._follow_once(path, follower):
+                    pauses = wire.pauses(self._patience_s)
+                    yield item
+            except wire.transport_errors() as error:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise wire.unreachable(self.url, error) from None
+                if on_gap is not None:
+                    on_gap(str(error) or type(error).__name__)
+                self._sleep(pause)
+
+    def _follow_once(self, path: str, follower: Follower) -> Iterator[FollowItem]:
+        params = follower.reconnect()
+        with self._http.stream("GET", path, params=params, timeout=wire.stream_timeout()) as response:
+            self._raise_refusal(response)
+            for line in response.iter_lines():
+                item = follower.feed(line)
+                if item is not None:
+                    yield item
+        if not follower.ended:
+            raise wire.ended_early()
+
+    def logs(
+        self, run: str, trainer: str | None = None, *, follow: bool = False, poll_s: float = 0.5
+    ) -> Iterator[LogPiece]:
+        """What the run's trainers wrote, piece by piece; of all of them unless one is named.
+
+        With `follow` it goes on until the run has ended.
+        """
+        reader = LogReader(trainer)
+        while True:
+            view = self.run(run)
+            reader.see(view)
+            while (want := reader.next()) is not None:
+                piece = reader.take(want, self.log(run, want.trainer, want.offset))
+                if piece is not None:
+                    yield piece
+            if view.state.ended or not follow:
+                return
+            self._sleep(poll_s)
+
+    @overload
+    def complete(
+        self, prompt: str, *, model: str | None = None, stream: Literal[False] = False, **options: Any
+    ) -> str: ...
+    @overload
+    def complete(
+        self, prompt: str, *, model: str | None = None, stream: Literal[True], **options: Any
+    ) -> Iterator[str]: ...
+    def complete(
+        self, prompt: str, *, model: str | None = None, stream: bool = False, **options: Any
+    ) -> str | Iterator[str]:
+        """A completion of `prompt` by a served model, the only one unless named; with `stream`, piece by piece.
+
+        `options` are OpenAI's: max_tokens, temperature, seed, stop.
+        """
+        name = model or calls.only_model(self.models())
+        call = calls.completion(prompt, name, stream=stream, options=options)
+        return self._stream_completion(call) if stream else self._send(call)
+
+    def _stream_completion(self, call: Call[str]) -> Iterator[str]:
+        completion = Completion()
+        try:
+            with self._http.stream(**wire.request_arguments(call), timeout=wire.stream_timeout()) as response:
+                self._raise_refusal(response)
+                for line in response.iter_lines():
+                    text = completion.feed(line)
+                    if text:
+                        yield text
+        except wire.transport_errors() as error:
+            raise wire.unreachable(self.url, error) from None
+        if not completion.done:
+            raise PeerLost(f"the completion from {self.url} broke off before its end; ask again")
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _send(self, call: Call[T]) -> T:
+        for pause in [*wire.pauses(self._patience_s), None]:
+            try:
+                response = self._http.request(**wire.request_arguments(call))
+            except wire.transport_errors() as error:
+                if pause is None or not wire.may_repeat(call, error):
+                    raise wire.unreachable(self.url, error) from None
+                self._sleep(pause)
+            else:
+                return wire.read_answer(call, response, self.url)
+        raise AssertionError("the last try either returns or raises")
+
+    def _raise_refusal(self, response: httpx.Response) -> None:
+        if response.status_code >= calls.HTTP_ERROR:
+            raise wire.refusal(response.status_code, response.read(), self.url)

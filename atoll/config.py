@@ -1,0 +1,167 @@
+"""The one module that reads the environment, and the files that say where a cluster is.
+
+Everything else gets its settings as arguments. `load` turns the environment into a `Config`; `locate` decides which
+running cluster a client means, from (in this order) arguments, ATOLL_ADDRESS, RAY_ADDRESS and the newest
+`cluster.json` under ATOLL_HOME. A `cluster.json` is believed only if it is the reader's own and closed to others: it
+names the place that will be given the token.
+
+| variable | meaning |
+|---|---|
+| ATOLL_HOME | state and token, default `~/.atoll` |
+| ATOLL_ADDRESS | URL of the REST server, `http://127.0.0.1:8440` |
+| ATOLL_TOKEN | the token, instead of the file `token` under ATOLL_HOME |
+| RAY_ADDRESS | GCS address of the Ray cluster; set by Ray inside `ray job submit` |
+| RAY_JOB_CONFIG_JSON_ENV_VAR | set by Ray inside `ray job submit`: submission id and packed working directory |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import AuthError, ConnectError
+
+HOME_MODE = 0o700
+TOKEN_MODE = 0o600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayJob:
+    """What Ray tells a driver that it started itself."""
+
+    submission_id: str
+    working_dir_uri: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of this process. `token` is the environment's; `read_token` falls back to the file."""
+
+    home: Path
+    address: str | None = None
+    token: str | None = None
+    ray_address: str | None = None
+    ray_job: RayJob | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterFile:
+    """A cluster as its `cluster.json` describes it. `plain` holds all of it, for those who wrote it."""
+
+    path: Path
+    rest_url: str
+    ray_address: str
+    plain: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where to send REST calls, and the token that they carry."""
+
+    url: str
+    token: str
+
+
+def load(environment: Mapping[str, str] | None = None) -> Config:
+    """The settings in `environment`, which is the process's own unless given."""
+    env = os.environ if environment is None else environment  # noqa: TID251 - this is the module that may
+    home = env.get("ATOLL_HOME") or "~/.atoll"
+    return Config(
+        home=Path(home).expanduser().absolute(),
+        address=env.get("ATOLL_ADDRESS") or None,
+        token=env.get("ATOLL_TOKEN") or None,
+        ray_address=env.get("RAY_ADDRESS") or None,
+        ray_job=_ray_job(env.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")),
+    )
+
+
+def _ray_job(text: str) -> RayJob | None:
+    # The variable's name is its own value in Ray 2.60; its JSON has "metadata" and "runtime_env".
+    try:
+        plain = json.loads(text) if text else {}
+        submission = plain.get("metadata", {}).get("job_submission_id")
+        uri = plain.get("runtime_env", {}).get("working_dir")
+    except (ValueError, AttributeError):
+        return None
+    if not isinstance(submission, str):
+        return None
+    return RayJob(submission_id=submission, working_dir_uri=uri if isinstance(uri, str) and "://" in uri else None)
+
+
+def as_url(address: str) -> str:
+    """`address` as a URL without a trailing slash; `host:port` means http."""
+    return (address if "://" in address else f"http://{address}").rstrip("/")
+
+
+def cluster_key(ray_address: str) -> str:
+    """The folder name of the cluster whose GCS answers at `ray_address`."""
+    return ray_address.replace(":", "-").replace(".", "-")
+
+
+def known_clusters(home: Path) -> list[ClusterFile]:
+    """Every cluster described under `home`, the newest first. Unreadable files are passed over."""
+    files = sorted(home.glob("clusters/*/cluster.json"), key=_modified, reverse=True)
+    return [found for file in files if (found := read_cluster(file)) is not None]
+
+
+def _modified(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def read_cluster(file: Path) -> ClusterFile | None:
+    """The cluster described in `file`, or None where it is absent, damaged, or writable by others."""
+    try:
+        status = file.stat()
+        plain = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    if status.st_uid != os.getuid() or status.st_mode & 0o022 or not isinstance(plain, dict):
+        return None
+    url, ray_address = plain.get("rest_url"), plain.get("ray_address")
+    if not isinstance(url, str) or not isinstance(ray_address, str):
+        return None
+    return ClusterFile(path=file, rest_url=as_url(url), ray_address=ray_address, plain=plain)
+
+
+def read_token(config: Config) -> str:
+    """The token of ATOLL_TOKEN or of the file under ATOLL_HOME. Raises `AuthError` where neither is there."""
+    if config.token:
+        return config.token
+    file = config.home / "token"
+    try:
+        text = file.read_text().strip()
+    except FileNotFoundError:
+        raise AuthError(f"no token: ATOLL_TOKEN is unset and {file} does not exist; run `atoll up` first") from None
+    except OSError as error:
+        raise AuthError(f"cannot read the token in {file}: {error.strerror}; it must be yours, mode 0600") from None
+    if not text:
+        raise AuthError(f"the token file {file} is empty; delete it and run `atoll up`")
+    return text
+
+
+def locate(config: Config, address: str | None = None, token: str | None = None) -> Target:
+    """The running cluster that a client means. Raises `ConnectError` or `AuthError` with the next thing to do."""
+    url = _choose_url(config, address)
+    return Target(url=url, token=token or read_token(config))
+
+
+def _choose_url(config: Config, address: str | None) -> str:
+    chosen = address or config.address
+    if chosen:
+        return as_url(chosen)
+    clusters = known_clusters(config.home)
+    if config.ray_address and config.ray_address != "auto":
+        clusters = [c for c in clusters if c.ray_address == config.ray_address]
+    if not clusters:
+        where = f" for RAY_ADDRESS={config.ray_address}" if config.ray_address else ""
+        raise ConnectError(
+            f"no running cluster known under {config.home}{where}; run `atoll up`, or set ATOLL_ADDRESS to its URL"
+        )
+    return clusters[0].rest_url

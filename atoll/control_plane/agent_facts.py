@@ -1,0 +1,271 @@
+"""What agents report, taken in: a fact changes what is known, `settle` then decides.
+
+Every handler may see the same fact twice, from a stream and again from the next `AgentHello`, and a fact of a trainer
+that has no part any more: such a process is fenced, or forgotten once it is gone.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import assert_never
+
+from atoll.control_plane import effects as fx
+from atoll.control_plane import records as r
+from atoll.control_plane.desk import Desk, Node
+from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
+from atoll.control_plane.state import Run, Trainer
+from atoll.errors import AtollError, UserError
+from atoll.fault.detector import MEMORY_S, Blame
+from atoll.schema import messages as m
+from atoll.schema.ids import NodeId, RunId, TrainerId
+from atoll.schema.views import CheckpointView, MetricPoint, RunState
+
+# Enough of a log to read the last traceback in a one-line answer.
+TAIL_CHARS = 400
+
+
+def _tree(root: type[AtollError]) -> dict[str, int]:
+    found = {root.code: root.exit_code}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+EXIT_CODES = _tree(AtollError)
+PROGRAM_FAULTS = frozenset(_tree(UserError))
+
+
+def attached(desk: Desk, hello: m.AgentHello) -> None:
+    """An agent is here: adopt what it holds, and say to it all that still holds."""
+    node = desk.nodes.setdefault(hello.node, Node(node=hello.node))
+    node.attached, node.heard_at, node.pid, node.lost = True, desk.clock, hello.pid, False
+    desk.note(None, hello.node, "agent-attached", f"process {hello.pid} with {len(hello.trainers)} trainers")
+    keep = tuple(f.trainer for f in hello.trainers if _kept(desk, f))
+    desk.send(hello.node, m.Adopt(incarnation=desk.cluster.incarnation, keep=keep))
+    # All that stands first, then what ended: an epoch raised for a loss counts with every spare that is ready.
+    for found in hello.trainers:
+        _absorb(desk, found)
+    _mark_missing(desk, hello)
+    for run in desk.cluster.open_runs():
+        _say_again(desk, run, hello.node)
+    for found in hello.trainers:
+        _absorb_end(desk, found)
+    for run in desk.cluster.open_runs():
+        settle(desk, run)
+
+
+def _kept(desk: Desk, found: m.FoundTrainer) -> bool:
+    run, trainer = _lookup(desk, found.run, found.trainer)
+    if run is None or trainer is None or run.state.ended:
+        return False
+    return trainer.ended is None or trainer.ended.end is r.End.FINISHED
+
+
+def _absorb(desk: Desk, found: m.FoundTrainer) -> None:
+    run, trainer = _lookup(desk, found.run, found.trainer)
+    if run is not None and trainer is not None and not trainer.gone:
+        trainer.missing_since, trainer.asked = None, True
+        began(desk, run, trainer, found.pid, found.start_ticks)
+        trainer.joined = found.epoch
+        trainer.ready = trainer.ready or found.ready
+        if found.host:
+            trainer.host, trainer.port = found.host, found.port
+        desk.touch(run)
+
+
+def _absorb_end(desk: Desk, found: m.FoundTrainer) -> None:
+    if found.outcome is not None:
+        said(desk, m.TrainerSaid(run=found.run, fact=found.outcome))
+    if found.exit_status is not None:
+        exited(
+            desk, m.TrainerExited(trainer=found.trainer, run=found.run, pid=found.pid, exit_status=found.exit_status)
+        )
+
+
+def _mark_missing(desk: Desk, hello: m.AgentHello) -> None:
+    reported = {f.trainer for f in hello.trainers}
+    for run in desk.cluster.open_runs():
+        for trainer in run.trainers.values():
+            if trainer.node != hello.node or trainer.gone or trainer.trainer in reported:
+                continue
+            if trainer.began is None:
+                trainer.asked = False
+            else:
+                trainer.missing_since = desk.clock
+
+
+def _say_again(desk: Desk, run: Run, node: NodeId) -> None:
+    for trainer in run.active():
+        if trainer.node == node:
+            desk.tell_membership(run, trainer)
+            if run.state is RunState.STOPPING:
+                tell_stop(desk, run, trainer)
+
+
+def detached(desk: Desk, node_id: NodeId, evidence: str) -> None:
+    """An agent's stream ended: a fact, not a verdict."""
+    node = desk.nodes.get(node_id)
+    if node is not None and node.attached:
+        node.attached = False
+        node.heard_at = desk.clock
+        desk.note(None, node_id, "agent-detached", evidence)
+
+
+def _lookup(desk: Desk, run_id: RunId, trainer_id: TrainerId) -> tuple[Run | None, Trainer | None]:
+    run = desk.cluster.runs.get(run_id)
+    return run, run.trainers.get(trainer_id) if run is not None else None
+
+
+def began(desk: Desk, run: Run, trainer: Trainer, pid: int, start_ticks: int) -> None:
+    """The trainer's process exists."""
+    if trainer.began is None:
+        desk.record(r.TrainerBegan(run=run.run, trainer=trainer.trainer, pid=pid, start_ticks=start_ticks, at=desk.now))
+
+
+def started(desk: Desk, node: NodeId, fact: m.TrainerStarted) -> None:
+    """A process was forked for a trainer."""
+    run, trainer = _lookup(desk, fact.run, fact.trainer)
+    if run is None or trainer is None:
+        desk.send(node, m.FenceTrainer(run=fact.run, trainer=fact.trainer, reason="no such trainer is known"))
+        return
+    began(desk, run, trainer, fact.pid, fact.start_ticks)
+    settle(desk, run)
+
+
+def exited(desk: Desk, fact: m.TrainerExited) -> None:
+    """Proof of death. Whoever did not say how it ended before was lost."""
+    run, trainer = _lookup(desk, fact.run, fact.trainer)
+    if run is None or trainer is None:
+        for node in desk.nodes.values():
+            desk.send(node.node, m.ForgetTrainer(trainer=fact.trainer))
+        return
+    how = exit_text(fact.exit_status)
+    if trainer.active:
+        tail = fact.log_tail.strip()[-TAIL_CHARS:]
+        end = r.End.DISMISSED if run.state is RunState.STOPPING else r.End.LOST
+        end_trainer(desk, run, trainer, end, f"{how}; its log ends: {tail}" if tail and not trainer.ready else how)
+    gone(desk, run, trainer, how)
+    settle(desk, run)
+
+
+def gone(desk: Desk, run: Run, trainer: Trainer, evidence: str) -> None:
+    """The process is proven gone: once journaled, its agent need not say it again."""
+    if not trainer.gone:
+        desk.record(r.TrainerGone(run=run.run, trainer=trainer.trainer, evidence=evidence, at=desk.now))
+    desk.send(trainer.node, m.ForgetTrainer(trainer=trainer.trainer))
+
+
+def exit_text(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+def said(desk: Desk, fact: m.TrainerSaid) -> None:
+    """A trainer's own fact."""
+    run, trainer = _lookup(desk, fact.run, fact.fact.trainer)
+    if run is None or trainer is None or run.state.ended:
+        return
+    inner = fact.fact
+    match inner:
+        case m.TrainerHello() | m.TrainerReady() | m.EpochJoined() | m.PeerDown():
+            _standing_fact(desk, run, trainer, inner)
+        case m.StepCommitted():
+            _committed(desk, run, trainer, inner)
+        case m.CheckpointCommitted() | m.CheckpointFailed():
+            _checkpoint_fact(desk, run, inner)
+        case m.ServerReady():
+            trainer.server, trainer.ready, run.start_failures = inner, True, 0
+            trainer.host, trainer.port = inner.host, inner.port
+            if run.state is RunState.PLACED:
+                desk.record(r.RunServing(run=run.run, at=desk.now))
+        case m.TrainerFinished() | m.TrainerFailed():
+            _outcome(desk, run, trainer, inner)
+        case _:
+            assert_never(inner)
+    if not isinstance(inner, m.StepCommitted):
+        desk.touch(run)
+        settle(desk, run)
+
+
+def _standing_fact(
+    desk: Desk, run: Run, trainer: Trainer, fact: m.TrainerHello | m.TrainerReady | m.EpochJoined | m.PeerDown
+) -> None:
+    match fact:
+        case m.TrainerHello():
+            trainer.ready = trainer.ready or fact.ready
+            trainer.missing_since = None
+            began(desk, run, trainer, fact.pid, fact.start_ticks)
+            if fact.epoch < run.epoch:
+                desk.tell_membership(run, trainer)
+        case m.TrainerReady():
+            trainer.ready, trainer.host, trainer.port = True, fact.host, fact.port
+            run.start_failures = 0
+            desk.note(run.run, trainer.trainer, "ready", f"warm, peers reach it at {fact.host}:{fact.port}")
+        case m.EpochJoined():
+            trainer.joined = fact.epoch
+            desk.note(run.run, trainer.trainer, "joined", f"epoch {fact.epoch}, on at step {fact.step}")
+        case m.PeerDown():
+            _blame(desk, run, trainer, fact)
+        case _:
+            assert_never(fact)
+
+
+def _blame(desk: Desk, run: Run, trainer: Trainer, fact: m.PeerDown) -> None:
+    run.blames = [b for b in run.blames if desk.clock - b.at <= MEMORY_S]
+    if fact.epoch != run.epoch:
+        return
+    run.blames.append(Blame(at=desk.clock, peer=fact.peer, epoch=fact.epoch, evidence=fact.evidence))
+    desk.note(run.run, fact.peer, "peer-down", f"{trainer.trainer} says in epoch {fact.epoch}: {fact.evidence}")
+
+
+def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) -> None:
+    run.losses = 0
+    run.step = max(run.step, fact.step)
+    first = bool(run.members) and run.members[0].trainer == trainer.trainer
+    if not first and not fact.metrics:
+        return
+    point = MetricPoint(
+        step=fact.step,
+        at=fact.at,
+        step_s=fact.step_s,
+        samples=fact.samples,
+        members=len(run.members),
+        epoch=fact.epoch,
+        metrics=fact.metrics,
+    )
+    run.last = point
+    desk.do(fx.ShowMetric(run=run.run, point=point))
+    desk.touch(run)
+
+
+def _checkpoint_fact(desk: Desk, run: Run, fact: m.CheckpointCommitted | m.CheckpointFailed) -> None:
+    if isinstance(fact, m.CheckpointFailed):
+        desk.note(run.run, run.run, "checkpoint-failed", f"step {fact.step}: {fact.problem}")
+        return
+    if run.checkpoint is not None and run.checkpoint.step >= fact.step:
+        return
+    desk.record(r.CheckpointKept(run=run.run, step=fact.step, path=fact.path, at=desk.now))
+    run.saved = CheckpointView(
+        run=run.run, step=fact.step, path=fact.path, bytes=fact.bytes, seconds=fact.seconds, at=desk.now
+    )
+    desk.do(fx.ShowCheckpoint(view=run.saved))
+
+
+def _outcome(desk: Desk, run: Run, trainer: Trainer, fact: m.TrainerFinished | m.TrainerFailed) -> None:
+    if not trainer.active:
+        return
+    run.step = max(run.step, fact.step)
+    if isinstance(fact, m.TrainerFinished):
+        end_trainer(desk, run, trainer, r.End.FINISHED, f"its function returned after step {fact.step}")
+        return
+    reason = f"{fact.code} at step {fact.step}: {fact.problem}"
+    if fact.code in PROGRAM_FAULTS or fact.code not in EXIT_CODES:
+        end_trainer(desk, run, trainer, r.End.FAILED, reason)
+        begin_stop(desk, run, RunState.FAILED, f"{trainer.trainer}: {reason}", EXIT_CODES.get(fact.code, 2))
+    else:
+        end_trainer(desk, run, trainer, r.End.LOST, reason)

@@ -1,0 +1,106 @@
+"""The core's working surface while it handles one event.
+
+Decisions are recorded here: applied at once, so that what follows sees them, and collected for one `Persist` that goes
+before every other effect. Each record also becomes a line of the story under the stimulus that caused it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atoll.control_plane import effects as fx
+from atoll.control_plane.events import NodeSeen
+from atoll.control_plane.placement import Room, units
+from atoll.control_plane.records import Record
+from atoll.control_plane.state import Cluster, Run, Trainer
+from atoll.control_plane.story import told
+from atoll.schema.ids import NodeId, RunId
+from atoll.schema.messages import AgentBeat, AgentCommand, Membership, TellTrainer, TrainerCommand
+
+
+@dataclass(slots=True)
+class Node:
+    """A host as Ray and its agent describe it; all of it volatile."""
+
+    node: NodeId
+    seen: NodeSeen | None = None
+    attached: bool = False
+    pid: int = 0
+    heard_at: float = 0.0
+    ask_agent_at: float = 0.0
+    lost: bool = False
+    beat: AgentBeat | None = None
+    shown: tuple[object, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """True where Ray would place a seat."""
+        return self.seen is not None and self.seen.alive and not self.lost
+
+
+@dataclass(slots=True)
+class Desk:
+    """State and clock of the core, and what the event in hand led to so far."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+    nodes: dict[NodeId, Node] = field(default_factory=dict)
+    clock: float = 0.0
+    now: float = 0.0
+    cause: str = ""
+    room_changed: bool = False
+    closing: bool = False
+    records: list[Record] = field(default_factory=list)
+    effects: list[fx.Effect] = field(default_factory=list)
+    touched: dict[RunId, None] = field(default_factory=dict)
+
+    def record(self, record: Record) -> None:
+        """Decide: apply now, persist before any effect is carried out."""
+        self.cluster.apply(record)
+        self.records.append(record)
+        self.touched[record.run] = None
+        line = told(record)
+        if line is not None:
+            self.note(record.run, *line)
+
+    def note(self, run: RunId | None, subject: str, kind: str, text: str) -> None:
+        """Add a line to the story."""
+        self.effects.append(fx.Note(run=run, subject=subject, kind=kind, text=text, cause=self.cause, at=self.now))
+
+    def do(self, effect: fx.Effect) -> None:
+        """Have something done after the records are durable."""
+        self.effects.append(effect)
+
+    def send(self, node: NodeId, command: AgentCommand) -> None:
+        """Command an agent, if it is attached; whoever attaches later is told anew."""
+        known = self.nodes.get(node)
+        if known is not None and known.attached:
+            self.effects.append(fx.Send(node=node, command=command))
+
+    def tell(self, trainer: Trainer, command: TrainerCommand) -> None:
+        """Command a trainer through its agent."""
+        self.send(trainer.node, TellTrainer(trainer=trainer.trainer, command=command))
+
+    def tell_membership(self, run: Run, trainer: Trainer) -> None:
+        """Say the current epoch to one of its members."""
+        if trainer.trainer in run.member_ids():
+            self.tell(trainer, Membership(run=run.run, epoch=run.epoch, members=run.members, reason=run.reason))
+
+    def touch(self, run: Run) -> None:
+        """The run's view changed."""
+        self.touched[run.run] = None
+
+    def rooms(self) -> list[Room]:
+        """What each usable node has, less what seats reserve."""
+        return [self._room(node) for node in self.nodes.values() if node.usable]
+
+    def _room(self, node: Node) -> Room:
+        seen = node.seen
+        cpus, gpus = (units(seen.cpus), units(seen.gpus)) if seen is not None else (0, 0)
+        held = [run.spec for run in self.cluster.open_runs() for seat in run.seats.values() if seat.node == node.node]
+        return Room(
+            node=node.node,
+            cpus=cpus,
+            gpus=gpus,
+            cpus_free=cpus - sum(units(spec.cpus_per_worker) for spec in held),
+            gpus_free=gpus - sum(units(spec.gpus_per_worker) for spec in held),
+        )

@@ -1,0 +1,63 @@
+"""What must hold after every event, as code; tests and scenarios check it after each.
+
+A broken one is a bug of the core, never of its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from atoll.control_plane import effects as fx
+from atoll.control_plane.records import EpochRaised
+from atoll.control_plane.state import Cluster, Run
+from atoll.schema.messages import Membership, TellTrainer
+from atoll.schema.spec import JobKind
+from atoll.schema.views import RunState
+
+
+def broken(cluster: Cluster) -> list[str]:
+    """What does not hold, in words; empty where all is well."""
+    return [problem for run in cluster.runs.values() for problem in _run(run)]
+
+
+def _run(run: Run) -> Iterator[str]:
+    ranks = [m.rank for m in run.members]
+    if ranks != list(range(len(ranks))):
+        yield f"{run.run}: ranks {ranks} are not 0..n-1"
+    if len(set(run.member_ids())) != len(run.members):
+        yield f"{run.run}: a trainer is a member twice"
+    if unknown := [t for t in run.member_ids() if t not in run.trainers]:
+        yield f"{run.run}: members {unknown} were never assigned"
+    if len(run.members) > run.spec.workers:
+        yield f"{run.run}: {len(run.members)} members, more than the {run.spec.workers} workers asked for"
+    if run.state.ended and run.seats:
+        yield f"{run.run}: ended, and still holds {sorted(run.seats)}"
+    if run.state is RunState.RUNNING and run.spec.kind is JobKind.TRAIN and run.epoch < 1:
+        yield f"{run.run}: running without an epoch"
+    yield from _seats(run)
+
+
+def _seats(run: Run) -> Iterator[str]:
+    for seat in run.seats:
+        tenants = [t.trainer for t in run.trainers.values() if t.seat == seat and not (t.ended and t.gone)]
+        if len(tenants) > 1:
+            yield f"{run.run}: {seat} holds {tenants}"
+
+
+def told_before_durable(effects: list[fx.Effect], cluster: Cluster) -> list[str]:
+    """Effects that tell of what the same list does not persist first."""
+    problems = []
+    if any(isinstance(e, fx.Persist) for e in effects[1:]):
+        problems.append("Persist is not the first effect")
+    first = effects[0] if effects else None
+    fresh = first.records if isinstance(first, fx.Persist) else ()
+    raised = {(e.run, e.epoch) for e in fresh if isinstance(e, EpochRaised)}
+    for effect in effects:
+        if isinstance(effect, fx.Send) and isinstance(effect.command, TellTrainer):
+            told = effect.command.command
+            known = isinstance(told, Membership) and (
+                (told.run, told.epoch) in raised or told.epoch <= cluster.runs[told.run].epoch
+            )
+            if isinstance(told, Membership) and not known:
+                problems.append(f"epoch {told.epoch} of {told.run} is told and not journaled")
+    return problems

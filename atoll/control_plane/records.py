@@ -1,0 +1,191 @@
+"""What the control plane decided, as it stands in the journal: durable before anyone is told.
+
+A record is a decision or a proof that a later decision rests upon, never a measurement. Replaying all records in order
+rebuilds the state of `state.py`; what is measured (readiness, addresses, beats) is said again by the agents.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from atoll.schema.codec import Registry
+from atoll.schema.ids import Epoch, NodeId, RunId, SeatId, Step, TrainerId
+from atoll.schema.messages import Member
+from atoll.schema.spec import JobSpec
+from atoll.schema.views import RunState
+
+
+class End(enum.StrEnum):
+    """How a trainer's part in its run ended."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    LOST = "lost"
+    DISMISSED = "dismissed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSubmitted:
+    """A run was accepted into the queue. `secret` (hex) is for handshakes between its trainers."""
+
+    run: RunId
+    spec: JobSpec
+    run_dir: str
+    secret: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeatTaken:
+    """Resources for one trainer of the run are reserved on a node."""
+
+    run: RunId
+    seat: SeatId
+    node: NodeId
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeatFreed:
+    """The reservation is given back."""
+
+    run: RunId
+    seat: SeatId
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlaced:
+    """The run left the queue: its seats are reserved."""
+
+    run: RunId
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerAssigned:
+    """This trainer, and no other, is to live in the seat."""
+
+    run: RunId
+    trainer: TrainerId
+    seat: SeatId
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerBegan:
+    """The process exists; from now on its absence means its death, not a lost command."""
+
+    run: RunId
+    trainer: TrainerId
+    pid: int
+    start_ticks: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerEnded:
+    """The trainer has no part in the run any more. `was_ready` tells a death at start from a later one."""
+
+    run: RunId
+    trainer: TrainerId
+    end: End
+    was_ready: bool
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerGone:
+    """Proof that the process is gone; its seat may hold another."""
+
+    run: RunId
+    trainer: TrainerId
+    evidence: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRaised:
+    """The members of a new epoch, in rank order. Law 1: only this record raises an epoch."""
+
+    run: RunId
+    epoch: Epoch
+    members: tuple[Member, ...]
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunServing:
+    """The first replica of a serving run answers."""
+
+    run: RunId
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointKept:
+    """A durable checkpoint: what trainers start from when nobody alive holds the state."""
+
+    run: RunId
+    step: Step
+    path: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStopping:
+    """The run is to end as `goal`; its trainers are on their way out."""
+
+    run: RunId
+    goal: RunState
+    reason: str
+    exit_code: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """All trainers are gone and all seats free."""
+
+    run: RunId
+    at: float
+
+
+Record = (
+    RunSubmitted
+    | SeatTaken
+    | SeatFreed
+    | RunPlaced
+    | TrainerAssigned
+    | TrainerBegan
+    | TrainerEnded
+    | TrainerGone
+    | EpochRaised
+    | RunServing
+    | CheckpointKept
+    | RunStopping
+    | RunEnded
+)
+RECORDS = Registry(
+    (
+        RunSubmitted,
+        SeatTaken,
+        SeatFreed,
+        RunPlaced,
+        TrainerAssigned,
+        TrainerBegan,
+        TrainerEnded,
+        TrainerGone,
+        EpochRaised,
+        RunServing,
+        CheckpointKept,
+        RunStopping,
+        RunEnded,
+    )
+)
+
+# Law 8: on a full disk these may use the journal's reserve; everything else is refused first.
+VITAL = (TrainerEnded, TrainerGone, EpochRaised, RunStopping, RunEnded, SeatFreed)

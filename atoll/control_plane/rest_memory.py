@@ -1,0 +1,162 @@
+"""A cluster in memory: the fake `Reader` and `Control` that stand for history file and control plane in tests.
+
+They keep the same promises (cursors, order, typed refusals) and are driven by hand: `commit` a step, `tell` an event,
+let a run `become` something. REST, clients and command line run on them unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atoll.errors import ConnectError, NotFoundError
+from atoll.schema.codec import from_plain, to_plain
+from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
+from atoll.schema.messages import LogChunk
+from atoll.schema.spec import JobSpec
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunState, RunView, TrainerView
+
+
+class MemoryReader:
+    """A history in memory."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, RunView] = {}
+        self.told: list[EventView] = []
+        self.points: dict[str, list[MetricPoint]] = {}
+        self.saved: list[CheckpointView] = []
+        self.hosts: list[NodeView] = []
+
+    def runs(self) -> Sequence[Any]:
+        """All runs."""
+        return [dataclasses.replace(view, spec=None) for view in self.views.values()]
+
+    def run(self, run: RunId) -> Any:
+        """One run, or None."""
+        return self.views.get(run)
+
+    def events(
+        self, run: RunId | None = None, after: int = 0, subject: str | None = None, limit: int = 5000
+    ) -> Sequence[Any]:
+        """Events as JSON documents."""
+        found = [e for e in self.told if e.seq > after and run in {None, e.run}]
+        return [to_plain(e) for e in found if subject in {None, e.subject, e.cause}][:limit]
+
+    def metrics(self, run: RunId, after_step: int = -1, limit: int = 5000) -> Sequence[Any]:
+        """Committed steps."""
+        return [p for p in self.points.get(run, []) if p.step > after_step][:limit]
+
+    def checkpoints(self, run: RunId) -> Sequence[Any]:
+        """Durable checkpoints."""
+        return [c for c in self.saved if c.run == run]
+
+    def nodes(self) -> Sequence[Any]:
+        """The hosts."""
+        return self.hosts
+
+    def tell(self, run: str | None, subject: str, kind: str, text: str, cause: str = "") -> None:
+        """Add an event."""
+        seq = len(self.told) + 1
+        owner = RunId(run) if run else None
+        self.told.append(
+            EventView(seq=seq, at=float(seq), run=owner, subject=subject, kind=kind, text=text, cause=cause)
+        )
+
+    def commit(self, run: str, step: int, **metrics: float) -> None:
+        """Add a committed step."""
+        view = self.views[run]
+        point = MetricPoint(
+            step=Step(step),
+            at=float(step),
+            step_s=0.1,
+            samples=16,
+            members=view.members,
+            epoch=view.epoch,
+            metrics=metrics,
+        )
+        self.points.setdefault(run, []).append(point)
+        self.become(run, step=Step(step), last=point)
+
+    def become(self, run: str, **changes: Any) -> None:
+        """Change the view of a run."""
+        self.views[run] = dataclasses.replace(self.views[run], **changes)
+
+
+class MemoryControl:
+    """A control plane in memory. Starts every job at once on two trainers; `away` makes it answer nothing."""
+
+    def __init__(self, reader: MemoryReader) -> None:
+        self.reader = reader
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.logs: dict[str, bytes] = {}
+        self.away = False
+
+    async def invoke(self, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Answer as the control plane would."""
+        if self.away:
+            raise ConnectError("the control plane does not answer; it is being restarted, try again")
+        self.asked.append((method, dict(body)))
+        match method:
+            case "submit":
+                return self._submit(from_plain(JobSpec, body["spec"]))
+            case "stop":
+                self.reader.become(body["run"], state=RunState.STOPPED, reason=body["reason"], exit_code=0)
+                return {}
+            case "read_log":
+                return self._read_log(body)
+            case "doctor":
+                finding = {"node": "node-127-0-0-1", "check": "disk", "ok": True, "detail": "9.0 GiB free"}
+                return {"findings": [finding]}
+            case "status":
+                return {"incarnation": 1, "pid": 1, "started_at": 0.0}
+            case _:
+                return {}
+
+    def _submit(self, spec: JobSpec) -> dict[str, Any]:
+        run = spec.run_id or RunId(f"{spec.name}-{len(self.reader.views) + 1}")
+        self.reader.views[run] = running(run, spec)
+        return {"run": run}
+
+    def _read_log(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        data = self.logs.get(body["trainer"])
+        if data is None:
+            raise NotFoundError(f"no trainer {body['trainer']!r} in run {body['run']}")
+        start = body["offset"] if body["offset"] >= 0 else max(0, len(data) + body["offset"])
+        piece = data[start : start + body["limit"]]
+        chunk = LogChunk(request="1", text=piece.decode("utf-8", "replace"), next_offset=start + len(piece))
+        plain: dict[str, Any] = to_plain(chunk)
+        return plain
+
+
+def running(run: RunId, spec: JobSpec) -> RunView:
+    """The view of a run that has just begun on two trainers."""
+    trainers = tuple(
+        TrainerView(
+            trainer=TrainerId(f"{run}-t{rank}"),
+            node=NodeId("node-127-0-0-1"),
+            role="worker",
+            rank=Rank(rank),
+            pid=100 + rank,
+            state="training",
+        )
+        for rank in range(2)
+    )
+    return RunView(
+        run=run,
+        name=spec.name,
+        kind=spec.kind,
+        state=RunState.RUNNING,
+        reason="",
+        submitted_at=1.0,
+        ended_at=None,
+        epoch=Epoch(1),
+        workers_wanted=spec.workers,
+        members=2,
+        spares=spec.spares,
+        step=Step(0),
+        last=None,
+        checkpoint=None,
+        trainers=trainers,
+        spec=spec,
+    )

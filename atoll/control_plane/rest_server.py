@@ -1,0 +1,253 @@
+"""The REST interface: one FastAPI application over a `ClusterSource`.
+
+Every route is a thin translation of one call of the source. Bodies go through the schema's codec in both directions, so
+that a spec is checked by the same code wherever it comes from; an `AtollError` anywhere becomes a `ProblemView`. The
+OpenAPI description is at /api/openapi.json. Who may call at all is decided outside, in `rest_auth`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from sse_starlette import EventSourceResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+
+import atoll
+from atoll.control_plane import rest_stream
+from atoll.control_plane.rest_answers import json_response, problem_response
+from atoll.control_plane.rest_source import LOG_LIMIT, ClusterSource
+from atoll.errors import AtollError, InternalError, NotFoundError, SchemaError, SpecError
+from atoll.schema.codec import decode_as
+from atoll.schema.ids import RunId, TrainerId
+from atoll.schema.messages import PROTOCOL, Finding, LogChunk
+from atoll.schema.spec import JobSpec
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, ProblemView, RunView
+from atoll.ui import prometheus
+
+T = TypeVar("T")
+
+# A spec is a few KiB; its config is for settings, not for data.
+BODY_LIMIT = 1 << 20
+STORY_LIMIT = 1000
+
+After = Annotated[int, Query(ge=0)]
+AfterStep = Annotated[int, Query(ge=-1)]
+
+
+def application(source: ClusterSource, on_close: Callable[[], Awaitable[None]] | None = None) -> FastAPI:
+    """The application with all routes under /api and /metrics."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if on_close is not None:
+            await on_close()
+
+    app = FastAPI(
+        title="Atoll",
+        version=atoll.__version__,
+        openapi_url="/api/openapi.json",
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={"default": {"model": ProblemView, "description": "Not a success"}},
+    )
+    app.include_router(_about(source))
+    app.include_router(_runs(source))
+    app.include_router(_one_run(source))
+    app.include_router(_cluster(source))
+    _answer_errors(app)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(AtollError)
+    async def _atoll(_: Request, error: AtollError) -> Response:
+        return problem_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return problem_response(SpecError(f"{where}={first.get('input')!r}: {first['msg']}"), status=422)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        problem = NotFoundError(f"{request.method} {request.url.path}: {error.detail}; see /api/openapi.json")
+        return problem_response(problem, status=error.status_code)
+
+    @app.exception_handler(Exception)
+    async def _bug(request: Request, error: Exception) -> Response:
+        # uvicorn logs the traceback to web.log; nothing of it leaves the host.
+        what = type(error).__name__
+        return problem_response(InternalError(f"{request.method} {request.url.path} failed ({what}); see web.log"))
+
+
+def _answers(model: Any) -> dict[str, Any]:
+    """Route options: `model` in the OpenAPI description, while the codec writes the body."""
+    return {"responses": {200: {"model": model}}, "response_class": Response, "response_model": None}
+
+
+def _about(source: ClusterSource) -> APIRouter:
+    router = APIRouter(tags=["about"])
+
+    @router.get("/api/health", response_model=None)
+    async def health() -> Response:
+        """This process answers. Needs no token and tells nothing else."""
+        return json_response({"ok": True})
+
+    @router.get("/api/version", response_model=None)
+    async def version() -> Response:
+        """Versions of what answers here."""
+        return json_response(
+            {"atoll": atoll.__version__, "protocol": PROTOCOL, "python": platform.python_version()},
+        )
+
+    @router.get("/api/status", response_model=None)
+    async def status() -> Response:
+        """The control plane: incarnation, pid and start."""
+        return json_response(await source.status())
+
+    @router.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        """The cluster in Prometheus text format."""
+        text = prometheus.render(await source.runs(), await source.nodes())
+        return PlainTextResponse(text, media_type=prometheus.CONTENT_TYPE)
+
+    return router
+
+
+def _runs(source: ClusterSource) -> APIRouter:
+    router = APIRouter(prefix="/api/runs", tags=["runs"])
+
+    @router.get("", **_answers(list[RunView]))
+    async def runs() -> Response:
+        """All runs, the newest first."""
+        return json_response(await source.runs())
+
+    @router.post("", openapi_extra=_body(JobSpec), response_model=None)
+    async def submit(request: Request) -> Response:
+        """Submit a job; answers with its run id."""
+        spec = _decode(JobSpec, await _read_body(request))
+        return json_response({"run": await source.submit(spec)}, status=201)
+
+    @router.get("/{run}", **_answers(RunView))
+    async def run(run: str) -> Response:
+        """One run with its spec."""
+        return json_response(await source.run(RunId(run)))
+
+    @router.post("/{run}/stop", response_model=None)
+    async def stop(run: str, request: Request) -> Response:
+        """Ask a run to stop at its next step boundary."""
+        await source.stop(RunId(run), await _reason(request))
+        return json_response({"run": run}, status=202)
+
+    @router.post("/{run}/beat", response_model=None)
+    async def beat(run: str) -> Response:
+        """The run's driver lives."""
+        await source.beat(RunId(run))
+        return json_response({"run": run})
+
+    return router
+
+
+def _one_run(source: ClusterSource) -> APIRouter:
+    router = APIRouter(prefix="/api/runs/{run}", tags=["run"])
+
+    @router.get("/events", **_answers(list[EventView]))
+    async def events(run: str, after: After = 0) -> Response:
+        """Events numbered above `after`, oldest first."""
+        found = await source.run(RunId(run))
+        return json_response(await source.events(found.run, after))
+
+    @router.get("/metrics", **_answers(list[MetricPoint]))
+    async def metrics(run: str, after_step: AfterStep = -1) -> Response:
+        """Committed steps above `after_step`, oldest first."""
+        found = await source.run(RunId(run))
+        return json_response(await source.metrics(found.run, after_step))
+
+    @router.get("/stream", response_model=None)
+    async def stream(
+        run: str,
+        after: After = 0,
+        after_step: AfterStep = -1,
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """Server-sent events: `event`, `metric` and `state`, until the run has ended."""
+        found = await source.run(RunId(run))  # here, so that an unknown run is a 404 and no empty stream
+        cursor = rest_stream.Cursor.parse(last_event_id, after, after_step)
+        return EventSourceResponse(rest_stream.follow(source, found.run, cursor), ping=rest_stream.PING_S)
+
+    @router.get("/logs", **_answers(LogChunk))
+    async def logs(
+        run: str, trainer: str, offset: int = 0, limit: Annotated[int, Query(ge=1, le=LOG_LIMIT)] = 1 << 16
+    ) -> Response:
+        """A piece of a trainer's log; a negative `offset` counts from the end."""
+        return json_response(await source.logs(RunId(run), TrainerId(trainer), offset, limit))
+
+    @router.get("/checkpoints", **_answers(list[CheckpointView]))
+    async def checkpoints(run: str) -> Response:
+        """Durable checkpoints, oldest first."""
+        return json_response(await source.checkpoints(RunId(run)))
+
+    return router
+
+
+def _cluster(source: ClusterSource) -> APIRouter:
+    router = APIRouter(prefix="/api", tags=["cluster"])
+
+    @router.get("/nodes", **_answers(list[NodeView]))
+    async def nodes() -> Response:
+        """The hosts."""
+        return json_response(await source.nodes())
+
+    @router.get("/doctor", **_answers(list[Finding]))
+    async def doctor() -> Response:
+        """Checks of every node."""
+        return json_response(await source.doctor())
+
+    @router.get("/story", **_answers(list[EventView]))
+    async def story(subject: str, limit: Annotated[int, Query(ge=1, le=STORY_LIMIT)] = 200) -> Response:
+        """The last events about a run, trainer or node, or of one cause."""
+        return json_response(await source.story(subject, limit))
+
+    return router
+
+
+def _body(model: type) -> dict[str, Any]:
+    """The OpenAPI description of a body that the codec reads."""
+    from pydantic import TypeAdapter  # noqa: PLC0415 - needed once, for the description
+
+    schema = TypeAdapter(model).json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def _read_body(request: Request) -> bytes:
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > BODY_LIMIT:
+            raise SpecError(f"the body is over {BODY_LIMIT} bytes; hand data over as files, not in `config`")
+    return body
+
+
+def _decode(cls: type[T], body: bytes) -> T:
+    try:
+        return decode_as(cls, body)
+    except SchemaError as error:  # not a bug of ours but of whoever wrote the body
+        raise SpecError(f"the body does not fit: {error}; see /api/openapi.json") from None
+
+
+async def _reason(request: Request) -> str:
+    body = await _read_body(request)
+    if not body:
+        return "asked by a client"
+    plain = _decode(dict[str, Any], body)
+    return str(plain.get("reason", "asked by a client"))[:500]

@@ -1,0 +1,159 @@
+"""What the web process knows and may ask: views out of the history file, wishes to the control plane.
+
+Reads come from the history, which the control plane writes and this process only reads: the dashboard and a followed
+run go on while the control plane is away. Wishes (submit, stop, beat) and what only agents know (logs, doctor) are
+calls to the control plane, each with a deadline. The reader blocks on SQLite, so that it runs in threads.
+
+`ClusterSource` satisfies `atoll.ui.source.Source`, and adds what REST alone needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from atoll.errors import NotFoundError
+from atoll.schema.codec import from_plain, to_plain
+from atoll.schema.ids import RunId, TrainerId, is_safe_name
+from atoll.schema.messages import DoctorReport, Finding, LogChunk
+from atoll.schema.spec import JobSpec, check_spec
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView
+
+T = TypeVar("T")
+
+# One answer holds at most this many rows; callers ask again from the last one they got.
+PAGE = 5000
+# A log answer travels agent -> control plane -> here -> reader: a quarter of a MiB keeps each hop short.
+LOG_LIMIT = 1 << 18
+
+
+class Reader(Protocol):
+    """The history file, read only. Rows are views, or their JSON form."""
+
+    def runs(self) -> Sequence[Any]:
+        """All runs."""
+        ...
+
+    def run(self, run: RunId) -> Any:
+        """One run, None or `NotFoundError` where there is none."""
+        ...
+
+    def events(
+        self, run: RunId | None = None, after: int = 0, subject: str | None = None, limit: int = PAGE
+    ) -> Sequence[Any]:
+        """Events numbered above `after`, oldest first."""
+        ...
+
+    def metrics(self, run: RunId, after_step: int = -1, limit: int = PAGE) -> Sequence[Any]:
+        """Committed steps above `after_step`, oldest first."""
+        ...
+
+    def checkpoints(self, run: RunId) -> Sequence[Any]:
+        """Durable checkpoints of a run."""
+        ...
+
+    def nodes(self) -> Sequence[Any]:
+        """The hosts."""
+        ...
+
+
+class Control(Protocol):
+    """Calls to the control plane."""
+
+    async def invoke(self, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The result of `method`. Raises the control plane's error, or `ConnectError` where none answers in time."""
+        ...
+
+
+def _as(cls: type[T], value: Any) -> T:
+    return value if isinstance(value, cls) else from_plain(cls, value)
+
+
+class ClusterSource:
+    """One cluster as the web process sees it."""
+
+    def __init__(self, reader: Reader, control: Control) -> None:
+        self._reader = reader
+        self._control = control
+
+    async def _read(self, cls: type[T], call: Callable[..., Sequence[Any]], *args: Any) -> list[T]:
+        return [_as(cls, row) for row in await run_in_threadpool(call, *args)]
+
+    # -- the history -------------------------------------------------------------------------------------------------
+
+    async def runs(self) -> list[RunView]:
+        """All runs, the newest first, without their specs."""
+        found = await self._read(RunView, self._reader.runs)
+        return sorted(found, key=lambda run: run.submitted_at, reverse=True)
+
+    async def run(self, run: RunId) -> RunView:
+        """One run. Raises `NotFoundError`."""
+        found = await run_in_threadpool(self._reader.run, run) if is_safe_name(run) else None
+        if found is None:
+            raise NotFoundError(f"no run {run!r}; `atoll ls` lists the runs of this cluster")
+        return _as(RunView, found)
+
+    async def events(self, run: RunId | None, after: int) -> list[EventView]:
+        """Events of a run, or of all, numbered above `after`, oldest first."""
+        return await self._read(EventView, self._reader.events, run, after, None, PAGE)
+
+    async def metrics(self, run: RunId, after: int) -> list[MetricPoint]:
+        """Committed steps above `after`, oldest first."""
+        return await self._read(MetricPoint, self._reader.metrics, run, after, PAGE)
+
+    async def checkpoints(self, run: RunId) -> list[CheckpointView]:
+        """Durable checkpoints, oldest first. Raises `NotFoundError`."""
+        await self.run(run)
+        found = await self._read(CheckpointView, self._reader.checkpoints, run)
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    async def nodes(self) -> list[NodeView]:
+        """The hosts of the cluster."""
+        return await self._read(NodeView, self._reader.nodes)
+
+    async def story(self, subject: str, limit: int) -> list[EventView]:
+        """The last `limit` events about `subject`: a run, trainer, node, or the cause that several events share."""
+        found = await self._read(EventView, self._reader.events, None, 0, subject, PAGE)
+        if not found and is_safe_name(subject):
+            found = await self._read(EventView, self._reader.events, RunId(subject), 0, None, PAGE)
+        if not found:
+            raise NotFoundError(f"no event about {subject!r}; name a run, trainer, node or cause that `atoll ls` shows")
+        return found[-limit:]
+
+    # -- the control plane -------------------------------------------------------------------------------------------
+
+    async def submit(self, spec: JobSpec) -> RunId:
+        """Hand over a job. Raises `SpecError`, `CapacityError`, `ConnectError`."""
+        answer = await self._control.invoke("submit", {"spec": to_plain(check_spec(spec))})
+        return RunId(answer["run"])
+
+    async def stop(self, run: RunId, reason: str = "asked at the dashboard") -> None:
+        """Ask a run to stop at its next step boundary. Raises `NotFoundError`, `ConnectError`."""
+        await self.run(run)
+        await self._control.invoke("stop", {"run": run, "reason": reason})
+
+    async def beat(self, run: RunId) -> None:
+        """The run's driver lives."""
+        await self._control.invoke("driver_beat", {"run": run})
+
+    async def logs(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk:
+        """Up to `limit` bytes of a trainer's log; a negative `offset` counts from the end."""
+        await self.run(run)
+        if not is_safe_name(trainer):
+            raise NotFoundError(f"no trainer {trainer!r} in run {run}; `atoll status {run}` lists them")
+        body = {"run": run, "trainer": trainer, "offset": offset, "limit": min(limit, LOG_LIMIT)}
+        chunk = from_plain(LogChunk, {"request": "", **await self._control.invoke("read_log", body)})
+        if chunk.problem:
+            raise NotFoundError(chunk.problem)
+        return chunk
+
+    async def doctor(self) -> list[Finding]:
+        """Findings of every node's agent."""
+        answer = dict(await self._control.invoke("doctor", {}))
+        return list(from_plain(DoctorReport, {"request": "", **answer}).findings)
+
+    async def status(self) -> dict[str, Any]:
+        """The control plane's incarnation, pid and start. Raises `ConnectError`."""
+        return dict(await self._control.invoke("status", {}))

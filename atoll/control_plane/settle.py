@@ -1,0 +1,274 @@
+"""Bringing one run nearer to what it should be: called after whatever happened, it decides what is still missing.
+
+Level-triggered: it looks at the state, not at the event, so a fact said twice, or a restart half-way, leads to the same
+place. In order: is the run over, which seats need a trainer, which trainers need starting, is the membership right. A
+stopping run has one aim: every trainer gone, every seat free, `RunEnded`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from atoll.control_plane import effects as fx
+from atoll.control_plane import records as r
+from atoll.control_plane.desk import Desk
+from atoll.control_plane.state import Run, Seat, Trainer
+from atoll.fault import policy
+from atoll.schema.ids import Epoch, SeatId, TrainerId
+from atoll.schema.messages import FenceTrainer, StartTrainer, StopAtBoundary
+from atoll.schema.spec import JobKind
+from atoll.schema.views import RunState
+
+# A step of a slow model fits; a program stuck between steps does not hold up its stop for ever.
+STOP_GRACE_S = 20.0
+# A finished trainer may still be writing its last checkpoint.
+FINISH_GRACE_S = 60.0
+# A failed one only flushes its log.
+FAILED_GRACE_S = 3.0
+FENCE_AGAIN_S = 5.0
+# By then the lifeline has ended a trainer that no agent of ours can reach.
+LIFELINE_S = 60.0
+SEAT_RETRY_S = 5.0
+
+
+def settle(desk: Desk, run: Run) -> None:
+    """Decide all that can be decided for `run` now."""
+    if run.state is RunState.QUEUED or run.state.ended:
+        return
+    if run.state is not RunState.STOPPING:
+        _check_over(desk, run)
+    if run.state is RunState.STOPPING:
+        _leave(desk, run)
+        return
+    _fence_lost(desk, run)
+    _fill_seats(desk, run)
+    _make_seats(desk, run)
+    _start_trainers(desk, run)
+    if run.spec.kind is JobKind.TRAIN:
+        regroup(desk, run)
+
+
+def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int) -> None:
+    """Set the run on its way to `goal`, once: the first reason stands."""
+    if run.state.ended or run.state is RunState.STOPPING:
+        return
+    desk.record(
+        r.RunStopping(run=run.run, goal=goal, reason=reason, exit_code=exit_code, at=desk.now),
+    )
+    run.stopping_at = desk.clock
+    if goal is RunState.STOPPED:
+        for trainer in run.active():
+            tell_stop(desk, run, trainer)
+    _leave(desk, run)
+
+
+def tell_stop(desk: Desk, run: Run, trainer: Trainer) -> None:
+    """Ask a member to leave at the next step boundary."""
+    if run.stopping is not None and trainer.trainer in run.member_ids():
+        desk.tell(trainer, StopAtBoundary(reason=run.stopping.reason))
+
+
+def end_trainer(desk: Desk, run: Run, trainer: Trainer, end: r.End, reason: str) -> None:
+    """Record that the trainer has no part any more, and set when its seat may be filled again."""
+    if trainer.ended is not None:
+        return
+    desk.record(
+        r.TrainerEnded(
+            run=run.run,
+            trainer=trainer.trainer,
+            end=end,
+            was_ready=trainer.ready or trainer.trainer in run.member_ids(),
+            reason=reason,
+            at=desk.now,
+        )
+    )
+    seat = run.seats.get(trainer.seat)
+    if seat is not None and not trainer.ready:
+        seat.refill_at = desk.clock + policy.backoff(run.start_failures - 1)
+
+
+def free_seat(desk: Desk, run: Run, seat: SeatId) -> None:
+    """Give a seat's resources back."""
+    desk.record(r.SeatFreed(run=run.run, seat=seat, at=desk.now))
+    desk.do(fx.KillSeat(seat=seat))
+    desk.room_changed = True
+
+
+# -- a run on its way ------------------------------------------------------------------------------------------------
+
+
+def _check_over(desk: Desk, run: Run) -> None:
+    members = [run.trainers[t] for t in run.member_ids()]
+    if run.finished() and not any(t.active for t in members or run.active()):
+        begin_stop(desk, run, RunState.SUCCEEDED, f"finished after step {run.step}", 0)
+    elif run.start_failures >= policy.START_BUDGET:
+        reason = f"{run.start_failures} trainers in a row died before they were ready; {_last_words(run)}"
+        begin_stop(desk, run, RunState.FAILED, reason, 2)
+    elif run.losses >= policy.loss_budget(run.spec.workers):
+        reason = f"{run.losses} trainers died without one step committed between; {_last_words(run)}"
+        begin_stop(desk, run, RunState.FAILED, reason, 2)
+
+
+def _last_words(run: Run) -> str:
+    ends = [t.ended for t in run.trainers.values() if t.ended is not None and t.ended.end is r.End.LOST]
+    last = max(ends, key=lambda e: e.at)
+    return f"last {last.trainer}: {last.reason}"
+
+
+def _fence_lost(desk: Desk, run: Run) -> None:
+    for trainer in run.trainers.values():
+        if trainer.ended is not None and trainer.ended.end is not r.End.FINISHED and not trainer.gone:
+            _fence(desk, run, trainer, trainer.ended.reason)
+
+
+def _fence(desk: Desk, run: Run, trainer: Trainer, reason: str) -> None:
+    if trainer.fenced_at is not None and desk.clock - trainer.fenced_at < FENCE_AGAIN_S:
+        return
+    if trainer.fenced_at is None and trainer.began is None and not trainer.asked:
+        _gone(desk, run, trainer, "it was never started")
+        return
+    trainer.fenced_at = desk.clock
+    desk.send(trainer.node, FenceTrainer(run=run.run, trainer=trainer.trainer, reason=reason))
+
+
+def _gone(desk: Desk, run: Run, trainer: Trainer, evidence: str) -> None:
+    desk.record(r.TrainerGone(run=run.run, trainer=trainer.trainer, evidence=evidence, at=desk.now))
+
+
+def _fill_seats(desk: Desk, run: Run) -> None:
+    if run.finished():
+        return
+    for seat in list(run.seats.values()):
+        if run.tenant(seat.seat) is None and desk.clock >= seat.refill_at:
+            trainer = TrainerId(f"{run.run}-t{len(run.trainers)}")
+            desk.record(r.TrainerAssigned(run=run.run, trainer=trainer, seat=seat.seat, at=desk.now))
+
+
+def _make_seats(desk: Desk, run: Run) -> None:
+    for seat in run.seats.values():
+        if not seat.alive and not seat.creating and desk.clock >= seat.retry_at:
+            ask_seat(desk, run, seat)
+
+
+def ask_seat(desk: Desk, run: Run, seat: Seat) -> None:
+    """Have the seat's actor made, or found."""
+    seat.creating = True
+    spec = run.spec
+    desk.do(
+        fx.CreateSeat(
+            seat=seat.seat,
+            node=seat.node,
+            cpus=spec.cpus_per_worker,
+            gpus=spec.gpus_per_worker,
+            working_dir_uri=spec.working_dir_uri,
+        )
+    )
+
+
+def _start_trainers(desk: Desk, run: Run) -> None:
+    for trainer in run.active():
+        seat = run.seats.get(trainer.seat)
+        node = desk.nodes.get(trainer.node)
+        if seat is None or node is None or not (seat.alive and node.attached):
+            continue
+        if trainer.began is None and not trainer.asked:
+            trainer.asked = True
+            desk.send(trainer.node, _start(run, trainer, seat))
+
+
+def _start(run: Run, trainer: Trainer, seat: Seat) -> StartTrainer:
+    # Where survivors hold the state they hand it over; where nobody does, the last durable checkpoint is the start.
+    spec = run.spec
+    if run.checkpoint is not None:
+        spec = dataclasses.replace(spec, resume=run.checkpoint.path)
+    return StartTrainer(
+        run=run.run,
+        trainer=trainer.trainer,
+        seat=seat.seat,
+        spec=spec,
+        run_dir=run.run_dir,
+        secret=run.secret,
+        device_ids=seat.devices,
+    )
+
+
+# -- membership ------------------------------------------------------------------------------------------------------
+
+
+def regroup(desk: Desk, run: Run, broken: str = "") -> None:
+    """Raise the epoch if the members should be others, or, with `broken`, should connect anew."""
+    decision = policy.decide(
+        epoch=run.epoch,
+        members=run.members,
+        standings=tuple(_standing(run, t) for t in run.trainers.values()),
+        wanted=run.spec.workers,
+        broken=broken,
+    )
+    if isinstance(decision, policy.Raise):
+        desk.record(
+            r.EpochRaised(
+                run=run.run,
+                epoch=Epoch(run.epoch + 1),
+                members=decision.members,
+                reason=decision.reason,
+                at=desk.now,
+            )
+        )
+        for member in decision.members:
+            desk.tell_membership(run, run.trainers[member.trainer])
+    elif isinstance(decision, policy.Hold) and decision.reason != run.reason:
+        run.reason = decision.reason
+        desk.touch(run)
+
+
+def _standing(run: Run, trainer: Trainer) -> policy.Standing:
+    # After a restart of the control plane a member's address is known from its epoch before its agent says it again.
+    member = next((m for m in run.members if m.trainer == trainer.trainer), None)
+    host, port = (trainer.host, trainer.port) if trainer.host or member is None else (member.host, member.port)
+    return policy.Standing(
+        trainer=trainer.trainer,
+        node=trainer.node,
+        host=host,
+        port=port,
+        active=trainer.active,
+        ready=trainer.ready,
+        proven_gone=trainer.gone,
+        finished=trainer.ended is not None and trainer.ended.end is r.End.FINISHED,
+    )
+
+
+# -- a run on its way out --------------------------------------------------------------------------------------------
+
+
+def _leave(desk: Desk, run: Run) -> None:
+    if run.stopping is None:
+        return
+    since = desk.clock - run.stopping_at
+    for trainer in list(run.trainers.values()):
+        if not trainer.gone:
+            _dismiss(desk, run, trainer, since)
+    if all(t.gone for t in run.trainers.values()):
+        for seat in list(run.seats):
+            free_seat(desk, run, seat)
+        desk.record(r.RunEnded(run=run.run, at=desk.now))
+        desk.room_changed = True
+
+
+def _dismiss(desk: Desk, run: Run, trainer: Trainer, since: float) -> None:
+    if since < _grace(run, trainer):
+        return
+    reason = run.stopping.reason if run.stopping else "the run ended"
+    end_trainer(desk, run, trainer, r.End.DISMISSED, reason)
+    _fence(desk, run, trainer, reason)
+    fenced = trainer.fenced_at
+    if not trainer.gone and fenced is not None and since - _grace(run, trainer) > LIFELINE_S:
+        _gone(desk, run, trainer, f"no agent answered for {LIFELINE_S:.0f} s, after which its own lifeline ended it")
+
+
+def _grace(run: Run, trainer: Trainer) -> float:
+    if trainer.ended is not None:
+        waits = {r.End.FINISHED: FINISH_GRACE_S, r.End.FAILED: FAILED_GRACE_S}
+        return waits.get(trainer.ended.end, 0.0)
+    goal = run.stopping.goal if run.stopping else RunState.STOPPED
+    leaving = goal is RunState.STOPPED and trainer.trainer in run.member_ids()
+    return STOP_GRACE_S if leaving else 0.0

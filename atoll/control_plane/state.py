@@ -1,0 +1,224 @@
+"""What the control plane knows: records applied, and beside them the facts that agents say again after a restart.
+
+`Cluster.apply` is the only way the durable part changes, so that replay is restart. Volatile fields are marked; they
+start unknown after a replay and are filled by `AgentHello`, `ClusterListed` and the facts that follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from atoll.control_plane import records as r
+from atoll.control_plane.lifecycle import END_OF_GOAL, Move, after
+from atoll.errors import TransitionError
+from atoll.fault.detector import Blame
+from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
+from atoll.schema.messages import Member, ServerReady
+from atoll.schema.spec import JobSpec
+from atoll.schema.views import CheckpointView, MetricPoint, RunState
+
+NO_EPOCH = Epoch(0)
+NO_STEP = Step(0)
+NO_INCARNATION = Incarnation(0)
+
+
+@dataclass(slots=True)
+class Trainer:
+    """One process of a run."""
+
+    trainer: TrainerId
+    run: RunId
+    seat: SeatId
+    node: NodeId
+    began: r.TrainerBegan | None = None
+    ended: r.TrainerEnded | None = None
+    gone: bool = False
+    # volatile
+    asked: bool = False
+    ready: bool = False
+    host: str = ""
+    port: int = 0
+    joined: Epoch = NO_EPOCH
+    server: ServerReady | None = None
+    missing_since: float | None = None
+    fenced_at: float | None = None
+
+    @property
+    def active(self) -> bool:
+        """True while it has, or may get, a part in the run."""
+        return self.ended is None
+
+
+@dataclass(slots=True)
+class Seat:
+    """Resources held for one trainer."""
+
+    seat: SeatId
+    run: RunId
+    node: NodeId
+    # volatile
+    alive: bool = False
+    creating: bool = False
+    retry_at: float = 0.0
+    refill_at: float = 0.0
+    devices: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a job."""
+
+    run: RunId
+    spec: JobSpec
+    run_dir: str
+    secret: str
+    submitted_at: float
+    state: RunState = RunState.QUEUED
+    reason: str = ""
+    epoch: Epoch = NO_EPOCH
+    members: tuple[Member, ...] = ()
+    trainers: dict[TrainerId, Trainer] = field(default_factory=dict)
+    seats: dict[SeatId, Seat] = field(default_factory=dict)
+    seats_made: int = 0
+    start_failures: int = 0
+    losses: int = 0
+    checkpoint: r.CheckpointKept | None = None
+    stopping: r.RunStopping | None = None
+    ended_at: float | None = None
+    # volatile
+    beat_at: float = 0.0
+    stopping_at: float = 0.0
+    step: Step = NO_STEP
+    last: MetricPoint | None = None
+    saved: CheckpointView | None = None
+    blames: list[Blame] = field(default_factory=list)
+
+    def active(self) -> list[Trainer]:
+        """Trainers with a part in the run, oldest first."""
+        return [t for t in self.trainers.values() if t.active]
+
+    def tenant(self, seat: SeatId) -> Trainer | None:
+        """The trainer that lives, or is to live, in `seat`."""
+        return next((t for t in self.trainers.values() if t.seat == seat and not (t.ended and t.gone)), None)
+
+    def member_ids(self) -> list[TrainerId]:
+        """The current members in rank order."""
+        return [m.trainer for m in self.members]
+
+    def finished(self) -> bool:
+        """True once any trainer's function returned: the last step is decided everywhere, no more will come."""
+        return any(t.ended is not None and t.ended.end is r.End.FINISHED for t in self.trainers.values())
+
+
+@dataclass(slots=True)
+class Cluster:
+    """All runs, in the order of submission."""
+
+    incarnation: Incarnation = NO_INCARNATION
+    runs: dict[RunId, Run] = field(default_factory=dict)
+
+    def apply(self, record: r.Record) -> None:
+        """Change the durable state by one record. Raises `TransitionError` where the record cannot follow."""
+        if isinstance(record, r.RunSubmitted):
+            self._submitted(record)
+            return
+        run = self.runs.get(record.run)
+        if run is None:
+            raise TransitionError(f"{type(record).__name__} of unknown run {record.run}")
+        _apply_to_run(run, record)
+
+    def _submitted(self, record: r.RunSubmitted) -> None:
+        if record.run in self.runs:
+            raise TransitionError(f"run {record.run} was submitted twice")
+        self.runs[record.run] = Run(
+            run=record.run,
+            spec=record.spec,
+            run_dir=record.run_dir,
+            secret=record.secret,
+            submitted_at=record.at,
+        )
+
+    def seat(self, seat: SeatId) -> Seat | None:
+        """The seat of that name, in whichever run."""
+        return next((run.seats[seat] for run in self.runs.values() if seat in run.seats), None)
+
+    def open_runs(self) -> list[Run]:
+        """Runs that have not ended."""
+        return [run for run in self.runs.values() if not run.state.ended]
+
+
+def _apply_to_run(run: Run, record: r.Record) -> None:
+    match record:
+        case r.SeatTaken() | r.SeatFreed():
+            _apply_seat(run, record)
+        case r.TrainerAssigned() | r.TrainerBegan() | r.TrainerEnded() | r.TrainerGone():
+            _apply_trainer(run, record)
+        case r.EpochRaised():
+            _apply_epoch(run, record)
+        case r.CheckpointKept():
+            run.checkpoint = record
+        case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunEnded():
+            _apply_move(run, record)
+        case r.RunSubmitted():
+            raise TransitionError(f"run {run.run} was submitted twice")
+        case _:
+            assert_never(record)
+
+
+def _apply_seat(run: Run, record: r.SeatTaken | r.SeatFreed) -> None:
+    if isinstance(record, r.SeatFreed):
+        run.seats.pop(record.seat, None)
+        return
+    run.seats[record.seat] = Seat(seat=record.seat, run=run.run, node=record.node)
+    run.seats_made += 1
+
+
+def _apply_trainer(run: Run, record: r.TrainerAssigned | r.TrainerBegan | r.TrainerEnded | r.TrainerGone) -> None:
+    if isinstance(record, r.TrainerAssigned):
+        seat = run.seats[record.seat]
+        run.trainers[record.trainer] = Trainer(trainer=record.trainer, run=run.run, seat=seat.seat, node=seat.node)
+        return
+    trainer = run.trainers[record.trainer]
+    match record:
+        case r.TrainerBegan():
+            trainer.began = record
+        case r.TrainerGone():
+            trainer.gone = True
+        case r.TrainerEnded():
+            trainer.ended = record
+            _count_loss(run, record)
+        case _:
+            assert_never(record)
+
+
+def _count_loss(run: Run, record: r.TrainerEnded) -> None:
+    if record.end is not r.End.LOST and record.end is not r.End.FAILED:
+        return
+    if record.was_ready:
+        run.losses += 1
+    else:
+        run.start_failures += 1
+
+
+def _apply_epoch(run: Run, record: r.EpochRaised) -> None:
+    if record.epoch != run.epoch + 1:
+        raise TransitionError(f"run {run.run}: epoch {record.epoch} cannot follow {run.epoch}")
+    run.state = after(run.run, run.state, Move.START)
+    run.epoch, run.members, run.reason = record.epoch, record.members, record.reason
+
+
+def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r.RunEnded) -> None:
+    match record:
+        case r.RunPlaced():
+            run.state = after(run.run, run.state, Move.PLACE)
+        case r.RunServing():
+            run.state = after(run.run, run.state, Move.START)
+        case r.RunStopping():
+            run.state = after(run.run, run.state, Move.STOP)
+            run.stopping, run.reason = record, record.reason
+        case r.RunEnded():
+            goal = run.stopping.goal if run.stopping else RunState.STOPPED
+            run.state, run.ended_at = after(run.run, run.state, END_OF_GOAL[goal]), record.at
+        case _:
+            assert_never(record)

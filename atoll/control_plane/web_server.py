@@ -1,0 +1,143 @@
+"""The web process: REST, event streams, the gateway to served models, and the dashboard, on one loopback port.
+
+`python -m atoll.control_plane.web_server` reads one JSON line of configuration from stdin (so that the cluster's secret
+is on no command line), binds its port before anything else, and serves until SIGTERM. The head's agent starts it, and
+starts it again. It holds no state: views come from the history file, wishes go to the control plane.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from atoll import config
+from atoll.control_plane.rest_auth import Guard
+from atoll.control_plane.rest_server import application
+from atoll.control_plane.rest_source import ClusterSource, Control, Reader
+from atoll.errors import AtollError, PortInUse
+from atoll.schema.codec import decode_as
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+# A stream or a completion in flight gets this long to end after SIGTERM.
+_GRACE_S = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebConfig:
+    """What the agent hands over. `secret` is the cluster's, in hex."""
+
+    host: str
+    port: int
+    cluster_dir: str
+    home: str
+    control: str
+    secret: str
+
+
+def create_app(
+    reader: Reader,
+    control: Control,
+    token: str,
+    *,
+    hosts: frozenset[str] = LOOPBACK,
+    on_close: Callable[[], Awaitable[None]] | None = None,
+    dashboard: bool = True,
+) -> ASGIApp:
+    """The whole application behind its guard. `hosts` are the names that it may be called by."""
+    source = ClusterSource(reader, control)
+    app = application(source, on_close)
+    _mount_gateway(app, source)
+    if dashboard:
+        from atoll.ui.pages import mount  # noqa: PLC0415 - NiceGUI takes a second; REST alone does without
+
+        mount(app, source)
+    return Guard(app, token=token, hosts=hosts)
+
+
+def _mount_gateway(app: FastAPI, source: ClusterSource) -> None:
+    from atoll.control_plane.http_gateway import gateway  # noqa: PLC0415
+
+    app.include_router(gateway(source.replicas))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `PortInUse` naming the holder where it can be told."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise PortInUse(
+            f"port {port} on {host} belongs to {_holder(port)}; end it, or choose another with `atoll up --port N`"
+        ) from None
+    return listener
+
+
+def _holder(port: int) -> str:
+    import psutil  # noqa: PLC0415 - only to word an error
+
+    try:
+        found = [c.pid for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.pid]
+        return f"pid {found[0]} ({psutil.Process(found[0]).name()})" if found else "another user's process"
+    except (psutil.Error, OSError):
+        return "another process"
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Answer on `listener` until SIGTERM or SIGINT."""
+    import uvicorn  # noqa: PLC0415 - the tests of `create_app` do without
+
+    options = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_level="warning",
+        access_log=False,  # a sign-in link carries the token
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    uvicorn.Server(options).run(sockets=[listener])
+
+
+def _open_cluster(settings: WebConfig) -> tuple[Reader, Control, Callable[[], Awaitable[None]]]:
+    from atoll.control_plane.grpc_client import ControlClient  # noqa: PLC0415 - grpc only in the real process
+    from atoll.control_plane.sql_history import HistoryReader  # noqa: PLC0415 - likewise SQLAlchemy
+
+    reader = HistoryReader(Path(settings.cluster_dir) / "history.sqlite")
+    control = ControlClient(settings.control, bytes.fromhex(settings.secret))
+
+    async def close() -> None:
+        await control.close()
+        reader.close()
+
+    return reader, control, close
+
+
+def main() -> int:
+    """Serve as one JSON line on stdin says. Returns the exit code."""
+    try:
+        settings = decode_as(WebConfig, sys.stdin.readline())
+        listener = bind(settings.host, settings.port)
+        reader, control, close = _open_cluster(settings)
+        token = config.read_token(config.Config(home=Path(settings.home)))
+        app = create_app(reader, control, token, hosts=LOOPBACK | {settings.host.lower()}, on_close=close)
+        serve(app, listener)
+    except AtollError as error:
+        sys.stderr.write(f"atoll: {error} ({error.code})\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What is done about losses: who the members of the next epoch are, and when a program has failed too often.
+
+Survivors keep their order, so the lowest rank stays with whoever held it longest; spares and replacements come after.
+Law 1: if no member of the old epoch survives, a new one may begin only with proof that all of them are dead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.schema.ids import Epoch, NodeId, Rank, TrainerId
+from atoll.schema.messages import Member
+
+# Once is chance (an out-of-memory kill, a cut), twice may be; three deaths before ready with no success between are
+# the program's or the image's fault.
+START_BUDGET = 3
+# Seconds before the n-th replacement after deaths at start.
+BACKOFF_S = (0.0, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A trainer as the policy sees it."""
+
+    trainer: TrainerId
+    node: NodeId
+    host: str
+    port: int
+    active: bool
+    ready: bool
+    proven_gone: bool
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raise:
+    """Begin the next epoch with these members."""
+
+    members: tuple[Member, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Begin none yet, for this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steady:
+    """The members are as they should be."""
+
+
+Decision = Raise | Hold | Steady
+
+
+def decide(
+    *, epoch: Epoch, members: tuple[Member, ...], standings: tuple[Standing, ...], wanted: int, broken: str = ""
+) -> Decision:
+    """The next epoch's members. `broken` is the evidence of a broken link: the same members, a new epoch."""
+    if epoch == 0:
+        return _first(standings, wanted, "first members ready")
+    known = {s.trainer: s for s in standings}
+    old = [known[m.trainer] for m in members]
+    survivors = [s for s in old if s.active]
+    lost = [s for s in old if not s.active and not s.finished]
+    if any(s.finished for s in standings):
+        return _last(survivors, lost, broken)
+    if not survivors:
+        return _anew(lost, standings, wanted)
+    joiners = _joiners(members, standings)[: wanted - len(survivors)]
+    if not lost and not broken and not joiners:
+        return Steady()
+    return Raise(members=_ranked([*survivors, *joiners]), reason=_reason(lost, joiners, broken))
+
+
+def _first(standings: tuple[Standing, ...], wanted: int, reason: str) -> Decision:
+    ready = [s for s in standings if s.active and s.ready]
+    if len(ready) < wanted or not ready:
+        return Hold(reason=f"{len(ready)} of {wanted} trainers ready")
+    return Raise(members=_ranked(ready[:wanted]), reason=reason)
+
+
+def _anew(lost: list[Standing], standings: tuple[Standing, ...], wanted: int) -> Decision:
+    unproven = [s.trainer for s in lost if not s.proven_gone]
+    if unproven:
+        return Hold(reason=f"no member survives, and the death of {', '.join(unproven)} is not proven")
+    able = sum(1 for s in standings if s.active)
+    names = ", ".join(s.trainer for s in lost)
+    return _first(standings, min(wanted, max(able, 1)), f"all members lost ({names}): on from the last checkpoint")
+
+
+def _last(survivors: list[Standing], lost: list[Standing], broken: str) -> Decision:
+    if not survivors or not (lost or broken):
+        return Steady()
+    return Raise(members=_ranked(survivors), reason=_reason(lost, [], broken) + "; training is over, nobody joins")
+
+
+def _joiners(members: tuple[Member, ...], standings: tuple[Standing, ...]) -> list[Standing]:
+    inside = {m.trainer for m in members}
+    return [s for s in standings if s.active and s.ready and s.trainer not in inside]
+
+
+def _ranked(chosen: list[Standing]) -> tuple[Member, ...]:
+    return tuple(
+        Member(trainer=s.trainer, rank=Rank(i), node=s.node, host=s.host, port=s.port) for i, s in enumerate(chosen)
+    )
+
+
+def _reason(lost: list[Standing], joiners: list[Standing], broken: str) -> str:
+    parts = []
+    if lost:
+        parts.append(f"lost {', '.join(s.trainer for s in lost)}")
+    if joiners:
+        parts.append(f"{', '.join(s.trainer for s in joiners)} joins")
+    if broken:
+        parts.append(broken)
+    return "; ".join(parts)
+
+
+def loss_budget(workers: int) -> int:
+    """Losses without one committed step between them that a run may have before its program is at fault."""
+    return 2 * workers + 4
+
+
+def backoff(start_failures: int) -> float:
+    """Seconds to wait before the next replacement."""
+    return BACKOFF_S[min(start_failures, len(BACKOFF_S) - 1)]

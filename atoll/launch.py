@@ -1,0 +1,263 @@
+"""`atoll.run`: hand a training function to a cluster and watch it, the same way from wherever the script is started.
+
+The cluster is, in this order: the one that `address=` or ATOLL_ADDRESS names; the Ray cluster of RAY_ADDRESS, which Ray
+sets inside `ray job submit` (the run id is then Ray's submission id); one that `atoll up` started on this machine; else an
+embedded one that ends with the run. This module is the one bridge from the command line to the code that starts
+clusters; everything after that is REST.
+
+`atoll run FILE` executes the script with `overrides` set, so that the script's own `atoll.run(...)` holds and the flags
+of the command line win.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from atoll import config
+from atoll.config import Config, Target
+from atoll.errors import AtollError, ConnectError, ScriptNotFound, UserError
+from atoll.launch_spec import JobOptions, build, script
+from atoll.schema.ids import RunId
+
+if TYPE_CHECKING:
+    from atoll.control_plane.ray_bootstrap import ClusterInfo
+    from atoll.schema.spec import JobSpec
+
+__all__ = ["JobOptions", "Overrides", "find", "run", "run_script", "up"]
+
+_INTERRUPTED = 130
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Overrides:
+    """What the command line adds to the `atoll.run` of a script. `calls` counts those it made."""
+
+    options: JobOptions = field(default_factory=JobOptions)
+    config: dict[str, Any] = field(default_factory=dict)
+    print_id: bool = False
+    calls: int = 0
+
+
+_OVERRIDES: ContextVar[Overrides | None] = ContextVar("atoll_overrides", default=None)
+_runs_of_this_driver = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A cluster to use. `embedded` is set for one that must be shut down with its user."""
+
+    target: Target
+    embedded: ClusterInfo | None = None
+
+
+def run(fn: Callable[..., Any] | None = None, **options: Unpack[JobOptions]) -> int:
+    """Train `fn` on a cluster and watch it to its end; with `detach=True`, return once it is submitted.
+
+    Returns 0. A run that did not succeed, and every `AtollError`, is printed in one line and ends the program with the
+    exit code of the error, as a script should.
+    """
+    overrides = _OVERRIDES.get() or Overrides()
+    overrides.calls += 1
+    merged: JobOptions = {**options, **overrides.options}
+    if overrides.config:
+        merged["config"] = {**(options.get("config") or {}), **overrides.config}
+    with reported():
+        _refuse_inside_trainer()
+        code = _run(fn, merged, print_id=overrides.print_id)
+    if code != 0:
+        raise SystemExit(code)
+    return 0
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """End the program on an `AtollError` with one line on stderr and its exit code."""
+    try:
+        yield
+    except AtollError as error:
+        sys.stderr.write(f"atoll: {error} ({error.code})\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _run(fn: Callable[..., Any] | None, options: JobOptions, *, print_id: bool) -> int:
+    from rich.console import Console  # noqa: PLC0415 - `import atoll` loads nothing but the standard library
+
+    from atoll.cli_attach import attach, terminable  # noqa: PLC0415 - likewise
+
+    settings = config.load()
+    console = Console(stderr=print_id)
+    spec = _spec(fn, options, settings)
+    with terminable(), _cluster(settings, options, say=lambda text: _say(console, text)) as found:
+        run_id = _submit(found.target, spec)
+        if print_id or spec.detach:
+            sys.stdout.write(f"{run_id}\n")
+            return 0
+        return attach(found.target, run_id, console)
+
+
+def _spec(fn: Callable[..., Any] | None, options: JobOptions, settings: Config) -> JobSpec:
+    job = settings.ray_job
+    return build(
+        fn,
+        options,
+        cwd=Path.cwd(),
+        run_id=_id_in_ray_job(job.submission_id) if job else None,
+        working_dir_uri=job.working_dir_uri if job else None,
+    )
+
+
+def _id_in_ray_job(submission_id: str) -> RunId:
+    """Ray's submission id; a second run of the same driver gets a number behind it."""
+    global _runs_of_this_driver  # noqa: PLW0603 - a driver is one process
+    _runs_of_this_driver += 1
+    return RunId(submission_id if _runs_of_this_driver == 1 else f"{submission_id}-{_runs_of_this_driver}")
+
+
+def _submit(target: Target, spec: JobSpec) -> RunId:
+    from atoll.client import Client  # noqa: PLC0415 - as above
+
+    with Client(target.url, target.token) as client:
+        return client.submit(spec)
+
+
+def _say(console: Any, text: str) -> None:
+    console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_inside_trainer() -> None:
+    """Trainers import the script; a call without a `__main__` guard would start runs without end."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None and spec.name.startswith("atoll.workers."):
+        raise UserError(
+            'atoll.run was called while a trainer loaded the script; put the call under `if __name__ == "__main__":`'
+        )
+
+
+# -- clusters --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _cluster(settings: Config, options: JobOptions, *, say: Say) -> Iterator[Found]:
+    from atoll.cli_attach import uninterrupted  # noqa: PLC0415 - as above
+
+    found = find(settings, options.get("address"), may_embed=not options.get("detach", False), say=say)
+    try:
+        yield found
+    finally:
+        if found.embedded is not None:
+            with uninterrupted():
+                say("shutting the embedded cluster down")
+                _bootstrap().shutdown(found.embedded)
+
+
+def find(settings: Config, address: str | None, *, may_embed: bool, say: Say) -> Found:
+    """The cluster to use, started if need be. Raises `ConnectError`."""
+    if address or settings.address:
+        return Found(target=config.locate(settings, address))
+    if settings.ray_address:
+        return Found(target=_target(_bootstrap().ensure(settings.ray_address, settings.home, progress=say)))
+    for cluster in config.known_clusters(settings.home):
+        target = Target(url=cluster.rest_url, token=config.read_token(settings))
+        if _answers(target):
+            return Found(target=target)
+    if not may_embed:
+        raise ConnectError("a detached run needs a cluster that outlives this command; start one with `atoll up`")
+    info = _bootstrap().ensure(None, settings.home, progress=say)
+    return Found(target=_target(info), embedded=info if info.embedded else None)
+
+
+def up(settings: Config, address: str | None, port: int | None, say: Say) -> ClusterInfo:
+    """Start Atoll on the Ray cluster at `address`, or on a Ray of its own, to stay."""
+    chosen = {} if port is None else {"port": port}
+    info: ClusterInfo = _bootstrap().ensure(
+        address or settings.ray_address, settings.home, progress=say, stay=True, **chosen
+    )
+    return info
+
+
+def down(settings: Config, say: Say) -> list[str]:
+    """End every cluster known under ATOLL_HOME. Returns their names. Raises `ConnectError` where there is none."""
+    clusters = config.known_clusters(settings.home)
+    if not clusters:
+        raise ConnectError(f"no running cluster known under {settings.home}; nothing to end")
+    for cluster in clusters:
+        say(f"ending {cluster.ray_address}")
+        _bootstrap().shutdown(_bootstrap().read_info(cluster.path))
+    return [cluster.ray_address for cluster in clusters]
+
+
+def _target(info: ClusterInfo) -> Target:
+    return Target(url=config.as_url(info.rest_url), token=info.token)
+
+
+def _answers(target: Target) -> bool:
+    from atoll.client import Client  # noqa: PLC0415 - as above
+
+    try:
+        with Client(target.url, target.token, patience_s=0, answer_s=2) as client:
+            client.version()
+    except AtollError:
+        return False
+    return True
+
+
+def _bootstrap() -> Any:
+    from atoll.control_plane import ray_bootstrap  # noqa: PLC0415 - Ray, only where a cluster is started
+
+    return ray_bootstrap
+
+
+# -- scripts ---------------------------------------------------------------------------------------------------------
+
+
+def run_script(path: str, function: str | None, arguments: list[str], overrides: Overrides) -> None:
+    """Execute the script at `path` as `python path arguments...` would, with `overrides` for its `atoll.run`.
+
+    A script that calls none is run by its function `train`, or the one that was named.
+    """
+    with reported():
+        file = script(path, Path.cwd())
+        if function:
+            overrides.options |= JobOptions(file=str(file), function=function)
+        token = _OVERRIDES.set(overrides)
+        before = sys.argv, sys.path[:]
+        sys.argv, sys.path[0:0] = [path, *arguments], [str(file.parent)]
+        try:
+            names = _execute(file)
+            if overrides.calls == 0:
+                _run_function_of(file, function or "train", names)
+        finally:
+            _OVERRIDES.reset(token)
+            sys.argv, sys.path[:] = before
+
+
+def _run_function_of(file: Path, function: str, names: dict[str, Any]) -> None:
+    top = function.partition(".")[0]
+    if not callable(names.get(top)):
+        raise ScriptNotFound(f"{file} neither calls atoll.run nor has a function {function!r}; name it: FILE:FUNCTION")
+    run(file=str(file), function=function)
+
+
+def _execute(file: Path) -> dict[str, Any]:
+    """The names that the script defines. What it raises is shown from its own first line on, as Python would."""
+    try:
+        return runpy.run_path(str(file), run_name="__main__")
+    except AtollError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's program may raise anything
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename != str(file):
+            trace = trace.tb_next
+        traceback.print_exception(type(error), error, trace)
+        raise SystemExit(1) from None

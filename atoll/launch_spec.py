@@ -1,0 +1,162 @@
+"""From a training function to the `JobSpec` that names it.
+
+The function itself never travels: trainers load its file from the working directory and look it up by name. So it must
+be a top-level function of a file, and whatever it is to be told must be JSON.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from atoll.errors import ScriptNotFound, SpecError
+from atoll.schema.ids import RunId
+from atoll.schema.spec import JobSpec, check_spec
+
+
+class JobOptions(TypedDict, total=False):
+    """What `atoll.run` takes beside the function. Most are fields of `JobSpec`, with its defaults.
+
+    `model` may be the function itself, `working_dir` is the current directory unless given, and `address` names a
+    cluster, as ATOLL_ADDRESS would.
+    """
+
+    address: str | None
+    workers: int
+    spares: int
+    name: str | None
+    config: Mapping[str, Any] | None
+    file: str | Path | None
+    function: str | None
+    model: Callable[[], Any] | str | None
+    tokenizer: str
+    cpus_per_worker: float
+    gpus_per_worker: float
+    threads_per_worker: int | None
+    env: Mapping[str, str]
+    seed: int
+    checkpoint_dir: str | Path | None
+    checkpoint_every: int
+    keep_checkpoints: int
+    resume: str | Path | None
+    working_dir: str | Path | None
+    detach: bool
+
+
+_PLAIN = (
+    "workers",
+    "spares",
+    "tokenizer",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "threads_per_worker",
+    "seed",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "detach",
+)
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def build(
+    fn: Callable[..., Any] | None,
+    options: JobOptions,
+    *,
+    cwd: Path,
+    run_id: RunId | None = None,
+    working_dir_uri: str | None = None,
+) -> JobSpec:
+    """The checked spec. Raises `ScriptNotFound` or `SpecError` with what to change."""
+    working_dir = _absolute(options.get("working_dir") or cwd, cwd)
+    file = _file(fn, options, cwd)
+    function = options.get("function") or _function_name(fn)
+    plain: dict[str, Any] = {key: options[key] for key in _PLAIN if key in options}  # type: ignore[literal-required]
+    return check_spec(
+        JobSpec(
+            name=options.get("name") or safe_name(file.stem),
+            working_dir=str(working_dir),
+            working_dir_uri=working_dir_uri,
+            file=_inside(file, working_dir),
+            function=function,
+            model=_model_name(options.get("model")),
+            config=_json_config(options.get("config")),
+            env=_environment(options.get("env")),
+            checkpoint_dir=_path_text(options.get("checkpoint_dir"), cwd),
+            resume=_path_text(options.get("resume"), cwd),
+            run_id=run_id,
+            **plain,
+        )
+    )
+
+
+def safe_name(text: str) -> str:
+    """`text` as a job name."""
+    return _UNSAFE.sub("-", text).strip("-._") or "job"
+
+
+def script(path: str | Path, cwd: Path) -> Path:
+    """The script at `path`. Raises `ScriptNotFound`."""
+    found = _absolute(path, cwd)
+    if not found.is_file():
+        raise ScriptNotFound(f"no file {found}; give the path of the Python file with the training function")
+    return found
+
+
+def _file(fn: Callable[..., Any] | None, options: JobOptions, cwd: Path) -> Path:
+    given = options.get("file")
+    if given is not None:
+        return script(given, cwd)
+    if fn is None:
+        raise ScriptNotFound("atoll.run needs a function, or file= and function=")
+    source = inspect.getsourcefile(inspect.unwrap(fn)) if callable(fn) else None
+    if source is None or not Path(source).is_file():
+        raise ScriptNotFound(f"{fn!r} is in no file; trainers load the function from one: put it into a .py file")
+    return Path(source).absolute()
+
+
+def _function_name(fn: Callable[..., Any] | None) -> str:
+    if fn is None:
+        return "train"
+    name = getattr(fn, "__qualname__", "")
+    if not inspect.isfunction(inspect.unwrap(fn)) or "<" in name or not name:
+        raise SpecError(f"function={name or fn!r}: trainers look it up by name; make it a top-level `def` of its file")
+    return str(name)
+
+
+def _model_name(model: Callable[[], Any] | str | None) -> str | None:
+    return model if model is None or isinstance(model, str) else _function_name(model)
+
+
+def _json_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    plain = dict(config or {})
+    try:
+        json.dumps(plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"config={plain!r}: {error}; it travels as JSON: numbers, strings, lists and dicts") from None
+    return plain
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    plain = dict(env or {})
+    wrong = [key for key, value in plain.items() if not isinstance(key, str) or not isinstance(value, str)]
+    if wrong:
+        raise SpecError(f"env[{wrong[0]!r}]={plain[wrong[0]]!r}: environment variables are strings")
+    return plain
+
+
+def _absolute(path: str | Path, cwd: Path) -> Path:
+    return (cwd / Path(path).expanduser()).resolve()
+
+
+def _path_text(path: str | Path | None, cwd: Path) -> str | None:
+    return None if path is None else str(_absolute(path, cwd))
+
+
+def _inside(file: Path, working_dir: Path) -> str:
+    """`file` relative to the working directory where it lies in there, so that a copy of the directory will do."""
+    real = file.resolve()
+    return str(real.relative_to(working_dir)) if real.is_relative_to(working_dir) else str(real)

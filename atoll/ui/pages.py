@@ -1,0 +1,93 @@
+"""Mounts the dashboard on the web server: two pages, each refreshed once a second from a `Source`.
+
+Everything the browser loads comes from this process: no other host is asked, so the dashboard works on a cluster without
+the internet. Who may see it is the web server's business: its token check stands before every route, the pages' WebSocket
+included. The import of NiceGUI takes a second, so only the web process imports this module.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from fastapi import FastAPI
+from nicegui import ui
+
+from atoll.clock import Clock, SystemClock
+from atoll.errors import AtollError, NotFoundError
+from atoll.schema.ids import RunId
+from atoll.ui import wording
+from atoll.ui.nicegui_overview import Overview
+from atoll.ui.nicegui_parts import LOGO, Empty, Frame
+from atoll.ui.nicegui_run import RunPage
+from atoll.ui.source import Source
+
+# People cannot read faster, and a step takes about this long.
+_REFRESH_S = 1.0
+
+
+class _Page(Protocol):
+    frame: Frame
+
+    async def refresh(self, *, now: float) -> None: ...
+
+
+def mount(app: FastAPI, source: Source, *, clock: Clock | None = None, mount_path: str = "/") -> None:
+    """Serve the dashboard from `app`. Call once a process and after all other routes: at `/` it takes what is left."""
+    tick = clock or SystemClock()
+
+    @ui.page("/")
+    async def overview() -> None:
+        await _live(Overview(source), tick)
+
+    @ui.page("/runs/{run}")
+    async def one_run(run: str) -> None:
+        try:
+            await source.run(RunId(run))
+        except NotFoundError as error:
+            _missing(run, str(error))
+            return
+        await _live(RunPage(source, RunId(run)), tick)
+
+    ui.run_with(
+        app,
+        mount_path=mount_path,
+        title="Atoll",
+        favicon=LOGO,
+        tailwind=False,
+        binding_refresh_interval=None,
+        show_welcome_message=False,
+        # Nothing is kept in the browser's session; a secret of this process is enough to sign an empty one.
+        storage_secret=secrets.token_hex(32),
+    )
+
+
+async def _live(page: _Page, clock: Clock) -> None:
+    refresh = _guarded(page, clock)
+    await refresh()
+    ui.timer(_REFRESH_S, refresh, immediate=False)
+
+
+def _guarded(page: _Page, clock: Clock) -> Callable[[], Awaitable[Any]]:
+    """A refresh whose failure becomes a notice: the page keeps what it had and asks again a second later."""
+
+    async def refresh() -> None:
+        now = clock.now()
+        try:
+            await page.refresh(now=now)
+        except AtollError as error:
+            page.frame.trouble(str(error))
+        except Exception as error:  # noqa: BLE001 - the page's outer edge: a person reads it, the next second tries again
+            page.frame.trouble(f"The dashboard could not read the cluster ({type(error).__name__}: {error}).")
+        else:
+            page.frame.fresh(wording.clock_time(now))
+
+    return refresh
+
+
+def _missing(run: str, problem: str) -> None:
+    frame = Frame("No such run", run)
+    with frame.body:
+        Empty("No such run", problem)
+        ui.link("All runs", "/")

@@ -1,0 +1,112 @@
+"""The sample account: proof, from what was really fed, that no sample was lost or repeated.
+
+Every trainer appends lines to a file of its own: the plan once, `Fed` before each vote with the row ids that its loader
+handed out, and `Committed` once the step is known to be decided on all members. Lines are written by one `write` each, so
+SIGKILL leaves whole lines or none. `merge` reads all files of a run: a step's rows are those fed in the epoch in which it
+committed, by whoever fed them, living or dead; they are held against the rows that the plan wants. An epoch tries a step
+at most once, so (step, epoch) names a try.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from atoll.workers.samples import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """`lost` and `repeated` count samples, `gaps` are steps below the last that nobody committed."""
+
+    steps: int = 0
+    samples: int = 0
+    lost: int = 0
+    repeated: int = 0
+    gaps: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def plan_line(plan: Plan, *, begin: int) -> str:
+    """The first line: what the run is to feed, from the step after `begin`."""
+    numbers = [plan.seed, plan.size, plan.global_batch, plan.micro_batch, plan.steps]
+    return _line({"plan": numbers, "begin": begin})
+
+
+def fed_line(step: int, epoch: int, attempt: int, ids: Iterable[int]) -> str:
+    """These rows went into this try."""
+    return _line({"fed": step, "epoch": epoch, "attempt": attempt, "ids": list(ids)})
+
+
+def committed_line(step: int, epoch: int, attempt: int) -> str:
+    """The step is decided on all members; it was computed in `epoch`."""
+    return _line({"committed": step, "epoch": epoch, "attempt": attempt})
+
+
+def _line(plain: dict[str, Any]) -> str:
+    return json.dumps(plain, separators=(",", ":")) + "\n"
+
+
+@dataclass(slots=True)
+class _Books:
+    plan: Plan | None = None
+    begin: int = 0
+    fed: dict[tuple[int, int], Counter[int]] = field(default_factory=dict)
+    committed: dict[int, set[int]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def enter(self, line: str) -> None:
+        try:
+            plain = json.loads(line)
+        except ValueError:
+            self.problems.append(f"not a line of an account: {line[:60]!r}")
+            return
+        if "plan" in plain:
+            self._enter_plan(plain)
+        elif "fed" in plain:
+            self.fed.setdefault((plain["fed"], plain["epoch"]), Counter()).update(plain["ids"])
+        elif "committed" in plain:
+            self.committed.setdefault(plain["committed"], set()).add(plain["epoch"])
+
+    def _enter_plan(self, plain: dict[str, Any]) -> None:
+        seed, size, global_batch, micro_batch, steps = plain["plan"]
+        plan = Plan(seed=seed, size=size, global_batch=global_batch, micro_batch=micro_batch, steps=steps)
+        if self.plan not in {None, plan}:
+            self.problems.append(f"two plans in one account: {self.plan} and {plan}")
+        self.plan, self.begin = plan, plain.get("begin", 0)
+
+
+def merge(lines: Iterable[str]) -> Account:
+    """The account of a run from the lines of all its trainers, in any order."""
+    books = _Books()
+    for line in lines:
+        if line.strip():
+            books.enter(line)
+    if books.plan is None or not books.committed:
+        return Account(problems=tuple(books.problems))
+    return _settle(books, books.plan)
+
+
+def _settle(books: _Books, plan: Plan) -> Account:
+    lost = repeated = samples = 0
+    for step, epochs in sorted(books.committed.items()):
+        if len(epochs) > 1:
+            books.problems.append(f"step {step} was committed in {len(epochs)} epochs: {sorted(epochs)}")
+        wanted = Counter(plan.samples(step))
+        fed: Counter[int] = sum((books.fed.get((step, e), Counter()) for e in epochs), Counter())
+        samples += fed.total()
+        lost += (wanted - fed).total()
+        repeated += (fed - wanted).total()
+    last = max(books.committed)
+    gaps = tuple(s for s in range(books.begin + 1, last + 1) if s not in books.committed)
+    return Account(
+        steps=len(books.committed),
+        samples=samples,
+        lost=lost + len(gaps) * plan.global_batch,
+        repeated=repeated,
+        gaps=gaps,
+        problems=tuple(books.problems),
+    )

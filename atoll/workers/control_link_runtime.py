@@ -1,0 +1,173 @@
+"""The agent's stream to the control plane: a mutual handshake, then facts up and commands down, for ever again.
+
+Handshake: the control plane's first frame is a `Challenge`; the agent answers with a `Proof` over the cluster secret
+and its node name (which it says in the call's metadata under `atoll-node`), and a nonce of its own, whose proof the
+control plane owes in return. Only then is a word of it believed. The secret itself never travels. A frame with an empty
+body is a beat: it says that the control plane's loop turns.
+
+A broken stream is opened again with pauses of at most 0.5 s, each on a new channel, so that no back-off of the old one
+delays finding a control plane that is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from atoll.errors import HandshakeError, SchemaError, VersionMismatch
+from atoll.schema.agent_pb2 import Frame
+from atoll.schema.agent_pb2_grpc import ControlPlaneStub
+from atoll.schema.codec import Registry, encode
+from atoll.schema.handshake import Challenge, Proof, check, proof
+from atoll.schema.ids import Incarnation, NodeId
+from atoll.schema.messages import AGENT_COMMANDS, PROTOCOL, AgentFact
+from atoll.workers.agent_messages import Attached, CommandCame, Detached
+from atoll.workers.silence import Backoff
+
+HANDSHAKE_S = 2.0
+# More facts waiting in one stream than this means that the other side does not read.
+BACKLOG = 20_000
+OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+)
+_COMMANDS = Registry(AGENT_COMMANDS)
+_HANDSHAKE = Registry((Challenge, Proof))
+Stream = Any  # grpc.aio.StreamStreamCall; the stubs give its type no parameters
+
+
+class ControlLink:
+    """The line. `emit` gets `Attached`, `CommandCame` and `Detached`; `send` queues a fact on the present stream."""
+
+    def __init__(
+        self, target: str, node: NodeId, secret: bytes, emit: Callable[[Attached | Detached | CommandCame], None]
+    ) -> None:
+        self._target = target
+        self._node = node
+        self._secret = secret
+        self._emit = emit
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._stream: Stream | None = None
+        self._lowest = Incarnation(0)
+        self.peer: Challenge | None = None
+        self.attached = False
+        self.beating = False
+        self.streams = 0
+        self.frames = 0
+
+    async def run(self) -> None:
+        """Keep a stream until cancelled."""
+        backoff = Backoff(first_s=0.05, last_s=0.5)
+        while True:
+            before = self.streams
+            try:
+                await self._once()
+            except (grpc.RpcError, TimeoutError, HandshakeError, SchemaError, VersionMismatch, EOFError) as error:
+                _log_unless_away(error)
+            if self.streams != before:
+                backoff.reset()
+            await asyncio.sleep(backoff.next())
+
+    def send(self, fact: AgentFact) -> None:
+        """Queue `fact`. What a dying stream still holds is lost; the core says again what matters."""
+        if not self.attached:
+            return
+        if self._queue.qsize() >= BACKLOG:
+            self.drop()
+            return
+        self._queue.put_nowait(encode(fact))
+
+    def drop(self) -> None:
+        """End the present stream; another is opened."""
+        if self._stream is not None:
+            self._stream.cancel()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until everything queued was handed to the stream."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.attached and not self._queue.empty():
+                    await asyncio.sleep(0.01)
+
+    async def _once(self) -> None:
+        async with grpc.aio.insecure_channel(self._target, options=OPTIONS) as channel:
+            stream = ControlPlaneStub(channel).Attach(metadata=(("atoll-node", self._node),))
+            self._stream = stream
+            try:
+                async with asyncio.timeout(HANDSHAKE_S):
+                    self.peer = await self._handshake(stream)
+                await self._converse(stream)
+            finally:
+                self._stream = None
+                stream.cancel()
+
+    async def _handshake(self, stream: Stream) -> Challenge:
+        challenge = await _read_one(stream, Challenge)
+        if challenge.versions.protocol != PROTOCOL:
+            raise VersionMismatch(
+                f"the control plane at {self._target} speaks protocol {challenge.versions.protocol}, this agent "
+                f"{PROTOCOL}; install the same atoll on every node (control plane: {challenge.versions.atoll})"
+            )
+        nonce, context = os.urandom(32), self._node.encode()
+        mac = proof(self._secret, "agent", bytes.fromhex(challenge.nonce), context)
+        await stream.write(Frame(body=encode(Proof(nonce=nonce.hex(), mac=mac.hex()))))
+        answer = await _read_one(stream, Proof)
+        if not check(self._secret, "control", nonce, context, bytes.fromhex(answer.mac)):
+            raise HandshakeError(f"{self._target} does not know the cluster secret; its commands are not taken")
+        return challenge
+
+    async def _converse(self, stream: Stream) -> None:
+        self._queue = asyncio.Queue()
+        self.streams += 1
+        self.attached, self.beating = True, False
+        writer = asyncio.create_task(self._write(stream), name="atoll-control-writer")
+        try:
+            self._emit(Attached())
+            await self._read(stream)
+        finally:
+            self.attached = False
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            self._emit(Detached())
+
+    async def _read(self, stream: Stream) -> None:
+        while (frame := await stream.read()) is not grpc.aio.EOF:
+            self.frames += 1
+            if not frame.body:
+                self.beating = True
+                continue
+            command = _COMMANDS.decode(frame.body)
+            self._emit(CommandCame(incarnation=Incarnation(frame.incarnation), command=command))
+
+    async def _write(self, stream: Stream) -> None:
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            while True:
+                await stream.write(Frame(body=await self._queue.get()))
+
+
+async def _read_one(stream: Stream, kind: type[Any]) -> Any:
+    frame = await stream.read()
+    if frame is grpc.aio.EOF:
+        raise EOFError("the control plane ended the stream during the handshake")
+    message = _HANDSHAKE.decode(frame.body)
+    if not isinstance(message, kind):
+        raise HandshakeError(f"expected {kind.__name__}, got {type(message).__name__}")
+    return message
+
+
+def _log_unless_away(error: BaseException) -> None:
+    if isinstance(error, grpc.RpcError | TimeoutError | EOFError):
+        return  # away, or on its way: tried again at once
+    print(f"atoll: {error}", file=sys.stderr)  # noqa: T201 - the agent's log

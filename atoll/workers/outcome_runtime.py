@@ -1,0 +1,108 @@
+"""Committed steps whose effects wait until every member is known to have committed (law 2, second round).
+
+After commit each member sends an acknowledgement in the background, with what its user code reported since the vote.
+When all have come, the step is settled: the account line is written, the step is told, `on_commit` calls run. If the
+epoch ends first, the regroup decides the step for all members of the new epoch, and the acknowledgement that closes the
+regroup settles it. Effects run on the main thread, in step order, at the next moment when the session owns the stack.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from atoll.clock import SystemClock
+from atoll.schema.ids import Epoch, Step
+from atoll.schema.messages import StepCommitted
+from atoll.workers.account import committed_line
+from atoll.workers.fs_account import AccountFile
+from atoll.workers.host import Host
+from atoll.workers.peers import Comm, Pending, completed, is_done
+from atoll.workers.reports import Sums, means, merge
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a committed step will show once it is settled. `voted` came with the vote, `late` is this rank's own since."""
+
+    step: int
+    epoch: int
+    attempt: int
+    seconds: float
+    samples: int
+    leader: bool
+    voted: Sums
+    late: Sums
+    calls: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Outcomes:
+    """The committed and not yet settled steps of this trainer, oldest first."""
+
+    def __init__(self, host: Host, account: AccountFile) -> None:
+        self._host = host
+        self._account = account
+        self._clock = SystemClock()
+        self._waiting: deque[tuple[Outcome, Pending]] = deque()
+        self._regrouped: Pending | None = None
+        self._regrouped_at = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, outcome: Outcome, comm: Comm) -> None:
+        """The step's body has ended. A step that a regroup decided is settled by the regroup's own round."""
+        if self._regrouped is not None and outcome.step <= self._regrouped_at:
+            self._waiting.append((outcome, self._regrouped))
+            return
+        self._waiting.append((outcome, comm.all_gather(_encode({outcome.step: outcome.late}))))
+
+    def regrouped(self, comm: Comm, step: int) -> None:
+        """All members of a new epoch stand at `step`: one round settles whatever was open."""
+        own = {outcome.step: outcome.late for outcome, _ in self._waiting}
+        self._regrouped, self._regrouped_at = comm.all_gather(_encode(own)), step
+        self._waiting = deque((outcome, self._regrouped) for outcome, _ in self._waiting)
+
+    def settle(self) -> None:
+        """Show what is known to be decided by now."""
+        while self._waiting and is_done(self._waiting[0][1]):
+            self._show(*self._waiting.popleft())
+
+    def drain(self) -> bool:
+        """Wait until every step is settled. False when the epoch ended first."""
+        while self._waiting:
+            if not completed(self._waiting[0][1]):
+                return False
+            self._show(*self._waiting.popleft())
+        return True
+
+    def _show(self, outcome: Outcome, work: Pending) -> None:
+        self._account.write(committed_line(outcome.step, outcome.epoch, outcome.attempt))
+        late = merge(_decode(payload, outcome.step) for payload in work.result)
+        # A step decided by a regroup ended its body after the round: then this rank knows its own late values only.
+        sums = merge([outcome.voted, late or outcome.late])
+        self._host.tell(
+            StepCommitted(
+                trainer=self._host.identity.trainer,
+                epoch=Epoch(outcome.epoch),
+                step=Step(outcome.step),
+                at=self._clock.now(),
+                step_s=outcome.seconds,
+                samples=outcome.samples,
+                metrics=means(sums) if outcome.leader else {},
+            )
+        )
+        for call in outcome.calls:
+            call()
+
+
+def _encode(late: dict[int, Sums]) -> bytes:
+    """Nothing, where nothing was reported: the usual case, kept small."""
+    return json.dumps(late).encode() if any(late.values()) else b""
+
+
+def _decode(payload: bytes, step: int) -> Sums:
+    found: Sums = json.loads(payload).get(str(step), {}) if payload else {}
+    return found

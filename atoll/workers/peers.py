@@ -1,0 +1,137 @@
+"""What the session asks of collectives, as protocols, so that it runs on the TCP communicator and on a fake alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from atoll.schema.ids import TrainerId
+from atoll.schema.messages import Member, Membership
+
+if TYPE_CHECKING:
+    import torch
+
+    from atoll.collectives.tcp_transport import Listener
+
+
+class PoisonLike(Protocol):
+    """Why a communicator ended, and through whom."""
+
+    @property
+    def reason(self) -> str:
+        """Words for people."""
+        ...
+
+    @property
+    def culprit(self) -> TrainerId | None:
+        """The peer at fault, where there is one."""
+        ...
+
+
+class Pending(Protocol):
+    """An operation under way. It never raises for the fault of a peer."""
+
+    @property
+    def result(self) -> Any:
+        """What the operation returns, once done."""
+        ...
+
+    @property
+    def poison(self) -> Any:
+        """Set when it will never be done."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """True once done; False when poisoned or not done in time."""
+        ...
+
+
+class Comm(Protocol):
+    """The members of one epoch. Operations run in the order in which they are submitted."""
+
+    @property
+    def epoch(self) -> int:
+        """The membership generation."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Mine."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """In rank order."""
+        ...
+
+    @property
+    def poisoned(self) -> Any:
+        """Set once this epoch ended here."""
+        ...
+
+    def on_poison(self, call: Callable[[Any], None]) -> None:
+        """Have `call` run once when the epoch ends here."""
+        ...
+
+    def all_reduce(self, buffer: torch.Tensor, *, op: Literal["sum", "min", "max"] = "sum") -> Pending:
+        """In place, the same bits on every rank."""
+        ...
+
+    def all_gather(self, payload: bytes) -> Pending:
+        """Every member's payload, in rank order."""
+        ...
+
+    def send(self, buffer: torch.Tensor, *, to: int, tag: int = 0) -> Pending:
+        """To one member."""
+        ...
+
+    def recv(self, buffer: torch.Tensor, *, source: int, tag: int = 0) -> Pending:
+        """From one member, into `buffer`."""
+        ...
+
+    def abort(self, reason: str, culprit: TrainerId | None = None) -> None:
+        """End this epoch here; every waiter returns."""
+        ...
+
+    def close(self) -> None:
+        """Let go of sockets and threads."""
+        ...
+
+
+class Connect(Protocol):
+    """Opens the communicator of a membership. Raises `PeerError`."""
+
+    def __call__(
+        self,
+        membership: Membership,
+        me: TrainerId,
+        listener: Listener,
+        *,
+        deadline_s: float,
+        cancelled: Callable[[], bool],
+    ) -> Comm:
+        """The communicator, once every member is connected."""
+        ...
+
+
+# One slice of a wait. Waits end by completion, poison or the end of the process (the host's lifeline), never by the
+# clock: a peer may compute for minutes. A slice lets signals through.
+_SLICE_S = 0.5
+
+
+def completed(work: Pending) -> bool:
+    """Wait for `work`: True when done, False when its epoch ended."""
+    while not work.wait(_SLICE_S):
+        if work.poison is not None:
+            return False
+    return True
+
+
+def is_done(work: Pending) -> bool:
+    """True when `work` is done already."""
+    return work.poison is None and work.wait(0.0)

@@ -1,0 +1,109 @@
+"""When a session saves and from where it resumes; how is the checkpoint package's.
+
+The state is handed over at the end of a committed step's body, as references to live tensors but for what the next
+forward may change (buffers, schedulers), which is copied. The writer stages the rest while the next step computes;
+`before_update` is the moment from which it must no longer be needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.torch_state import Flat, flatten, unflatten
+from atoll.checkpoint.writer import Writer
+from atoll.errors import BatchError, CheckpointError
+from atoll.workers.host import Host
+from atoll.workers.peers import Comm
+from atoll.workers.samples import Plan
+from atoll.workers.torch_managed import RESERVED, Managed
+
+# A slow disk may take this long to make the last checkpoint durable; the run's result does not wait longer.
+_FINISH_S = 120.0
+_STEP_PREFIX = "step-"
+
+
+class Saving:
+    """The checkpoints of one trainer."""
+
+    def __init__(self, host: Host) -> None:
+        spec = host.identity.spec
+        self._every = spec.checkpoint_every
+        self._resume = spec.resume
+        self._requested = False
+        self._host = host
+        self._directory = Path(spec.checkpoint_dir) if spec.checkpoint_dir else host.identity.run_dir / "checkpoints"
+        self._writer: Writer | None = None
+
+    def request(self) -> None:
+        """Save at the end of the step in hand, whatever its number."""
+        self._requested = True
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint of `step` is wanted."""
+        return self._requested or (self._every > 0 and step % self._every == 0)
+
+    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int) -> None:
+        """Begin a checkpoint of what `managed` holds after `step`."""
+        self._requested = False
+        if self._writer is None:
+            identity = self._host.identity
+            self._writer = Writer(
+                self._directory,
+                run=identity.run,
+                trainer=identity.trainer,
+                tell=self._host.tell,
+                keep=identity.spec.keep_checkpoints,
+            )
+        flat = flat_state(managed.frozen(), plan, step)
+        self._writer.save(flat, step=step, epoch=comm.epoch, rank=comm.rank, size=comm.size)
+
+    def before_update(self) -> None:
+        """Tensors are about to change."""
+        if self._writer is not None:
+            self._writer.before_update()
+
+    def regrouped(self, comm: Comm) -> None:
+        """The members changed: who commits may have, too."""
+        if self._writer is not None:
+            self._writer.regrouped(epoch=comm.epoch, rank=comm.rank, size=comm.size)
+
+    def finish(self) -> None:
+        """Wait until what was begun is durable or refused."""
+        if self._writer is not None:
+            self._writer.finish(_FINISH_S)
+
+    @property
+    def resumes(self) -> bool:
+        """True when the run goes on from a checkpoint."""
+        return self._resume is not None
+
+    def restore(self, managed: Managed, plan: Plan) -> int:
+        """Fill `managed` from the checkpoint to resume from; returns its step."""
+        path = Path(self._resume or "")
+        if not path.is_dir():
+            raise CheckpointError(f"resume={str(path)!r} is no directory; give a run's checkpoints folder or one of its steps")
+        name = path.name.removeprefix(_STEP_PREFIX)
+        one = path.name != name and name.isdigit()
+        return load_flat(Store(path.parent if one else path).open(int(name) if one else None), managed, plan)
+
+
+def flat_state(state: dict[str, Any], plan: Plan, step: int) -> Flat:
+    """The state with the session's own entry: where the data stands."""
+    own = {"step": step, "seed": plan.seed, "samples": plan.size, "global_batch": plan.global_batch}
+    return flatten({**state, RESERVED: own})
+
+
+def load_flat(flat: Flat, managed: Managed, plan: Plan) -> int:
+    """Fill `managed`; returns the step of the state. Refuses one of other data: its samples would not line up."""
+    state = unflatten(flat)
+    own = state.get(RESERVED, {})
+    for key, now in (("samples", plan.size), ("global_batch", plan.global_batch), ("seed", plan.seed)):
+        if own.get(key, now) != now:
+            raise BatchError(
+                f"the saved state was made with {key}={own[key]}, this run has {now}: samples would be lost or repeated; "
+                f"use {key}={own[key]}"
+            )
+    managed.load(state)
+    return int(own.get("step", 0))

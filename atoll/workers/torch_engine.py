@@ -1,0 +1,273 @@
+"""One step on one member, as a transaction (laws 2 to 4).
+
+    open        clear gradients, record what an abort restores
+    grains      each from the same buffers and its own random numbers; the last one's backward reduces (torch_reducer)
+    commit      write what was fed, vote, and - if every member voted - let the update happen (at the first
+                `optimizer.step`, else at the end of the body)
+    close       acknowledge in the background, begin a checkpoint if one is due
+
+When the epoch ends, whatever waits returns; the body drains, and the next place where Atoll owns the stack raises
+`Retry`. A member that voted and has not learnt the outcome keeps its gradients and asks `resolve` (the regroup): either
+the update happens on the very spot, or the step is rolled back and tried again. User code sees nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from atoll.clock import SystemClock
+from atoll.errors import BatchError, NonFiniteError, UserError
+from atoll.fault.inject import failpoint
+from atoll.workers import reports
+from atoll.workers.account import fed_line
+from atoll.workers.epoch_runtime import EpochLink
+from atoll.workers.fs_account import AccountFile
+from atoll.workers.host import Host
+from atoll.workers.outcome_runtime import Outcome, Outcomes
+from atoll.workers.peers import completed
+from atoll.workers.samples import Plan
+from atoll.workers.saving_runtime import Saving
+from atoll.workers.torch_grains import BEFORE_LOOP, Buffers, seed_all
+from atoll.workers.torch_loader import Loader
+from atoll.workers.torch_managed import Managed
+from atoll.workers.torch_reducer import Reducer
+from atoll.workers.torch_step import Retry, Step
+from atoll.workers.transaction import StepEvent, StepState, Transaction
+
+
+class Lost(BaseException):
+    """An update failed after its step was committed: this process no longer holds the run's state (law 3)."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where this member stands. `sums` are the reported means that came with the last vote."""
+
+    committed: int = 0
+    has_state: bool = False
+    stopping: bool = False
+    sums: reports.Sums = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What an engine works with."""
+
+    host: Host
+    link: EpochLink
+    plan: Plan
+    managed: Managed
+    loader: Loader
+    saving: Saving
+    account: AccountFile
+    outcomes: Outcomes
+    standing: Standing
+
+
+class Engine:
+    """Runs the steps of one trainer. `resolve(step)` regroups and settles a step in doubt."""
+
+    def __init__(self, parts: Parts, device: torch.device, resolve: Callable[[Step], None]) -> None:
+        self.device = device
+        self.seed = parts.plan.seed
+        self._parts = parts
+        self._link = parts.link
+        self._resolve = resolve
+        self._reducer = Reducer(parts.managed.reduced_parameters())
+        self._buffers = Buffers(parts.managed.modules)
+        self._clock = SystemClock()
+        self._step: Step | None = None
+        self._tries = (0, 0)
+        self._updates = 0
+
+    def make(self, grains: range) -> Step:
+        """The next step to try, with this member's grains."""
+        number = self._parts.standing.committed + 1
+        last, tries = self._tries
+        self._tries = (number, tries + 1 if last == number else 1)
+        return Step(
+            self,
+            transaction=Transaction(step=number, epoch=self._link.comm.epoch),
+            attempt=self._tries[1] - 1,
+            grains=grains,
+            began=self._clock.monotonic(),
+        )
+
+    def shut(self) -> None:
+        """Take hooks off the user's parameters."""
+        self._reducer.close()
+
+    # -- called by the step --------------------------------------------------------------------------------------------
+
+    def open(self, step: Step) -> None:
+        """Step entry."""
+        self._step = step
+        failpoint("step-entry")
+        self._reducer.open(self._link.comm)
+        self._parts.managed.record()
+        self._buffers.record()
+        seed_all(self.seed, step.index, BEFORE_LOOP)
+
+    def begin_grain(self, step: Step, grain: int) -> Any:
+        """The batch, with the generators seeded for it."""
+        if not self._link.joined:
+            raise Retry
+        ids, batch = self._parts.loader.fetch(step.index, grain)
+        step.fed.extend(ids)
+        seed_all(self.seed, step.index, grain)
+        return batch
+
+    def end_grain(self, step: Step, grain: int) -> None:
+        """Collect what the grain did to module buffers."""
+        if not step.reduction_over:
+            self._buffers.end_grain(step.weight_of(grain))
+
+    def arm(self, step: Step) -> None:
+        """What follows is this rank's last backward of the step."""
+        self._reducer.arm(weight=step.weight, bad_losses=step.bad_losses, flags=self._buffers.flags())
+
+    def reduce(self, step: Step) -> None:
+        """Complete the reductions; without a result when the epoch ended."""
+        step.reduction_over = True
+        reduced = self._reducer.finish()
+        if reduced is None:
+            return
+        changes = self._buffers.changes(reduced.flags)
+        if changes:
+            if not self._reducer.sum(changes):
+                return
+            self._buffers.merge(reduced.flags, changes, reduced.weight)
+        step.reduced = reduced
+
+    def close(self, step: Step, error: BaseException | None) -> bool:
+        """The body has ended. True (swallow the error) when the step is to be tried again."""
+        try:
+            return self._close(step, error)
+        finally:
+            self._step = None
+
+    def _close(self, step: Step, error: BaseException | None) -> bool:
+        if isinstance(error, Exception) and not step.transaction.committed and not self._link.joined:
+            # Gradients of an epoch that ended are this rank's own: what the body makes of them is no verdict on it.
+            error = Retry()
+        if error is None:
+            try:
+                self.commit(step)
+            except Retry as retry:
+                error = retry
+        if isinstance(error, Retry):
+            self.abandon(step)
+            return True
+        if error is None:
+            self._acknowledge(step)
+        return False
+
+    # -- commit and abort ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def update(self) -> Iterator[None]:
+        """Around an optimizer's own step: commit first; what fails inside cannot be undone."""
+        step = self._step
+        if step is None:
+            raise UserError("optimizer.step belongs inside `with step:`")
+        self.commit(step)
+        self._parts.saving.before_update()
+        failpoint("in-update")
+        try:
+            yield
+        except Exception as error:
+            # An optimizer that never worked is the program's fault, and the same on all ranks.
+            if self._updates == 0:
+                raise
+            raise Lost(f"step {step.index} was committed, but its update failed: {error}") from error
+        self._updates += 1
+        failpoint("after-update")
+
+    def commit(self, step: Step) -> None:
+        """Vote. Returns when the step is committed, raises `Retry` when it is not."""
+        if step.transaction.committed:
+            return
+        if not step.reduction_over:
+            raise UserError(f"step {step.index}: run `for batch in step:` to its end before optimizer.step()")
+        if step.reduced is None:
+            raise Retry
+        self._refuse(step)
+        self._parts.account.write(fed_line(step.index, step.transaction.epoch, step.attempt, step.fed))
+        failpoint("before-vote")
+        step.after(StepEvent.CAST)
+        work = self._link.comm.all_gather(_ballot(step, stop=self._parts.host.mailbox.stop is not None))
+        passed = completed(work)
+        failpoint("after-vote")
+        if passed:
+            ballots = [json.loads(b) for b in work.result]
+            standing = self._parts.standing
+            standing.stopping = standing.stopping or any(b["stop"] for b in ballots)
+            self.commit_as(step, StepEvent.PASSED, reports.merge(b["sums"] for b in ballots))
+            return
+        step.after(StepEvent.EPOCH_ENDED)
+        self._resolve(step)
+        if not step.transaction.committed:
+            raise Retry
+
+    def commit_as(self, step: Step, event: StepEvent, sums: reports.Sums) -> None:
+        """The step is committed, by its vote or by the regroup."""
+        step.after(event)
+        step.ended = self._clock.monotonic()
+        step.voted = sums
+        standing = self._parts.standing
+        standing.committed, standing.sums = step.index, sums
+        self._buffers.commit()
+
+    def abandon(self, step: Step) -> None:
+        """Put everything back as it was at the step's entry."""
+        if step.transaction.state is StepState.COMPUTING:
+            step.after(StepEvent.EPOCH_ENDED)
+        elif step.transaction.state is StepState.IN_DOUBT:
+            step.after(StepEvent.DISCARD)
+        self._parts.managed.rollback()
+        self._buffers.rollback()
+        self._reducer.clear()
+
+    def _refuse(self, step: Step) -> None:
+        """Every rank reads the same sums, so all refuse alike, before any vote."""
+        reduced = step.reduced
+        if reduced is None or self._parts.managed.tolerates_nonfinite:
+            return
+        if reduced.bad_losses or not reduced.finite:
+            many = f"the loss of {reduced.bad_losses} of {self._parts.plan.grains} micro-batches"
+            raise NonFiniteError(
+                f"step {step.index}: {many if reduced.bad_losses else 'a gradient'} is NaN or infinite; the step was not "
+                "committed. Lower the learning rate, clip gradients, or manage a GradScaler"
+            )
+        if reduced.weight == 0:
+            raise BatchError(f"step {step.index}: no micro-batch had a weight above 0; call step.backward for each")
+
+    def _acknowledge(self, step: Step) -> None:
+        comm, saving = self._link.comm, self._parts.saving
+        failpoint("before-ack")
+        outcome = Outcome(
+            step=step.index,
+            epoch=step.transaction.epoch,
+            attempt=step.attempt,
+            seconds=step.ended - step.began,
+            samples=self._parts.plan.global_batch,
+            leader=comm.rank == 0,
+            voted=step.voted,
+            late=step.take_reports(),
+            calls=step.calls,
+        )
+        self._parts.outcomes.add(outcome, comm)
+        failpoint("after-ack")
+        if saving.is_due(step.index):
+            saving.save(self._parts.managed, self._parts.plan, comm, step=step.index)
+
+
+def _ballot(step: Step, *, stop: bool) -> bytes:
+    """A vote is the statement that this member is prepared; what has to be agreed travels with it."""
+    return json.dumps({"stop": stop, "sums": step.take_reports()}).encode()

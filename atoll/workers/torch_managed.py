@@ -1,0 +1,196 @@
+"""What `ctx.manage` takes: the objects that make up the run's state, and how each takes part in a step.
+
+A module is averaged (through the reducer), its buffers merged; an optimizer's `step` first asks the session to commit;
+everything with `state_dict` / `load_state_dict` is recorded at step entry and put back on an abort (law 4). Parameters
+and optimizer state need no record: they change only after commit.
+
+`optimizer.step` is replaced on the instance by a bound method, so that LR schedulers (which wrap it through `__func__`)
+and `GradScaler` (which calls it) go on working whatever the order in which they were made.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from atoll.errors import DeviceError, StateError, UserError
+from atoll.workers.torch_ddp import bare, put_to_sleep
+
+# What an optimizer's own step runs inside: commits the session's step first.
+Update = Callable[[], AbstractContextManager[None]]
+
+# Positional arguments of `manage` are named by kind, first match first.
+_KINDS: tuple[tuple[type, str], ...] = (
+    (nn.Module, "model"),
+    (Optimizer, "optimizer"),
+    (torch.optim.lr_scheduler.LRScheduler, "scheduler"),
+    (GradScaler, "scaler"),
+)
+
+# The session's own entry in a checkpoint.
+RESERVED = "atoll"
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What an abort puts back: hyperparameters by optimizer, and small states by name."""
+
+    groups: dict[str, list[dict[str, Any]]]
+    states: dict[str, Any]
+
+
+class Managed:
+    """The managed objects by name, in the order in which they were given."""
+
+    def __init__(self, device: torch.device, update: Update) -> None:
+        self._device = device
+        self._update = update
+        self._objects: dict[str, Any] = {}
+        self._entry: _Entry | None = None
+
+    def add(self, name: str, item: Any) -> None:
+        """Take charge of one object."""
+        if name in self._objects or name == RESERVED:
+            raise StateError(f"the name {name!r} is taken; give each managed object a name of its own: manage({name}2=...)")
+        if not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
+            raise StateError(
+                f"{name} is a {type(item).__name__} without state_dict and load_state_dict, so it cannot be saved "
+                "without pickle; add the two methods, or keep it out of manage()"
+            )
+        if isinstance(item, nn.Module):
+            self._check_device(name, item)
+            put_to_sleep(item)
+        if isinstance(item, Optimizer):
+            _wrap(item, self._update)
+        self._objects[name] = item
+
+    def name_of(self, item: Any) -> str:
+        """A name for a positional argument."""
+        kind = next((name for cls, name in _KINDS if isinstance(item, cls)), None)
+        if kind is None:
+            kind = type(item).__name__.lower()
+        taken = sum(1 for name in self._objects if name.rstrip("0123456789") == kind)
+        return kind if not taken else f"{kind}{taken + 1}"
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The managed modules."""
+        return [o for o in self._objects.values() if isinstance(o, nn.Module)]
+
+    @property
+    def tolerates_nonfinite(self) -> bool:
+        """True with a managed GradScaler: it skips such updates itself and lowers its scale."""
+        return any(isinstance(o, GradScaler) and o.is_enabled() for o in self._objects.values())
+
+    def reduced_parameters(self) -> list[nn.Parameter]:
+        """What the managed optimizers update (all that is trainable without one), in order of registration."""
+        known = list(dict.fromkeys(p for m in self.modules for p in m.parameters() if p.requires_grad))
+        updated = {id(p) for _, o in self._optimizers() for g in o.param_groups for p in g["params"]}
+        foreign = len(updated - {id(p) for m in self.modules for p in m.parameters()})
+        if foreign:
+            raise StateError(
+                f"the optimizer updates {foreign} parameters of no managed model; pass their module to ctx.manage too"
+            )
+        return [p for p in known if id(p) in updated] if updated else known
+
+    def record(self) -> None:
+        """Step entry."""
+        self._entry = _Entry(
+            groups={name: [_copied(g) for g in o.param_groups] for name, o in self._optimizers()},
+            states={name: copy.deepcopy(o.state_dict()) for name, o in self._small()},
+        )
+
+    def rollback(self) -> None:
+        """The step is aborted: put back what `record` saw."""
+        entry = self._entry
+        if entry is None:
+            return
+        for name, optimizer in self._optimizers():
+            for group, recorded in zip(optimizer.param_groups, entry.groups[name], strict=True):
+                group.update(_copied(recorded))
+        for name, item in self._small():
+            item.load_state_dict(copy.deepcopy(entry.states[name]))
+            if isinstance(item, GradScaler):
+                # Which optimizers it unscaled in the aborted try; its own update() clears this, but never came.
+                item._per_optimizer_states.clear()  # noqa: SLF001 - torch offers no other way
+
+    def state(self) -> dict[str, Any]:
+        """Everything by name, as references to live tensors."""
+        return {name: _bared(o).state_dict() for name, o in self._objects.items()}
+
+    def frozen(self) -> dict[str, Any]:
+        """Like `state`, but with everything copied that may change before the next update: buffers and small states."""
+        small = {name for name, _ in self._small()}
+        fixed = {p.data_ptr() for m in self.modules for p in m.parameters()}
+        state = self.state()
+        for name, item in self._objects.items():
+            if name in small:
+                state[name] = copy.deepcopy(state[name])
+            elif isinstance(item, nn.Module):
+                state[name] = {
+                    key: v.clone() if isinstance(v, torch.Tensor) and v.data_ptr() not in fixed else v
+                    for key, v in state[name].items()
+                }
+        return state
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Fill every object from what `state` once returned."""
+        missing = [name for name in self._objects if name not in state]
+        if missing:
+            have = sorted(set(state) - {RESERVED})
+            raise StateError(f"the saved state has no {', '.join(missing)}; it holds {have}: use the names it was saved under")
+        for name, item in self._objects.items():
+            try:
+                _bared(item).load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                text = " ".join(str(error).split())
+                raise StateError(f"{name} does not fit the saved state: {text[:400]}") from error
+
+    def _check_device(self, name: str, module: nn.Module) -> None:
+        for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.device.type != self._device.type:
+                raise DeviceError(
+                    f"{name}.{key} is on {tensor.device}, but this worker computes on {self._device}; "
+                    f"move the model with model.to(ctx.device) before making the optimizer"
+                )
+
+    def _optimizers(self) -> Iterator[tuple[str, Optimizer]]:
+        return ((n, o) for n, o in self._objects.items() if isinstance(o, Optimizer))
+
+    def _small(self) -> Iterator[tuple[str, Any]]:
+        return ((n, o) for n, o in self._objects.items() if not isinstance(o, nn.Module | Optimizer))
+
+
+def _bared(item: Any) -> Any:
+    return bare(item) if isinstance(item, nn.Module) else item
+
+
+def _copied(group: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters of a group; a tensor learning rate is changed in place, so it is cloned."""
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in group.items() if k != "params"}
+
+
+def _wrap(optimizer: Optimizer, update: Update) -> None:
+    inner = optimizer.step
+
+    @functools.wraps(inner)
+    def step(_self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if any(callable(a) for a in (*args, kwargs.get("closure"))):
+            raise UserError(
+                f"{type(optimizer).__name__}.step(closure) computes gradients again after they were averaged; "
+                "use an optimizer without a closure"
+            )
+        with update():
+            return inner(*args, **kwargs)
+
+    optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]

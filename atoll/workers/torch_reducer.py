@@ -1,0 +1,207 @@
+"""Exact weighted averaging of gradients over all ranks, bucket by bucket while backward runs.
+
+Every rank adds up weight * gradient over its grains in `.grad`; the last grain's backward arms the hooks. A header goes
+first: [total weight, losses that are not finite, one flag for each module buffer that changed]. Then buckets follow in
+reverse order of registration, which is about the order in which backward finishes them. A bucket is sent once it is full
+and all before it were sent, so every rank submits the same operations in the same order whatever its graph did; what
+backward did not reach is filled in at the end (zeros where no grain used the parameter). Dividing by the summed weight
+comes last: then the result does not depend on how grains were shared out.
+
+Buckets are CPU buffers of at least float32. Where a gradient has the bucket's type and device it becomes a view into it,
+so nothing is copied back. When the epoch ends, operations end at once and `.grad` keeps this rank's own sums: finite
+numbers for the program to go on with until the session may raise its retry (law 3).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from atoll.errors import UserError
+from atoll.fault.inject import failpoint
+from atoll.workers.peers import Comm, Pending, completed
+
+# Large enough to fill a link for milliseconds, small enough that the last one adds little after backward ends.
+BUCKET_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """The outcome of a step's reductions, the same on every rank."""
+
+    weight: float
+    bad_losses: int
+    flags: tuple[float, ...]
+    finite: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Bucket:
+    flat: torch.Tensor
+    params: list[nn.Parameter]
+    views: list[torch.Tensor]
+    waiting: int = 0
+    work: Pending | None = None
+    arrived: set[int] = field(default_factory=set)
+
+
+class Reducer:
+    """Gradients of `params`, which are in order of registration. `open` at step entry, `arm`, then `finish`."""
+
+    def __init__(self, params: Sequence[nn.Parameter], *, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self._params = list(params)
+        self._buckets = list(_fill(reversed(self._params), bucket_bytes))
+        self._where = {id(p): (b, i) for b in self._buckets for i, p in enumerate(b.params)}
+        self._handles = [p.register_post_accumulate_grad_hook(self._ready) for p in self._params]
+        self._comm: Comm | None = None
+        self._armed = False
+        self._repeated = False
+        self._sent = 0
+        self._header: torch.Tensor | None = None
+        self._header_work: Pending | None = None
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        for handle in self._handles:
+            handle.remove()
+
+    def open(self, comm: Comm) -> None:
+        """A step begins in this epoch: gradients are cleared, nothing is sent yet."""
+        self._comm = comm
+        self._armed = self._repeated = False
+        self._header = self._header_work = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for param in self._params:
+            param.grad = None
+
+    def arm(self, *, weight: float, bad_losses: int, flags: Sequence[float]) -> None:
+        """The next backward is this rank's last in the step: send as it goes. `weight` is of all its grains."""
+        if self._comm is None:
+            raise RuntimeError("arm before open")
+        for bucket in self._buckets:
+            bucket.waiting, bucket.work = len(bucket.params), None
+            bucket.arrived.clear()
+        self._sent = 0
+        self._header = torch.tensor([weight, float(bad_losses), *flags], dtype=torch.float64)
+        self._header_work = self._comm.all_reduce(self._header)
+        self._armed = True
+
+    def _ready(self, param: torch.Tensor) -> None:
+        """A gradient is final on this rank (called by backward, which must not raise)."""
+        if not self._armed:
+            return
+        bucket, index = self._where[id(param)]
+        if bucket.work is not None or index in bucket.arrived:
+            self._repeated = True
+            return
+        self._take(bucket, index)
+        if bucket.waiting == 0:
+            self._send_full()
+
+    def _take(self, bucket: _Bucket, index: int) -> None:
+        grad = bucket.params[index].grad
+        view = bucket.views[index]
+        if grad is None:
+            view.zero_()
+        else:
+            view.copy_(grad.to_dense() if grad.is_sparse else grad)
+        bucket.arrived.add(index)
+        bucket.waiting -= 1
+
+    def _send_full(self) -> None:
+        comm = self._comm
+        while comm is not None and self._sent < len(self._buckets) and self._buckets[self._sent].waiting == 0:
+            bucket = self._buckets[self._sent]
+            failpoint("in-bucket")
+            bucket.work = comm.all_reduce(bucket.flat)
+            self._sent += 1
+
+    def finish(self) -> Reduced | None:
+        """Send what is left and wait for all; `.grad` is final. None when the epoch ended meanwhile."""
+        self._armed = False
+        if self._repeated:
+            raise UserError(
+                "a gradient arrived twice in one backward; with activation checkpointing, use use_reentrant=False"
+            )
+        with torch.no_grad():
+            for bucket in self._buckets:
+                for index in range(len(bucket.params)):
+                    if index not in bucket.arrived:
+                        self._take(bucket, index)
+            self._send_full()
+            return self._collect()
+
+    def _collect(self) -> Reduced | None:
+        header, work = self._header, self._header_work
+        if header is None or work is None or not completed(work):
+            return None
+        weight, bad_losses, *flags = header.tolist()
+        # All weights 0: every gradient is 0 too, and stays so.
+        scale = 1.0 / weight if weight else 0.0
+        finite = math.isfinite(scale)
+        for bucket in self._buckets:
+            if bucket.work is None or not completed(bucket.work):
+                return None
+            bucket.flat.mul_(scale)
+            finite = finite and _is_finite(bucket.flat)
+        for bucket in self._buckets:
+            _give(bucket)
+        return Reduced(weight=weight, bad_losses=int(bad_losses), flags=tuple(flags), finite=finite)
+
+    def sum(self, flats: Sequence[torch.Tensor]) -> bool:
+        """Sum small tensors over ranks, in place. False when the epoch ended."""
+        comm = self._comm
+        if comm is None:
+            return False
+        works = [comm.all_reduce(flat) for flat in flats]
+        return all([completed(work) for work in works])
+
+
+def _give(bucket: _Bucket) -> None:
+    for param, view in zip(bucket.params, bucket.views, strict=True):
+        if view.dtype == param.dtype and view.device == param.device:
+            param.grad = view
+        elif param.grad is None or param.grad.is_sparse:
+            param.grad = view.to(device=param.device, dtype=param.dtype)
+        else:
+            param.grad.copy_(view)
+
+
+def _is_finite(flat: torch.Tensor) -> bool:
+    """One pass in the usual case: a sum hides no NaN or infinity, but may overflow by itself."""
+    return bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all())
+
+
+def _fill(params: Iterable[nn.Parameter], bucket_bytes: int) -> Iterable[_Bucket]:
+    for dtype, run in itertools.groupby(params, key=_wire_dtype):
+        batch: list[nn.Parameter] = []
+        size = 0
+        for param in run:
+            batch.append(param)
+            size += param.numel() * dtype.itemsize
+            if size >= bucket_bytes:
+                yield _bucket(batch, dtype)
+                batch, size = [], 0
+        if batch:
+            yield _bucket(batch, dtype)
+
+
+def _wire_dtype(param: nn.Parameter) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def _bucket(params: list[nn.Parameter], dtype: torch.dtype) -> _Bucket:
+    flat = torch.zeros(sum(p.numel() for p in params), dtype=dtype)
+    views, offset = [], 0
+    for param in params:
+        views.append(flat[offset : offset + param.numel()].view(param.shape))
+        offset += param.numel()
+    return _Bucket(flat=flat, params=list(params), views=views)

@@ -1,0 +1,154 @@
+"""One step as the training function sees it: `with step:`, `for batch in step:`, `step.backward`, `step.report`.
+
+The object only keeps what belongs to one try of the step; what has to do with peers is the session's.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atoll.errors import BatchError, DeviceError, UserError
+from atoll.fault.inject import failpoint
+from atoll.workers.reports import Sums, add
+from atoll.workers.torch_grains import AFTER_LOOP, seed_all
+from atoll.workers.torch_reducer import Reduced
+from atoll.workers.transaction import StepEvent, Transaction
+
+if TYPE_CHECKING:
+    from atoll.workers.torch_session import Session
+
+
+class Retry(BaseException):
+    """The step is tried again. Raised only where Atoll owns the stack (law 3), swallowed by `with step`."""
+
+
+class Step:
+    """One try of one step. `index` counts from 1; the same index comes again if the members change meanwhile."""
+
+    def __init__(self, session: Session, *, transaction: Transaction, attempt: int, grains: range, began: float) -> None:
+        self.index = transaction.step
+        self.attempt = attempt
+        self.transaction = transaction
+        self.grains = grains
+        self.began = began
+        self.ended = began
+        self.fed: list[int] = []
+        self.bad_losses = 0
+        self.calls: list[Callable[[], None]] = []
+        self.reduced: Reduced | None = None
+        self.reduction_over = False
+        self.entered = False
+        self.voted: Sums = {}
+        self._session = session
+        self._weights: dict[int, float] = {}
+        self._grain: int | None = None
+        self._looped = False
+        self._reports: list[tuple[str, Any, int | None]] = []
+
+    def __repr__(self) -> str:
+        return f"<step {self.index} of epoch {self.transaction.epoch}, {self.transaction.state}>"
+
+    def __enter__(self) -> Step:
+        """Begin: gradients are cleared, and what an abort restores is recorded."""
+        self.entered = True
+        self._session.open(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> bool:
+        """End: commit, unless `optimizer.step` did. True (swallow) when the step is to be tried again."""
+        return self._session.close(self, error)
+
+    def __iter__(self) -> Iterator[Any]:
+        """This rank's micro-batches; none, if there are fewer than ranks."""
+        if not self.entered or self._looped:
+            raise UserError("iterate a step once, inside `with step:`")
+        self._looped = True
+        for grain in self.grains:
+            batch = self._session.begin_grain(self, grain)
+            self._grain = grain
+            yield batch
+            self._session.end_grain(self, grain)
+        self._grain = None
+        if not self.reduction_over:
+            self._session.arm(self)
+            self._session.reduce(self)
+        seed_all(self._session.seed, self.index, AFTER_LOOP)
+
+    def backward(self, loss: torch.Tensor, weight: float | torch.Tensor = 1.0) -> None:
+        """Add this micro-batch's gradients, counted `weight` times; once for each micro-batch.
+
+        The step's gradient is sum(weight * gradient) / sum(weight) over all micro-batches of all ranks. With
+        `weight=tokens` and a loss that is the mean over tokens, padded and unequal batches come out exact. When the last
+        one returns, `.grad` is final.
+        """
+        grain = self._check(loss)
+        amount = float(weight)
+        if not math.isfinite(amount) or amount < 0:
+            raise BatchError(f"step {self.index}: weight={amount}; use a finite number of 0 or more")
+        self._weights[grain] = amount
+        if not bool(torch.isfinite(loss.detach())):
+            self.bad_losses += 1
+        last = grain == self.grains[-1]
+        if last:
+            self._session.arm(self)
+        failpoint("before-backward")
+        (loss if amount == 1.0 else loss * amount).backward()  # type: ignore[no-untyped-call]
+        failpoint("after-backward")
+        if last:
+            self._session.end_grain(self, grain)
+            self._session.reduce(self)
+
+    def report(self, **values: float | torch.Tensor) -> None:
+        """Show these with the step, once it is committed everywhere, as means over all micro-batches of all ranks.
+
+        Inside the batch loop a value counts with its micro-batch's weight, outside with those of all of this rank's.
+        """
+        for name, value in values.items():
+            self._reports.append((name, value, self._grain))
+
+    def on_commit(self, call: Callable[[], None]) -> None:
+        """Run `call` once the step is known to be committed on all members; never for a try that was given up."""
+        self.calls.append(call)
+
+    @property
+    def weight(self) -> float:
+        """The summed weight of this rank's micro-batches so far."""
+        return sum(self._weights.values())
+
+    def weight_of(self, grain: int) -> float:
+        """The weight that `backward` was given for this micro-batch; 0 if it was not called."""
+        return self._weights.get(grain, 0.0)
+
+    def after(self, event: StepEvent) -> None:
+        """Move the transaction on."""
+        self.transaction = self.transaction.after(event)
+
+    def take_reports(self) -> Sums:
+        """The weighted sums of what was reported since the last call."""
+        sums: Sums = {}
+        for name, value, grain in self._reports:
+            add(sums, name, float(value), self.weight if grain is None else self.weight_of(grain))
+        self._reports.clear()
+        return sums
+
+    def _check(self, loss: torch.Tensor) -> int:
+        if self._grain is None:
+            raise UserError("step.backward belongs inside `for batch in step:`")
+        if self._grain in self._weights:
+            raise UserError("step.backward was called twice for one micro-batch; add the losses and call it once")
+        if loss.numel() != 1:
+            raise UserError(f"step.backward wants one number, got a loss of shape {tuple(loss.shape)}; take its mean")
+        device = self._session.device
+        if loss.device.type != device.type:
+            raise DeviceError(
+                f"the loss is on {loss.device}, but this worker computes on {device}; move model and batch with "
+                ".to(ctx.device)"
+            )
+        return self._grain

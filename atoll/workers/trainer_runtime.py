@@ -1,0 +1,183 @@
+"""A trainer process, from the moment after its fork until it exits.
+
+It leaves the zygote's session, sends its output to the log file that the agent owns, takes on the job's directory,
+variables, devices and thread count, opens its line to the agent, imports the user's file and hands the function over to
+the training session (`workers/context.py`), or itself over to the serving replica. Exit code 0 means that
+`TrainerFinished` was handed to the agent, 1 that `TrainerFailed` was; anything else is told by nobody and therefore a
+loss.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, assert_never
+
+from atoll.clock import SystemClock
+from atoll.errors import ScriptNotFound
+from atoll.schema.ids import Epoch, Step
+from atoll.schema.messages import StopAtBoundary, TrainerFact, TrainerFinished, TrainerHello
+from atoll.schema.spec import JobKind, JobSpec
+from atoll.workers.agent_messages import log_path
+from atoll.workers.fork_messages import ForkTrainer
+from atoll.workers.host import Identity, Mailbox
+from atoll.workers.proc_runtime import my_start_ticks
+from atoll.workers.program_runtime import failure, load_function, prepare_path
+from atoll.workers.trainer_link_runtime import LIFELINE_S, AgentLink
+
+if TYPE_CHECKING:
+    from atoll.collectives.tcp_transport import Listener
+
+# What a program's exit handlers may take before the process ends without them.
+EXIT_HANDLERS_S = 10.0
+
+
+class TrainerHost:
+    """The real `Host`: identity, mailbox, listener, and the line to the agent behind `tell` and `heard`."""
+
+    def __init__(self, identity: Identity, mailbox: Mailbox, listener: Listener, link: AgentLink) -> None:
+        self.identity = identity
+        self.mailbox = mailbox
+        self.listener = listener
+        self._link = link
+
+    def tell(self, fact: TrainerFact) -> None:
+        """Pass a fact on towards the control plane. Never blocks and never raises."""
+        self._link.tell(fact)
+
+    def heard(self) -> None:
+        """A peer was heard: this trainer is led by somebody, even while its agent is away."""
+        self._link.heard()
+
+
+def run(order: ForkTrainer) -> int:
+    """Be the trainer of `order` in this process, which was just forked. Returns the exit code."""
+    _leave_zygote(order)
+    mailbox = Mailbox()
+    link = AgentLink(_hello(order), mailbox, Path(order.state_dir), SystemClock())
+    link.start()
+    try:
+        _take_on(order.start.spec, order.start.device_ids)
+        _stop_on_sigterm(mailbox)
+        _program(_host(order, mailbox, link))
+        if link.outcome is None:
+            link.tell(TrainerFinished(trainer=order.start.trainer, step=Step(0)))
+    except BaseException as error:  # noqa: BLE001 - the outermost edge: it becomes a fact, SystemExit too
+        if link.outcome is None:
+            _tell_failure(link, order, error)
+    flushed = link.flush(LIFELINE_S)
+    return 0 if flushed and isinstance(link.outcome, TrainerFinished) else 1
+
+
+def leave(code: int) -> None:
+    """End the process: exit handlers run (they end loader processes and flush what programs buffer), then it is over.
+
+    The interpreter is not torn down: threads of torch and of user code may be anywhere.
+    """
+    last = threading.Timer(EXIT_HANDLERS_S, os._exit, args=[code])
+    last.daemon = True
+    last.start()
+    try:
+        atexit._run_exitfuncs()  # noqa: SLF001 - there is no public way to run them without ending the interpreter
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _leave_zygote(order: ForkTrainer) -> None:
+    os.setsid()
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    log = Path(log_path(order.start.run_dir, order.start.trainer))
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(output)
+    os.close(nothing)
+    sys.stdin = os.fdopen(0, "r", closefd=False)
+    sys.stdout, sys.stderr = _line_by_line(1), _line_by_line(2)
+
+
+def _line_by_line(fd: int) -> TextIO:
+    return os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _hello(order: ForkTrainer) -> TrainerHello:
+    return TrainerHello(
+        trainer=order.start.trainer,
+        run=order.start.run,
+        pid=os.getpid(),
+        start_ticks=my_start_ticks(),
+        epoch=Epoch(0),
+        ready=False,
+    )
+
+
+def _host(order: ForkTrainer, mailbox: Mailbox, link: AgentLink) -> TrainerHost:
+    from atoll.collectives.tcp_transport import Listener  # noqa: PLC0415 - it holds tensors: not before the fork
+
+    start = order.start
+    identity = Identity(
+        run=start.run,
+        trainer=start.trainer,
+        node=order.node,
+        spec=start.spec,
+        run_dir=Path(start.run_dir),
+        secret=bytes.fromhex(start.secret),
+    )
+    return TrainerHost(identity, mailbox, Listener(order.address, identity.secret, start.run), link)
+
+
+def _take_on(spec: JobSpec, device_ids: tuple[int, ...]) -> None:
+    """Variables before anything reads them; devices before CUDA is touched, which the zygote never does."""
+    variables = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, device_ids)), "PYTHONUNBUFFERED": "1", **spec.env}
+    os.environ.update(variables)  # noqa: TID251 - the job's own variables are written for it, none is read
+
+    import torch  # noqa: PLC0415 - in memory since before the fork
+
+    torch.set_num_threads(spec.threads_per_worker or max(1, (os.cpu_count() or 1) // spec.workers))
+
+
+def _stop_on_sigterm(mailbox: Mailbox) -> None:
+    def stop(_number: int, _frame: object) -> None:
+        # Not from the handler itself: it may have interrupted this very thread inside the mailbox's lock.
+        wish = StopAtBoundary(reason="SIGTERM")
+        threading.Thread(target=mailbox.put, args=[wish], name="atoll-sigterm", daemon=True).start()
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _program(host: TrainerHost) -> None:
+    spec = host.identity.spec
+    if not Path(spec.working_dir).is_dir():
+        raise ScriptNotFound(
+            f"working_dir={spec.working_dir!r} is no directory on node {host.identity.node}; "
+            "submit from a directory that every node can read"
+        )
+    os.chdir(spec.working_dir)
+    prepare_path(spec)
+    match spec.kind:
+        case JobKind.TRAIN:
+            function = load_function(spec, spec.function)
+            from atoll.workers.context import run_function  # noqa: PLC0415 - holds tensors: not before the fork
+
+            run_function(host, function)
+        case JobKind.SERVE:
+            from atoll.workers.replica_server import serve  # noqa: PLC0415 - FastAPI is for serving processes alone
+
+            serve(host)
+        case _:
+            assert_never(spec.kind)
+
+
+def _tell_failure(link: AgentLink, order: ForkTrainer, error: BaseException) -> None:
+    fact = failure(error, order.start.spec, order.start.trainer, Step(0))
+    print(f"{fact.traceback}atoll: {fact.code}: {fact.problem}", file=sys.stderr)  # noqa: T201 - the trainer's own log
+    link.tell(fact)

@@ -1,0 +1,135 @@
+"""Whole runs on a real embedded cluster: workers, control plane and drivers are killed, and no step or sample is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
+SCRIPTS = Path(__file__).parent / "scripts"
+STEPS = 60
+
+
+def submit(client, **changes):
+    from atoll.schema.spec import JobSpec
+
+    config = {"steps": STEPS, "pause_s": 0.05} | changes.pop("config", {})
+    fields = {"name": "tiny", "working_dir": str(SCRIPTS), "file": str(SCRIPTS / "tiny.py"), "workers": 3, "seed": 5}
+    return client.submit(JobSpec(**(fields | {"config": config, "detach": True} | changes)))
+
+
+def wait_until(client, run, condition, what, limit_s=90.0):
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        view = client.run(run)
+        if condition(view):
+            return view
+        assert not view.state.ended, f"{what}: the run ended before as {view.state}: {view.reason}"
+        time.sleep(0.05)
+    raise AssertionError(f"{what}: not within {limit_s} s; {client.run(run)}")
+
+
+def wait_end(client, run, limit_s=120.0):
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        view = client.run(run)
+        if view.state.ended:
+            return view
+        time.sleep(0.1)
+    raise AssertionError(f"the run did not end within {limit_s} s: {client.run(run)}")
+
+
+def worker(view, rank):
+    return next(t for t in view.trainers if t.role == "worker" and t.rank == rank)
+
+
+def losses(client, run):
+    return {p.step: p.metrics["loss"] for p in client.metrics(run)}
+
+
+def account_of(home, run):
+    from atoll.workers.account import merge
+
+    lines = [line for f in (home / "runs" / run / "account").glob("*.jsonl") for line in f.read_text().splitlines()]
+    return merge(lines)
+
+
+def test_losses_of_a_run_with_two_kills_equal_those_of_an_undisturbed_run(cluster):
+    client = cluster.client
+    calm = submit(client)
+    assert wait_end(client, calm).exit_code == 0
+    struck = submit(client)
+    for rank, step in ((1, 15), (0, 35)):
+        view = wait_until(client, struck, lambda v, s=step: v.step >= s and v.members == 3, f"step {step}")
+        os.kill(worker(view, rank).pid, signal.SIGKILL)
+    view = wait_end(client, struck)
+    assert (view.state, view.exit_code) == ("succeeded", 0)
+    assert view.epoch >= 3
+    expected, found = losses(client, calm), losses(client, struck)
+    assert sorted(found) == sorted(expected) == list(range(STEPS))
+    assert max(abs(found[s] - expected[s]) for s in expected) < 1e-5
+    account = account_of(cluster.home, struck)
+    assert (account.lost, account.repeated, account.committed) == (0, 0, tuple(range(STEPS)))
+
+
+def test_control_plane_killed_in_a_run_delays_no_step_and_comes_back(cluster):
+    client = cluster.client
+    before = cluster.status()
+    run = submit(client, config={"steps": 120, "pause_s": 0.1})
+    wait_until(client, run, lambda v: v.step >= 10, "step 10")
+    os.kill(before["pid"], signal.SIGKILL)
+    view = wait_end(client, run)
+    assert view.exit_code == 0
+    assert view.epoch == 1
+    after = cluster.status()
+    assert after["incarnation"] > before["incarnation"]
+    points = client.metrics(run)
+    assert [p.step for p in points] == list(range(120))
+    assert max(b.at - a.at for a, b in zip(points, points[1:], strict=False)) < 1.0
+
+
+def test_worker_lost_while_the_control_plane_is_away_is_replaced_on_its_return(cluster):
+    client = cluster.client
+    run = submit(client, config={"steps": 80, "pause_s": 0.05})
+    view = wait_until(client, run, lambda v: v.step >= 10 and v.members == 3, "step 10")
+    os.kill(cluster.status()["pid"], signal.SIGKILL)
+    os.kill(worker(view, 2).pid, signal.SIGKILL)
+    assert wait_end(client, run).exit_code == 0
+    account = account_of(cluster.home, run)
+    assert (account.lost, account.repeated, account.committed) == (0, 0, tuple(range(80)))
+
+
+def test_loss_that_is_nan_stops_the_run_with_the_step_named_before_it_commits(cluster):
+    run = submit(cluster.client, config={"nan_at": 7})
+    view = wait_end(cluster.client, run)
+    assert view.state == "failed"
+    assert "step 7" in view.reason
+    assert max(losses(cluster.client, run)) == 6
+
+
+def test_script_that_raises_fails_the_run_with_its_own_words(cluster):
+    view = wait_end(cluster.client, submit(cluster.client, config={"raise_at": 3}))
+    assert view.state == "failed"
+    assert "the script's own mistake" in view.reason
+
+
+def test_run_resumes_on_another_number_of_workers(cluster):
+    client = cluster.client
+    first = submit(client, checkpoint_every=10, config={"steps": 30})
+    assert wait_end(client, first).exit_code == 0
+    newest = client.checkpoints(first)[-1]
+    directory = str(Path(newest.path).parent)
+    second = submit(client, workers=2, resume=directory, checkpoint_every=10, config={"steps": 60})
+    assert wait_end(client, second).exit_code == 0
+    assert min(losses(client, second)) == newest.step + 1
+
+
+def test_request_that_can_never_fit_is_refused_at_once(cluster):
+    from atoll.errors import CapacityError
+
+    with pytest.raises(CapacityError, match="64"):
+        submit(cluster.client, workers=64, cpus_per_worker=1.0)

@@ -1,0 +1,283 @@
+"""Each `control_plane/*.txt` is a conversation with the core: what it is told, `----`, what it wants done.
+
+node a cpus=2            Ray lists the node (the first one is the control plane's own)
+unlist a                 Ray calls it dead
+attach a [t0:ready t1:gone=-9 t2]   an agent arrives, holding these trainers of the newest run
+detach a                 its stream ends
+submit name workers=2 spares=1 [kind=serve] [attached] [cpus=0.4]
+seats                    all seats asked for come to life; `seats lost` makes Ray list none
+began|ready|joined|finished|serving t0 t1
+failed t0 code words     commit t0 step   saved t0 step   exit t0 status   down t0 peer
+stop name                beat name        tick seconds    shutdown
+restart                  the control plane dies; a new one replays the journal
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atoll.control_plane import effects as fx
+from atoll.control_plane import events as ev
+from atoll.control_plane.core import Core
+from atoll.control_plane.invariants import broken, told_before_durable
+from atoll.control_plane.records import RECORDS
+from atoll.schema import messages as m
+from atoll.schema.codec import encode
+from atoll.schema.spec import JobKind, JobSpec
+
+HERE = Path(__file__).parent / "control_plane"
+HIDDEN = (fx.ShowRun, fx.ShowNode, fx.ShowMetric, fx.ShowCheckpoint, fx.Persist)
+
+
+class World:
+    """A core, its journal, and just enough of an outside to speak to it briefly."""
+
+    def __init__(self):
+        self.journal = []
+        self.incarnation = 1
+        self.core = Core(1)
+        self.now = 1000.0
+        self.nodes = {}
+        self.attached = {}
+        self.asked = []
+        self.run = ""
+
+    def do(self, event):
+        effects = self.core.handle(event, now=self.now)
+        assert broken(self.core.desk.cluster) == []
+        assert told_before_durable(effects, self.core.desk.cluster) == []
+        for effect in effects:
+            if isinstance(effect, fx.Persist):
+                self.journal += [encode(r) for r in effect.records]
+            elif isinstance(effect, fx.CreateSeat):
+                self.asked.append(effect.seat)
+        return [line for e in effects if not isinstance(e, HIDDEN) and (line := show(e))]
+
+    def line(self, text):
+        word, *rest = text.split()
+        plain = [w for w in rest if "=" not in w or word == "attach"]
+        options = dict(w.split("=", 1) for w in rest if "=" in w and word != "attach")
+        return getattr(self, f"on_{word}")(*plain, **options)
+
+    def tid(self, short):
+        return short if "-" in short else f"{self.run}-{short}"
+
+    def node_of(self, trainer):
+        return self.core.desk.cluster.runs[self.run].trainers[trainer].node
+
+    def listed(self):
+        seats = tuple(s for r in self.core.desk.cluster.open_runs() for s, seat in r.seats.items() if seat.alive)
+        return self.do(ev.ClusterListed(nodes=tuple(self.nodes.values()), seats=seats))
+
+    def on_node(self, name, cpus="2"):
+        self.nodes[name] = ev.NodeSeen(
+            node=name, address=f"host-{name}", alive=True, cpus=float(cpus), gpus=0.0, local=not self.nodes
+        )
+        return self.listed()
+
+    def on_unlist(self, name):
+        seen = self.nodes[name]
+        self.nodes[name] = ev.NodeSeen(
+            node=name, address=seen.address, alive=False, cpus=seen.cpus, gpus=0.0, local=seen.local
+        )
+        return self.listed()
+
+    def on_attach(self, name, *trainers):
+        hello = m.AgentHello(
+            node=name,
+            pid=7,
+            address="host",
+            state_dir="/state",
+            versions=m.Versions(atoll="0", protocol=1, python="3"),
+            last_incarnation=0,
+            trainers=tuple(self.found(t) for t in trainers),
+        )
+        return self.do(ev.AgentAttached(hello=hello))
+
+    def found(self, text):
+        short, _, state = text.partition(":")
+        trainer = self.tid(short)
+        status = int(state.partition("=")[2]) if state.startswith("gone") else None
+        run = trainer.rpartition("-")[0]
+        return m.FoundTrainer(
+            trainer=trainer,
+            run=run,
+            seat="",
+            pid=1,
+            start_ticks=1,
+            epoch=0,
+            ready=state == "ready",
+            host="host",
+            port=1,
+            exit_status=status,
+        )
+
+    def on_detach(self, name):
+        return self.do(ev.AgentDetached(node=name, evidence="stream ended"))
+
+    def on_submit(self, name, *flags, workers="2", spares="1", kind="train", cpus="0.4"):
+        spec = JobSpec(
+            name=name,
+            kind=JobKind(kind),
+            working_dir="/w",
+            file="train.py",
+            workers=int(workers),
+            spares=int(spares),
+            cpus_per_worker=float(cpus),
+            detach="attached" not in flags,
+        )
+        self.run = name
+        return self.do(ev.RunAsked(request="q", run=name, spec=spec, run_dir="/runs", secret="00"))
+
+    def on_seats(self, *how):
+        if how:
+            return self.do(ev.ClusterListed(nodes=tuple(self.nodes.values()), seats=()))
+        asked, self.asked = self.asked, []
+        return [line for seat in asked for line in self.do(ev.SeatCreated(seat=seat))]
+
+    def each(self, shorts, make):
+        lines = []
+        for short in shorts:
+            trainer = self.tid(short)
+            lines += self.do(ev.AgentSaid(node=self.node_of(trainer), fact=make(trainer)))
+        return lines
+
+    def fact(self, shorts, make):
+        return self.each(shorts, lambda t: m.TrainerSaid(run=self.run, fact=make(t)))
+
+    def on_began(self, *shorts):
+        return self.each(shorts, lambda t: m.TrainerStarted(trainer=t, run=self.run, pid=1, start_ticks=1))
+
+    def on_ready(self, *shorts):
+        return self.fact(shorts, lambda t: m.TrainerReady(trainer=t, host="host", port=1))
+
+    def on_joined(self, *shorts):
+        epoch = self.core.desk.cluster.runs[self.run].epoch
+        return self.fact(shorts, lambda t: m.EpochJoined(trainer=t, epoch=epoch, step=1))
+
+    def on_finished(self, *shorts):
+        return self.fact(shorts, lambda t: m.TrainerFinished(trainer=t, step=9))
+
+    def on_serving(self, *shorts):
+        return self.fact(shorts, lambda t: m.ServerReady(trainer=t, host="host", port=80, model="gpt", step=5))
+
+    def on_failed(self, short, code, *words):
+        return self.fact([short], lambda t: m.TrainerFailed(trainer=t, step=3, code=code, problem=" ".join(words)))
+
+    def on_commit(self, short, step):
+        return self.fact(
+            [short], lambda t: m.StepCommitted(trainer=t, epoch=1, step=int(step), at=1.0, step_s=0.1, samples=8)
+        )
+
+    def on_saved(self, short, step):
+        return self.fact(
+            [short],
+            lambda t: m.CheckpointCommitted(trainer=t, step=int(step), path=f"/ckpt/{step}", bytes=1, seconds=0.1),
+        )
+
+    def on_exit(self, short, status="-9"):
+        make = lambda t: m.TrainerExited(trainer=t, run=self.run, pid=1, exit_status=int(status), log_tail="boom")  # noqa: E731 - one line reads better
+        return self.each([short], make)
+
+    def on_down(self, short, peer):
+        epoch = self.core.desk.cluster.runs[self.run].epoch
+        return self.fact([short], lambda t: m.PeerDown(trainer=t, epoch=epoch, peer=self.tid(peer), evidence="reset"))
+
+    def on_stop(self, name):
+        self.run = name
+        return self.do(ev.StopAsked(request="q", run=name, reason="asked"))
+
+    def on_beat(self, name):
+        return self.do(ev.DriverBeat(run=name))
+
+    def on_shutdown(self):
+        return self.do(ev.ShutdownAsked(request="q"))
+
+    def on_tick(self, seconds="0.1"):
+        lines = []
+        for _ in range(round(float(seconds) * 10)):
+            self.now += 0.1
+            for node in self.core.desk.nodes.values():
+                if node.attached:
+                    self.core.handle(
+                        ev.AgentSaid(
+                            node=node.node, fact=m.AgentBeat(node=node.node, cpu_percent=1.0, free_bytes=1, trainers=0)
+                        ),
+                        now=self.now,
+                    )
+            lines += self.do(ev.Tick())
+        return lines
+
+    def on_stall(self, seconds):
+        self.now += float(seconds)
+        return self.do(ev.Tick())
+
+    def on_restart(self):
+        before = self.core.desk.cluster
+        self.incarnation += 1
+        self.core = Core(self.incarnation, [RECORDS.decode(line) for line in self.journal])
+        self.asked = []
+        for run in before.runs.values():
+            again = self.core.desk.cluster.runs[run.run]
+            assert (again.state, again.epoch, again.members) == (run.state, run.epoch, run.members)
+        return [f"replayed {len(self.journal)} records"] + self.listed()
+
+
+def show(effect):
+    match effect:
+        case fx.Note():
+            return f"  {effect.subject} {effect.kind}: {effect.text}"
+        case fx.Send():
+            return f"{effect.node} <- {command(effect.command)}"
+        case fx.CreateSeat():
+            return f"create {effect.seat} on {effect.node}"
+        case fx.KillSeat():
+            return f"kill {effect.seat}"
+        case fx.StartAgent():
+            return f"start an agent on {effect.node}"
+        case fx.Reply():
+            return f"answer {effect.value if effect.problem is None else effect.problem.code}" + (
+                f": {effect.problem.problem}" if effect.problem else ""
+            )
+    return None
+
+
+def command(said):
+    match said:
+        case m.TellTrainer(command=m.Membership() as told):
+            return f"{said.trainer}: epoch {told.epoch} of {' '.join(x.trainer for x in told.members)}"
+        case m.TellTrainer():
+            return f"{said.trainer}: stop at boundary"
+        case m.Adopt():
+            return f"adopt by {said.incarnation}, keep {' '.join(said.keep) or '-'}"
+        case m.StartTrainer():
+            return f"start {said.trainer} in {said.seat}" + (f" from {said.spec.resume}" if said.spec.resume else "")
+        case m.FenceTrainer():
+            return f"fence {said.trainer}: {said.reason}"
+        case m.ForgetTrainer():
+            return f"forget {said.trainer}"
+    return type(said).__name__
+
+
+def play(text):
+    world, out = World(), []
+    for block in text.strip().split("\n\n"):
+        said = block.split("\n----")[0].splitlines()
+        heard = [line for s in said if s and not s.startswith("#") for line in world.line(s)]
+        out.append("\n".join([*said, "----", *heard]))
+    return "\n\n".join(out) + "\n"
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("*.txt")), ids=lambda p: p.stem)
+def test_transcript_reads_as_kept(path, request):
+    text = path.read_text()
+    again = play(text)
+    if request.config.getoption("--rewrite", default=False):
+        path.write_text(again)
+    assert again == path.read_text()
+
+
+def test_transcripts_exist():
+    assert len(list(HERE.glob("*.txt"))) >= 8

@@ -1,0 +1,162 @@
+import dataclasses
+import json
+import math
+
+import pytest
+
+from atoll.control_plane import rest_server
+from atoll.schema.codec import from_plain, to_plain
+from atoll.schema.views import CheckpointView, RunState, RunView
+
+
+def test_health_answers_without_a_token(site):
+    assert site.get("/api/health", token=None).json() == {"ok": True}
+
+
+def test_submitted_spec_reaches_the_control_plane_unchanged(site, spec):
+    answer = site.post("/api/runs", json=to_plain(spec))
+    assert (answer.status_code, answer.json()) == (201, {"run": "tiny-1"})
+    assert site.control.asked == [("submit", {"spec": to_plain(spec)})]
+
+
+def test_submitted_spec_that_cannot_run_is_refused_with_field_and_value(site, spec):
+    answer = site.post("/api/runs", json={**to_plain(spec), "workers": 0})
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "invalid-spec"
+    assert "workers=0" in answer.json()["problem"]
+    assert site.control.asked == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "invalid-spec"),
+        (b"[]", 400, "invalid-spec"),
+        (b'{"name": 3}', 400, "invalid-spec"),
+        (b" " * (rest_server.BODY_LIMIT + 1), 400, "invalid-spec"),
+    ],
+)
+def test_body_that_is_no_spec_is_refused_as_the_callers_fault(site, body, status, code):
+    answer = site.post("/api/runs", content=body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_run_is_shown_with_its_spec_and_listed_without(site):
+    site.add_run()
+    shown = from_plain(RunView, site.get("/api/runs/tiny-1").json())
+    assert shown.spec.name == "tiny"
+    assert from_plain(RunView, site.get("/api/runs").json()[0]) == dataclasses.replace(shown, spec=None)
+
+
+@pytest.mark.parametrize("rest", ["", "/events", "/metrics", "/stream", "/checkpoints", "/logs?trainer=a"])
+def test_unknown_run_is_not_found_on_every_route(site, rest):
+    answer = site.get(f"/api/runs/nope{rest}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+    assert "atoll ls" in answer.json()["problem"]
+
+
+@pytest.mark.parametrize("run", ["..%2f..%2fetc", "a b", "%00", "-rf"])
+def test_run_id_that_is_no_safe_name_reaches_no_file(site, run):
+    assert site.get(f"/api/runs/{run}").status_code == 404
+    assert site.control.asked == []
+
+
+def test_stop_passes_the_reason_on(site):
+    site.add_run()
+    assert site.post("/api/runs/tiny-1/stop", json={"reason": "enough"}).status_code == 202
+    assert site.control.asked == [("stop", {"run": "tiny-1", "reason": "enough"})]
+
+
+def test_beat_of_a_driver_is_passed_on(site):
+    site.add_run()
+    assert site.post("/api/runs/tiny-1/beat", json={}).status_code == 200
+    assert site.control.asked == [("driver_beat", {"run": "tiny-1"})]
+
+
+def test_reads_go_on_while_the_control_plane_is_away_and_wishes_say_so(site):
+    site.add_run()
+    site.control.away = True
+    assert site.get("/api/runs/tiny-1").status_code == 200
+    answer = site.post("/api/runs/tiny-1/stop", json={})
+    assert (answer.status_code, answer.json()["code"]) == (503, "cannot-connect")
+
+
+def test_events_and_metrics_start_behind_the_cursor(site):
+    site.add_run()
+    for number in range(3):
+        site.reader.tell("tiny-1", "tiny-1", "note", f"line {number}")
+        site.reader.commit("tiny-1", number + 1, loss=4.0 - number)
+    assert [e["text"] for e in site.get("/api/runs/tiny-1/events?after=2").json()] == ["line 2"]
+    assert [p["step"] for p in site.get("/api/runs/tiny-1/metrics?after_step=1").json()] == [2, 3]
+
+
+def test_loss_that_is_no_number_is_told_as_such(site):
+    site.add_run()
+    site.reader.commit("tiny-1", 1, loss=math.nan)
+    point = json.loads(site.get("/api/runs/tiny-1/metrics").text)[0]
+    assert math.isnan(point["metrics"]["loss"])
+
+
+def test_query_that_is_no_number_is_named(site):
+    site.add_run()
+    answer = site.get("/api/runs/tiny-1/events?after=soon")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-spec")
+    assert "after='soon'" in answer.json()["problem"]
+
+
+def test_log_is_read_from_an_offset_or_from_the_end(site):
+    site.add_run()
+    site.control.logs["tiny-1-t0"] = b"one\ntwo\n"
+    assert site.get("/api/runs/tiny-1/logs?trainer=tiny-1-t0&offset=4").json()["text"] == "two\n"
+    assert site.get("/api/runs/tiny-1/logs?trainer=tiny-1-t0&offset=-4&limit=3").json()["next_offset"] == 7
+    assert site.get("/api/runs/tiny-1/logs?trainer=..%2Fsecret").status_code == 404
+
+
+def test_checkpoints_come_oldest_first(site):
+    site.add_run()
+    for step in (20, 10):
+        saved = CheckpointView(run="tiny-1", step=step, path=f"/c/{step}", bytes=1, seconds=0.1, at=1.0)
+        site.reader.saved.append(saved)
+    assert [c["step"] for c in site.get("/api/runs/tiny-1/checkpoints").json()] == [10, 20]
+
+
+def test_story_finds_a_subject_a_cause_and_a_run(site):
+    site.reader.tell("tiny-1", "tiny-1-t0", "lost", "gone", cause="c9")
+    site.reader.tell("tiny-1", "tiny-1", "epoch", "epoch 2", cause="c9")
+    assert len(site.get("/api/story?subject=tiny-1-t0").json()) == 1
+    assert len(site.get("/api/story?subject=c9").json()) == 2
+    assert len(site.get("/api/story?subject=tiny-1").json()) == 1
+    assert site.get("/api/story?subject=mars").status_code == 404
+
+
+def test_doctor_nodes_status_and_version_answer(site):
+    assert site.get("/api/doctor").json()[0]["check"] == "disk"
+    assert site.get("/api/nodes").json() == []
+    assert site.get("/api/status").json()["incarnation"] == 1
+    assert site.get("/api/version").json()["protocol"] >= 1
+
+
+def test_prometheus_text_counts_runs_by_state(site):
+    site.add_run(state=RunState.RUNNING)
+    answer = site.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'atoll_runs{state="running"} 1.0' in answer.text
+
+
+def test_openapi_describes_views_and_problems(site):
+    described = site.get("/api/openapi.json").json()
+    assert {"RunView", "MetricPoint", "ProblemView"} <= set(described["components"]["schemas"])
+    assert "/api/runs/{run}/stream" in described["paths"]
+
+
+def test_unknown_path_is_a_problem_that_names_the_description(site):
+    answer = site.get("/api/nothing")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+    assert "/api/openapi.json" in answer.json()["problem"]
+
+
+def test_bug_in_the_source_tells_nothing_of_its_inside(site):
+    site.reader.runs = lambda: 1 / 0
+    answer = site.get("/api/runs")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "division" not in answer.text
