@@ -31,10 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(checkpoints_app, name="checkpoints")
-app.command(name="run")(run_command)
-app.command(name="submit")(submit_command)
-app.command()(serve)
 
 Run = Annotated[str, typer.Argument(help="Run id, as `atoll ls` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the views as JSON.")]
@@ -90,30 +86,12 @@ def down() -> None:
         typer.echo(f"{name} is down")
 
 
-@app.command()
-def doctor(*, as_json: AsJson = False) -> None:
-    """Check versions, ports, clocks, disk and devices on every node. Exit code 1 where something is wrong."""
-    with _client() as client:
-        found = client.doctor()
-    if as_json:
-        _print_json(found)
-    else:
-        from atoll import cli_tables  # noqa: PLC0415 - rich only where tables are printed
-
-        _console().print(cli_tables.findings(found))
-    if not all(finding.ok for finding in found):
-        raise typer.Exit(1)
-
-
-@app.command()
-def version() -> None:
-    """The version of Atoll."""
-    import atoll  # noqa: PLC0415 - its name is the module's own
-
-    typer.echo(f"atoll {atoll.__version__}")
-
-
 # -- runs ------------------------------------------------------------------------------------------------------------
+
+
+app.command(name="run")(run_command)
+app.command(name="submit")(submit_command)
+app.command()(serve)
 
 
 @app.command()
@@ -205,3 +183,31 @@ def story(
     with _client() as client:
         for line in cli_tables.story(client.story(subject, limit)):
             typer.echo(line)
+
+
+app.add_typer(checkpoints_app, name="checkpoints")
+
+# -- about -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(*, as_json: AsJson = False) -> None:
+    """Check versions, ports, clocks, disk and devices on every node. Exit code 1 where something is wrong."""
+    with _client() as client:
+        found = client.doctor()
+    if as_json:
+        _print_json(found)
+    else:
+        from atoll import cli_tables  # noqa: PLC0415 - rich only where tables are printed
+
+        _console().print(cli_tables.findings(found))
+    if not all(finding.ok for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """The version of Atoll."""
+    import atoll  # noqa: PLC0415 - its name is the module's own
+
+    typer.echo(f"atoll {atoll.__version__}")

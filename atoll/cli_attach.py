@@ -80,7 +80,7 @@ def attach(target: Target, run: str, console: Console) -> int:
     with (
         Client(target.url, target.token, patience_s=OUTAGE_S) as watching,
         Client(target.url, target.token) as asking,
-        _beating(target, run),
+        beating(target, run),
     ):
         with Display(console, run, f"{target.url}/runs/{run}") as display:
             view, interrupted = _watch(watching, asking, run, display)
@@ -172,7 +172,7 @@ def last_traceback(log: str) -> str:
 
 
 @contextlib.contextmanager
-def _beating(target: Target, run: str) -> Iterator[None]:
+def beating(target: Target, run: str) -> Iterator[None]:
     """Tell the control plane every few seconds that the driver lives."""
     over = threading.Event()
 

@@ -6,13 +6,16 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from atoll.clock import SystemClock
 from atoll.errors import CheckpointError, NotFoundError
 from atoll.schema.views import RunView
+
+if TYPE_CHECKING:
+    from atoll.checkpoint.fs_store import Report
 
 _STEP = re.compile(r"step-(\d+)")
 

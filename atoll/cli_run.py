@@ -65,7 +65,7 @@ def submit_command(  # noqa: PLR0913 - one parameter a flag
 
 def _start(flags: dict[str, Any], *, print_id: bool) -> None:
     path, arguments, settings = flags.pop("path"), flags.pop("arguments"), flags.pop("settings")
-    options: Any = {key: value for key, value in flags.items() if value not in {None, False}}
+    options: Any = {key: value for key, value in flags.items() if value is not None and value is not False}
     overrides = launch.Overrides(options=options, config=parse_settings(settings or []), print_id=print_id)
     file, function = split_path(path)
     launch.run_script(file, function, arguments or [], overrides)

@@ -6,18 +6,21 @@ and the function that builds the model, so that the same file, working directory
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll import config, launch
+from atoll import config
 from atoll.cli_checkpoints import Place, find_checkpoints
 from atoll.cli_run import split_path
 from atoll.clock import SystemClock
-from atoll.errors import ClusterError, ConnectError, SpecError
+from atoll.errors import AtollError, ClusterError, ConnectError, SpecError
 from atoll.launch_spec import JobOptions, build, safe_name
 from atoll.schema.ids import RunId
 from atoll.schema.spec import JobKind, JobSpec, check_spec
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 # A replica imports torch and reads the checkpoint: half a minute here, minutes for a large model on slow disks.
 _READY_S = 300.0
+_POLL_S = 0.5
 
 
 def serve(
@@ -53,10 +57,22 @@ def serve(
     with terminable(), Client(target.url, target.token) as client:
         run = client.submit(spec)
         console.print(f"{run}: waiting for the first replica", style="dim", markup=False)
-        name = wait_ready(client, run, spec.name)
+        name = _wait_attached(client, target, run, spec.name)
         _print_how(console, client, run, name)
     if not detach:
         raise typer.Exit(attach(target, run, console))
+
+
+def _wait_attached(client: Client, target: config.Target, run: RunId, name: str) -> str:
+    from atoll.cli_attach import beating  # noqa: PLC0415 - as above
+
+    try:
+        with beating(target, run):
+            return wait_ready(client, run, name)
+    except BaseException:  # Ctrl-C and SIGTERM too: nobody waits for the replicas any more
+        with contextlib.suppress(AtollError):
+            client.stop(run, "given up before it served")
+        raise
 
 
 def serve_spec(place: Place, *, model: str | None, function: str | None, workers: int, detach: bool) -> JobSpec:
@@ -101,18 +117,17 @@ def _spec_of_directory(place: Place, file: str, builder: str | None) -> JobSpec:
     return build(None, JobOptions(file=file, model=builder), cwd=Path.cwd())
 
 
-def wait_ready(client: Client, run: RunId, fallback: str) -> str:
+def wait_ready(client: Client, run: RunId, fallback: str, sleep: Callable[[float], None] = time.sleep) -> str:
     """The model's public name once a replica of `run` answers. Raises `ClusterError` where that does not come about."""
     deadline = SystemClock().monotonic() + _READY_S
-    for _ in client.follow(run):
+    while SystemClock().monotonic() < deadline:
         view = client.run(run)
         if view.state.ended:
             raise ClusterError(f"{run} {view.state} before it served: {view.reason}; see `atoll logs {run}`")
         if view.endpoint:
             names = client.models()
             return fallback if fallback in names or not names else names[0]
-        if SystemClock().monotonic() > deadline:
-            break
+        sleep(_POLL_S)
     raise ConnectError(f"{run} serves nothing after {_READY_S:.0f} s; see `atoll logs {run}` and `atoll story {run}`")
 
 

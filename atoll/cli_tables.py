@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -123,6 +123,6 @@ def story(events: Sequence[EventView]) -> list[str]:
 
 
 def _line(event: EventView) -> str:
-    at = datetime.datetime.fromtimestamp(event.at, datetime.UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    at = dt.datetime.fromtimestamp(event.at, dt.UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
     cause = f"  [{event.cause}]" if event.cause else ""
     return f"{event.seq:>6}  {at}  {event.subject}  {event.kind}: {event.text}{cause}"

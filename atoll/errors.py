@@ -180,3 +180,13 @@ class SchemaError(InternalError):
     """A message that does not fit its schema."""
 
     code = "bad-message"
+
+
+def by_code(code: str, root: type[AtollError] = AtollError) -> type[AtollError]:
+    """The class with this code, or `AtollError` itself for a code of a newer build."""
+    found = next((c for c in _tree(root) if c.code == code), None)
+    return found or AtollError
+
+
+def _tree(root: type[AtollError]) -> list[type[AtollError]]:
+    return [root, *(c for child in root.__subclasses__() for c in _tree(child))]

@@ -72,8 +72,8 @@ def build(
 ) -> JobSpec:
     """The checked spec. Raises `ScriptNotFound` or `SpecError` with what to change."""
     working_dir = _absolute(options.get("working_dir") or cwd, cwd)
-    file = _file(fn, options, cwd)
     function = options.get("function") or _function_name(fn)
+    file = _file(fn, options, cwd)
     plain: dict[str, Any] = {key: options[key] for key in _PLAIN if key in options}  # type: ignore[literal-required]
     return check_spec(
         JobSpec(
@@ -112,7 +112,7 @@ def _file(fn: Callable[..., Any] | None, options: JobOptions, cwd: Path) -> Path
         return script(given, cwd)
     if fn is None:
         raise ScriptNotFound("atoll.run needs a function, or file= and function=")
-    source = inspect.getsourcefile(inspect.unwrap(fn)) if callable(fn) else None
+    source = inspect.getsourcefile(inspect.unwrap(fn))
     if source is None or not Path(source).is_file():
         raise ScriptNotFound(f"{fn!r} is in no file; trainers load the function from one: put it into a .py file")
     return Path(source).absolute()

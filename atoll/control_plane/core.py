@@ -189,7 +189,8 @@ class Core:
         if seat is None:
             self.desk.do(fx.KillSeat(seat=event.seat))
             return
-        seat.alive, seat.creating, seat.devices = True, False, event.devices
+        seat.alive, seat.creating = True, False
+        seat.devices, seat.working_dir = event.devices, event.working_dir
         settle(self.desk, self.desk.cluster.runs[seat.run])
 
     def _seat_failed(self, event: ev.SeatFailed) -> None:

@@ -92,10 +92,11 @@ class ClusterListed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeatCreated:
-    """The seat's actor runs and holds its resources."""
+    """The seat's actor runs and holds its resources. `working_dir` is where Ray unpacked the job's files, if it did."""
 
     seat: SeatId
     devices: tuple[int, ...] = ()
+    working_dir: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.placement import UNIT
-from atoll.control_plane.state import Run, Trainer
+from atoll.control_plane.state import Cluster, Run, Trainer
 from atoll.schema.ids import Step
 from atoll.schema.spec import JobKind
 from atoll.schema.views import CheckpointView, NodeView, RunView, TrainerView
@@ -86,3 +86,21 @@ def node_view(desk: Desk, node: Node) -> NodeView:
         agent=node.attached,
         labels=seen.labels if seen else {},
     )
+
+
+def servers_of(cluster: Cluster) -> list[dict[str, object]]:
+    """Where each served model answers, for the gateway. `secret` is what replicas of that run ask of their callers."""
+    return [
+        {
+            "run": run.run,
+            "trainer": t.trainer,
+            "host": t.server.host,
+            "port": t.server.port,
+            "model": t.server.model,
+            "step": t.server.step,
+            "secret": run.secret,
+        }
+        for run in cluster.open_runs()
+        for t in run.active()
+        if t.server is not None
+    ]

@@ -9,12 +9,14 @@ calls to the control plane, each with a deadline. The reader blocks on SQLite, s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 
-from atoll.errors import NotFoundError
+from atoll.errors import ConnectError, NotFoundError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import RunId, TrainerId, is_safe_name
 from atoll.schema.messages import DoctorReport, Finding, LogChunk
@@ -27,6 +29,9 @@ T = TypeVar("T")
 PAGE = 5000
 # A log answer travels agent -> control plane -> here -> reader: a quarter of a MiB keeps each hop short.
 LOG_LIMIT = 1 << 18
+# The history's writer is milliseconds behind; two seconds and the answer goes out anyway.
+_SHOWN_TRIES = 40
+_SHOWN_PAUSE_S = 0.05
 
 
 class Reader(Protocol):
@@ -79,7 +84,15 @@ class ClusterSource:
         self._control = control
 
     async def _read(self, cls: type[T], call: Callable[..., Sequence[Any]], *args: Any) -> list[T]:
-        return [_as(cls, row) for row in await run_in_threadpool(call, *args)]
+        return [_as(cls, row) for row in await self._call(call, *args)]
+
+    async def _call(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return await run_in_threadpool(call, *args)
+        except OperationalError as error:  # absent until the control plane first wrote it, or locked for too long
+            raise ConnectError(
+                f"the history cannot be read now ({error.orig}); try again, or see `atoll doctor`"
+            ) from None
 
     # -- the history -------------------------------------------------------------------------------------------------
 
@@ -90,7 +103,7 @@ class ClusterSource:
 
     async def run(self, run: RunId) -> RunView:
         """One run. Raises `NotFoundError`."""
-        found = await run_in_threadpool(self._reader.run, run) if is_safe_name(run) else None
+        found = await self._call(self._reader.run, run) if is_safe_name(run) else None
         if found is None:
             raise NotFoundError(f"no run {run!r}; `atoll ls` lists the runs of this cluster")
         return _as(RunView, found)
@@ -127,7 +140,13 @@ class ClusterSource:
     async def submit(self, spec: JobSpec) -> RunId:
         """Hand over a job. Raises `SpecError`, `CapacityError`, `ConnectError`."""
         answer = await self._control.invoke("submit", {"spec": to_plain(check_spec(spec))})
-        return RunId(answer["run"])
+        run = RunId(answer["run"])
+        # The history is written behind the journal: whoever is told the id may ask for the run at once.
+        for _ in range(_SHOWN_TRIES):
+            if await self._call(self._reader.run, run) is not None:
+                break
+            await asyncio.sleep(_SHOWN_PAUSE_S)
+        return run
 
     async def stop(self, run: RunId, reason: str = "asked at the dashboard") -> None:
         """Ask a run to stop at its next step boundary. Raises `NotFoundError`, `ConnectError`."""
@@ -153,6 +172,10 @@ class ClusterSource:
         """Findings of every node's agent."""
         answer = dict(await self._control.invoke("doctor", {}))
         return list(from_plain(DoctorReport, {"request": "", **answer}).findings)
+
+    async def servers(self) -> list[dict[str, Any]]:
+        """Replicas that answer, with what their callers must show: for the gateway alone."""
+        return list((await self._control.invoke("servers", {}))["servers"])
 
     async def status(self) -> dict[str, Any]:
         """The control plane's incarnation, pid and start. Raises `ConnectError`."""

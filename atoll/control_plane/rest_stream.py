@@ -93,7 +93,8 @@ async def _news(source: Followed, run: RunId, cursor: Cursor) -> AsyncIterator[S
         if not events and not points:
             return
         # A merge and no sort: each kind keeps the order of its numbers, by which a reader resumes.
-        for item in heapq.merge(events, points, key=_time):
+        both: list[list[EventView | MetricPoint]] = [[*events], [*points]]
+        for item in heapq.merge(*both, key=_time):
             cursor.take(item)
             yield cursor.message("event" if isinstance(item, EventView) else "metric", item)
 

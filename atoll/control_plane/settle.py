@@ -181,6 +181,8 @@ def _start(run: Run, trainer: Trainer, seat: Seat) -> StartTrainer:
     spec = run.spec
     if run.checkpoint is not None:
         spec = dataclasses.replace(spec, resume=run.checkpoint.path)
+    if seat.working_dir:
+        spec = dataclasses.replace(spec, working_dir=seat.working_dir)
     return StartTrainer(
         run=run.run,
         trainer=trainer.trainer,

@@ -63,6 +63,7 @@ class Seat:
     retry_at: float = 0.0
     refill_at: float = 0.0
     devices: tuple[int, ...] = ()
+    working_dir: str = ""
 
 
 @dataclass(slots=True)

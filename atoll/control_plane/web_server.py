@@ -128,11 +128,11 @@ def main() -> int:
     """Serve as one JSON line on stdin says. Returns the exit code."""
     try:
         settings = decode_as(WebConfig, sys.stdin.readline())
-        listener = bind(settings.host, settings.port)
-        reader, control, close = _open_cluster(settings)
         token = config.read_token(config.Config(home=Path(settings.home)))
-        app = create_app(reader, control, token, hosts=LOOPBACK | {settings.host.lower()}, on_close=close)
-        serve(app, listener)
+        with bind(settings.host, settings.port) as listener:
+            reader, control, close = _open_cluster(settings)
+            app = create_app(reader, control, token, hosts=LOOPBACK | {settings.host.lower()}, on_close=close)
+            serve(app, listener)
     except AtollError as error:
         sys.stderr.write(f"atoll: {error} ({error.code})\n")
         return error.exit_code

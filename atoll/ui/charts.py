@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from atoll.schema.views import MetricPoint
-from atoll.ui.views import EpochSpan, is_held_out, loss_names, rate
+from atoll.ui.steps import EpochSpan, is_held_out, loss_names, rate
 
 Pair = list[float]
 Options = dict[str, Any]
@@ -157,7 +157,7 @@ def _options(series: list[dict[str, Any]], spans: Sequence[EpochSpan], bounds: t
             "axisLine": {"lineStyle": {"color": "var(--line)"}},
             "axisTick": {"show": False},
             "splitLine": {"show": False},
-            "axisLabel": {**axis_text, "hideOverlap": True},
+            "axisLabel": {**axis_text, "hideOverlap": True, "showMaxLabel": False},
         },
         "yAxis": {
             "type": "value",

@@ -97,7 +97,7 @@ class Overview:
 
     def _build_runs(self) -> None:
         with card("Runs", "live ones first"):
-            with box("scroll") as self._table, box("list", "table"):
+            with box("sideways") as self._table, box("list", "table"):
                 with box(tag="thead"), box(tag="tr"):
                     for words, side in _COLUMNS:
                         with box(side, "th"):

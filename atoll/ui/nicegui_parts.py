@@ -17,7 +17,7 @@ from nicegui import ui
 from atoll.ui.views import Pill, Tile
 
 M = TypeVar("M")
-Shown = TypeVar("Shown", contravariant=True)
+Shown_contra = TypeVar("Shown_contra", contravariant=True)
 
 _CSS = Path(__file__).with_name("dashboard.css").read_text(encoding="utf-8")
 # Runs in the head, before anything is painted, so that a dark page never flashes white.
@@ -41,12 +41,12 @@ LOGO = (
 )
 
 
-class Widget(Protocol[Shown]):
+class Widget(Protocol[Shown_contra]):
     """Something on the page that shows one value at a time."""
 
     root: Any
 
-    def show(self, model: Shown) -> None:
+    def show(self, model: Shown_contra) -> None:
         """Make the page agree with `model`."""
         ...
 

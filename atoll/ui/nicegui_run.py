@@ -5,155 +5,34 @@ Steps and events are asked for from the last one held, so a page that stays open
 
 from __future__ import annotations
 
-from typing import Any
-
 from nicegui import ui
 
 from atoll.errors import AtollError
 from atoll.schema.ids import RunId
 from atoll.schema.spec import JobKind
 from atoll.schema.views import EventView, MetricPoint, RunState, RunView
-from atoll.ui import charts, wording
+from atoll.ui import wording
 from atoll.ui.nicegui_logs import LogPanel
+from atoll.ui.nicegui_panels import AskPanel, ChartPanel, CheckpointRow, EpochView, EventRow, MemberView
 from atoll.ui.nicegui_parts import Empty, Frame, Keyed, PillView, box, button, card, heading, text, tiles, tone_class
 from atoll.ui.source import Source
+from atoll.ui.steps import EpochSpan, compact, epoch_spans
 from atoll.ui.views import (
     CheckpointLine,
-    EpochSpan,
     EventLine,
     MemberCard,
     checkpoint_lines,
-    compact,
-    epoch_spans,
     event_line,
     member_cards,
     run_pill,
     run_tiles,
-    span_words,
 )
 
 _MAX_EVENTS = 100
 _MAX_EPOCHS = 8
 _MAX_CHECKPOINTS = 6
 # Answers taken in one refresh: a long history arrives within the first seconds and never holds up the page.
-_MAX_ASKS = 8
-
-
-class MemberView:
-    """One process."""
-
-    def __init__(self) -> None:
-        self.root = box("member")
-        with self.root:
-            self._title = text("", "member-title")
-            with box("member-text"):
-                self._trainer, self._where = text("", "mono"), text("", "quiet")
-            self._pill = PillView()
-
-    def show(self, model: MemberCard) -> None:
-        """Show this process."""
-        self._title.set_text(model.title)
-        self._trainer.set_text(model.trainer)
-        self._where.set_text(model.where)
-        self._pill.show(model.pill)
-        tone_class(self.root, "member", "gone" if model.gone else "")
-
-
-class EpochView:
-    """One epoch as a bar on the axis of steps."""
-
-    def __init__(self) -> None:
-        self.root = box("epoch")
-        with self.root:
-            self._name = text("", "mono")
-            with box("epoch-track"):
-                self._bar = box("epoch-bar")
-            self._words = text("", "quiet")
-
-    def show(self, model: tuple[EpochSpan, int, int]) -> None:
-        """Show this epoch between the first and last step of the run."""
-        span, first, last = model
-        whole = max(1, last - first + 1)
-        self._name.set_text(f"epoch {span.epoch}")
-        self._bar.style(f"left: {(span.first - first) / whole:.2%}; width: {span.steps / whole:.2%}")
-        self._words.set_text(span_words(span))
-
-
-class EventRow:
-    """One line of the story."""
-
-    def __init__(self) -> None:
-        self.root = box("event")
-        with self.root:
-            self._time = text("", "event-time mono")
-            self._glyph = text("", "event-glyph").props("aria-hidden=true")
-            with box():
-                self._title, self._text = text("", "event-title"), text("", "event-text")
-
-    def show(self, model: EventLine) -> None:
-        """Show this event."""
-        self._time.set_text(model.time)
-        self._glyph.set_text(model.glyph)
-        self._title.set_text(model.title)
-        self._text.set_text(model.text)
-        tone_class(self.root, "event", model.tone.value)
-
-
-class CheckpointRow:
-    """One durable checkpoint."""
-
-    def __init__(self) -> None:
-        self.root = box("member")
-        with self.root:
-            self._title = text("", "member-title")
-            with box("member-text"):
-                self._note, self._path = text("", "quiet"), text("", "mono")
-
-    def show(self, model: CheckpointLine) -> None:
-        """Show this checkpoint."""
-        self._title.set_text(model.title)
-        self._note.set_text(model.note)
-        self._path.set_text(model.path.rstrip("/").rpartition("/")[2])
-
-
-class ChartPanel:
-    """The three charts of a training run."""
-
-    def __init__(self) -> None:
-        with box("stack") as self._root:
-            with card("Loss", "a dashed mark stands where the members, and so the epoch, changed"):
-                self._loss = _chart("tall")
-                self._empty = Empty(
-                    "No step committed yet",
-                    "The first point appears when all members have joined and agreed on a step.",
-                )
-            with box("pair") as self._pair:
-                with card("Step time", "milliseconds, by commit"):
-                    self._time = _chart("low")
-                with card("Throughput") as self._unit:
-                    self._pace = _chart("low")
-
-    def show(self, points: list[MetricPoint], spans: list[EpochSpan], *, visible: bool) -> None:
-        """Draw these steps."""
-        self._root.set_visibility(visible)
-        for element in (self._loss, self._pair):
-            element.set_visibility(bool(points))
-        self._empty.show(empty=not points)
-        if points:
-            self._unit.set_text(charts.throughput_words(points))
-            _draw(self._loss, charts.loss(points, spans))
-            _draw(self._time, charts.step_time(points, spans))
-            _draw(self._pace, charts.throughput(points, spans))
-
-
-def _chart(height: str) -> Any:
-    return ui.echart({"series": []}, renderer="svg").classes(f"chart {height}")
-
-
-def _draw(chart: Any, options: charts.Options) -> None:
-    chart.options.clear()
-    chart.options.update(options)
-    chart.update()
+_MAX_ASKS = 4
 
 
 class RunPage:
@@ -171,7 +50,9 @@ class RunPage:
             with box("split"):
                 with box("stack"):
                     self._charts = ChartPanel()
-                    self._build_epochs()
+                    self._ask = AskPanel()
+                    with box() as self._epochs_box:
+                        self._build_epochs()
                     self._logs = LogPanel(source, run)
                 with box("stack"):
                     self._build_side()
@@ -211,7 +92,7 @@ class RunPage:
         with card("What happened", "newest first, UTC"):
             self._story: Keyed[EventLine] = Keyed(box("story").props("tabindex=0"), EventRow, lambda line: line.seq)
             self._no_story = Empty("Nothing yet", "Decisions about this run appear here with their reasons.")
-        with card("Checkpoints", "durable ones"):
+        with box() as self._saved_box, card("Checkpoints", "durable ones"):
             self._saved: Keyed[CheckpointLine] = Keyed(box("members"), CheckpointRow, lambda line: line.step)
             self._no_saved = Empty("None yet", "Set checkpoint_every in the job to save each so many steps.")
 
@@ -234,14 +115,15 @@ class RunPage:
         self._show_head(run, now=now)
         self._show_steps(run)
         self._show_story()
-        members = member_cards(run.trainers)
+        members = member_cards(run.trainers, run.run)
         self._members.show(members)
-        self._members_note.set_text(f"{run.members} of {run.workers_wanted} in epoch {run.epoch}")
-        self._no_members.show(empty=not members)
+        present = f"{run.members} of {run.workers_wanted} in epoch {run.epoch}"
+        self._members_note.set_text("the run has ended" if run.state.ended else present)
+        self._no_members.show(empty=not members and not run.state.ended)
         saved = checkpoint_lines(await self._source.checkpoints(self._run))[:_MAX_CHECKPOINTS]
         self._saved.show(saved)
         self._no_saved.show(empty=not saved)
-        await self._logs.refresh(members)
+        self._logs.show(members)
 
     async def _take_metrics(self) -> None:
         for _ in range(_MAX_ASKS):
@@ -262,10 +144,15 @@ class RunPage:
     def _show_head(self, run: RunView, *, now: float) -> None:
         self._name.set_text(run.name)
         self._pill.show(run_pill(run.state))
-        length = wording.duration((run.ended_at or now) - run.submitted_at)
+        length = wording.elapsed((run.ended_at or now) - run.submitted_at)
         self._about.set_text(f"submitted {wording.clock_time(run.submitted_at)} UTC, {length}")
         self._reason.set_text(run.reason)
+        tone_class(self._reason, "reason", "bad" if run.state is RunState.FAILED else "")
         self._stop.set_visibility(not run.state.ended and run.state is not RunState.STOPPING)
+        training = run.kind is JobKind.TRAIN
+        self._epochs_box.set_visibility(training)
+        self._saved_box.set_visibility(training)
+        self._ask.show(visible=not training)
         self._tiles.show(run_tiles(run, self._points, now=now))
 
     def _show_steps(self, run: RunView) -> None:

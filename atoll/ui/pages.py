@@ -25,6 +25,8 @@ from atoll.ui.source import Source
 
 # People cannot read faster, and a step takes about this long.
 _REFRESH_S = 1.0
+# A long history is read before the first paint.
+_FIRST_ANSWER_S = 15.0
 
 
 class _Page(Protocol):
@@ -37,11 +39,11 @@ def mount(app: FastAPI, source: Source, *, clock: Clock | None = None, mount_pat
     """Serve the dashboard from `app`. Call once a process and after all other routes: at `/` it takes what is left."""
     tick = clock or SystemClock()
 
-    @ui.page("/")
+    @ui.page("/", response_timeout=_FIRST_ANSWER_S)
     async def overview() -> None:
         await _live(Overview(source), tick)
 
-    @ui.page("/runs/{run}")
+    @ui.page("/runs/{run}", response_timeout=_FIRST_ANSWER_S)
     async def one_run(run: str) -> None:
         try:
             await source.run(RunId(run))

@@ -1,34 +1,30 @@
 """What the pages show, made from the schema's views: rows, tiles, member cards, the epoch timeline, event lines.
 
 Everything here is a value, in the order in which it is drawn and in the words that are drawn, so that the pages only
-carry it to the browser and change what differs from the second before. An epoch's span is read from the committed steps
-and never from wishes: it begins with its first commit, and the gap before it is what the change of members cost.
+carry it to the browser and change what differs from the second before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from atoll.schema.ids import RunId
 from atoll.schema.spec import JobKind
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunState, RunView, TrainerView
 from atoll.ui import wording
+from atoll.ui.steps import is_held_out, latest_value, loss_names, rate
 from atoll.ui.wording import NOTHING, Tone
 
 # Enough for the eye to follow one incident; older ones are in `atoll story` and in the events.
 MAX_GONE = 4
-# At one point a second this is more than an hour of full detail; compacted points still draw the same line.
-MAX_POINTS = 4_000
-_HELD_OUT = frozenset({"heldout", "held", "val", "valid", "validation", "eval", "test"})
 _ROLE_ORDER = ("worker", "learner", "server", "spare", "gone")
-_ROLE_GLYPHS = {"worker": "\u25cf", "server": "\u25cf", "learner": "\u25d1", "spare": "\u25cb", "gone": "\u2715"}
+_ROLE_GLYPHS = {"worker": "\u25cf", "server": "\u25cf", "learner": "\u25d1", "spare": "\u25cb"}
 _ROLE_TONES = {
     "worker": Tone.ACTIVE,
     "server": Tone.ACTIVE,
     "learner": Tone.CALM,
     "spare": Tone.CALM,
-    "gone": Tone.BAD,
 }
 
 
@@ -39,6 +35,11 @@ class Pill:
     glyph: str
     text: str
     tone: Tone
+
+
+# How a part in a run ended; whatever else is said of a gone process reads as a loss.
+_GOOD_ENDS = {"finished": Pill(glyph="\u2713", text="finished", tone=Tone.GOOD)}
+_CALM_ENDS = frozenset({"dismissed", "stopped"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,28 +86,11 @@ class MemberCard:
     """One process of a run."""
 
     trainer: str
+    name: str
     title: str
     pill: Pill
     where: str
     gone: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochSpan:
-    """The committed steps of one epoch. `gap_s` passed between the last commit before it and its first."""
-
-    epoch: int
-    first: int
-    last: int
-    members: int
-    began_at: float
-    ended_at: float
-    gap_s: float | None
-
-    @property
-    def steps(self) -> int:
-        """Committed steps in the span."""
-        return self.last - self.first + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,50 +113,6 @@ class CheckpointLine:
     title: str
     note: str
     path: str
-
-
-# -- numbers of one step ---------------------------------------------------------------------------------------------
-
-
-def is_held_out(metric: str) -> bool:
-    """True for a metric taken on text that is not trained on, by its name."""
-    return not _HELD_OUT.isdisjoint(metric.lower().replace("-", "_").replace("/", "_").split("_"))
-
-
-def loss_names(points: Iterable[MetricPoint]) -> list[str]:
-    """Names of the reported losses: training first, then held-out ones."""
-    found = {name for point in points for name in point.metrics if "loss" in name.lower()}
-    return sorted(found, key=lambda name: (is_held_out(name), name != "loss", name))
-
-
-def rate(point: MetricPoint) -> tuple[float, str]:
-    """Work per second of this step and its unit: tokens where the program reports them, else samples."""
-    for name, value in point.metrics.items():
-        if name in {"tokens_per_s", "tokens_per_second", "tokens/s"}:
-            return value, "tokens/s"
-    seconds = max(point.step_s, 1e-9)
-    if "tokens" in point.metrics:
-        return point.metrics["tokens"] / seconds, "tokens/s"
-    return point.samples / seconds, "samples/s"
-
-
-def latest_value(points: Sequence[MetricPoint], name: str | None) -> float | None:
-    """The newest value of a metric that not every step reports."""
-    return next((p.metrics[name] for p in reversed(points) if name in p.metrics), None) if name else None
-
-
-def compact(points: list[MetricPoint], limit: int = MAX_POINTS) -> list[MetricPoint]:
-    """At most about `limit` points: of the older half every second one goes, but never the edge of an epoch."""
-    if len(points) <= limit:
-        return points
-    half = len(points) // 2
-    kept = [p for i, p in enumerate(points[:half]) if i % 2 == 0 or _is_edge(points, i)]
-    return kept + points[half:]
-
-
-def _is_edge(points: Sequence[MetricPoint], i: int) -> bool:
-    epochs = {p.epoch for p in points[max(0, i - 1) : i + 2]}
-    return len(epochs) > 1
 
 
 # -- overview --------------------------------------------------------------------------------------------------------
@@ -262,11 +202,13 @@ def overview_tiles(runs: Sequence[RunView], nodes: Sequence[NodeView]) -> list[T
 def run_tiles(run: RunView, points: Sequence[MetricPoint], *, now: float) -> list[Tile]:
     """What a person looks at first, by the kind of run."""
     if run.kind is JobKind.SERVE:
-        return [_members_tile(run, "Replicas"), Tile(label="Endpoint", value=run.endpoint or NOTHING)]
+        where = Tile(label="Answering at", value=run.endpoint or NOTHING, note="inside the cluster; ask this server")
+        return [_members_tile(run, "Replicas"), where]
+    points = points or [p for p in (run.last,) if p is not None]
     names = loss_names(points)
     train = next((n for n in names if not is_held_out(n)), None)
     held = next((n for n in names if is_held_out(n)), None)
-    last = points[-1] if points else run.last
+    last = points[-1] if points else None
     pace, unit = rate(last) if last else (None, "tokens/s")
     saved = run.checkpoint
     return [
@@ -289,7 +231,9 @@ def _step_note(last: MetricPoint | None) -> str:
 
 
 def _members_tile(run: RunView, label: str) -> Tile:
-    short = not run.state.ended and run.members < run.workers_wanted
+    if run.state.ended:
+        return Tile(label=label, value=NOTHING, note=f"{run.workers_wanted} while it ran")
+    short = run.members < run.workers_wanted
     note = f"one short of {run.workers_wanted}" if run.workers_wanted - run.members == 1 else "fewer than wanted"
     return Tile(
         label=label,
@@ -299,75 +243,64 @@ def _members_tile(run: RunView, label: str) -> Tile:
     )
 
 
-def member_cards(trainers: Iterable[TrainerView]) -> list[MemberCard]:
+def member_cards(trainers: Iterable[TrainerView], run: str = "") -> list[MemberCard]:
     """Ranks in order, then spares, then the last few that are gone, the newest of them first."""
     by_role = sorted(trainers, key=lambda t: (_role_place(t.role), -1 if t.rank is None else t.rank, t.trainer))
     present = [t for t in by_role if t.role != "gone"]
     gone = [t for t in by_role if t.role == "gone"]
-    return [_member_card(t) for t in (*present, *gone[::-1][:MAX_GONE])]
+    return [_member_card(t, run) for t in (*present, *gone[::-1][:MAX_GONE])]
 
 
 def _role_place(role: str) -> int:
     return _ROLE_ORDER.index(role) if role in _ROLE_ORDER else len(_ROLE_ORDER)
 
 
-def _member_card(trainer: TrainerView) -> MemberCard:
-    gone = trainer.role == "gone"
+def short_name(subject: str, run: str) -> str:
+    """`"t3"` for the trainer `"my-run-t3"`: on a run's own page its name only takes room."""
+    rest = subject.removeprefix(f"{run}-") if run else subject
+    return rest or subject
+
+
+def _member_card(trainer: TrainerView, run: str) -> MemberCard:
     rank = NOTHING if trainer.rank is None else str(trainer.rank)
     title = f"Rank {rank}" if trainer.role in {"worker", "learner"} else trainer.role.capitalize()
     return MemberCard(
         trainer=trainer.trainer,
+        name=short_name(trainer.trainer, run),
         title=title,
-        pill=Pill(
-            glyph=_ROLE_GLYPHS.get(trainer.role, "\u25cc"),
-            text=wording.kind_words(trainer.state or trainer.role).lower(),
-            tone=_ROLE_TONES.get(trainer.role, Tone.CALM),
-        ),
-        where=f"pid {trainer.pid} on {trainer.node}",
-        gone=gone,
+        pill=_end_pill(trainer.state) if trainer.role == "gone" else _role_pill(trainer),
+        where=f"pid {trainer.pid} on {trainer.node}" if trainer.pid else f"on {trainer.node}",
+        gone=trainer.role == "gone",
     )
 
 
-def epoch_spans(points: Iterable[MetricPoint]) -> list[EpochSpan]:
-    """The epochs that committed something, oldest first."""
-    spans: list[EpochSpan] = []
-    for point in points:
-        if spans and spans[-1].epoch == point.epoch:
-            spans[-1] = replace(spans[-1], last=point.step, ended_at=point.at, members=point.members)
-        else:
-            spans.append(_span(point, spans[-1] if spans else None))
-    return spans
-
-
-def _span(point: MetricPoint, before: EpochSpan | None) -> EpochSpan:
-    return EpochSpan(
-        epoch=point.epoch,
-        first=point.step,
-        last=point.step,
-        members=point.members,
-        began_at=point.at,
-        ended_at=point.at,
-        gap_s=point.at - before.ended_at if before else None,
+def _role_pill(trainer: TrainerView) -> Pill:
+    return Pill(
+        glyph=_ROLE_GLYPHS.get(trainer.role, "\u25cc"),
+        text=(trainer.state or trainer.role).replace("_", " ").lower(),
+        tone=Tone.CARE if trainer.state == "regrouping" else _ROLE_TONES.get(trainer.role, Tone.CALM),
     )
 
 
-def span_words(span: EpochSpan) -> str:
-    """One epoch in a line."""
-    steps = f"step {span.first:,}" if span.steps == 1 else f"steps {span.first:,}\u2013{span.last:,}"
-    gap = "" if span.gap_s is None else f", {wording.duration(span.gap_s)} after the commit before it"
-    return f"{steps}, {wording.plural(span.members, 'member')}{gap}"
+def _end_pill(state: str) -> Pill:
+    if state in _GOOD_ENDS:
+        return _GOOD_ENDS[state]
+    if state in _CALM_ENDS:
+        return Pill(glyph="\u25a0", text=state, tone=Tone.CALM)
+    return Pill(glyph="\u2715", text=state or "gone", tone=Tone.BAD)
 
 
 def event_line(event: EventView) -> EventLine:
-    """One event in words."""
+    """One event in words: whom it happened to stands first, unless that is the run itself."""
     tone = wording.event_tone(event.kind)
+    whom = "" if event.subject in {event.run, ""} else short_name(event.subject, event.run or "")
     return EventLine(
         seq=event.seq,
         time=wording.clock_time(event.at),
         glyph=wording.TONE_GLYPHS[tone],
         tone=tone,
-        title=wording.kind_words(event.kind),
-        text=event.text or event.subject,
+        title=f"{whom}: {wording.kind_words(event.kind).lower()}" if whom else wording.kind_words(event.kind),
+        text=event.text,
     )
 
 

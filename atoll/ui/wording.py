@@ -63,9 +63,19 @@ TONE_GLYPHS = {
 _KIND_TONES: tuple[tuple[Tone, tuple[str, ...]], ...] = (
     (Tone.BAD, ("fail", "refus", "error", "damag", "cannot")),
     (Tone.CARE, ("lost", "down", "exit", "fence", "gone", "suspect", "stop", "silent", "unreach", "kill", "leave")),
-    (Tone.GOOD, ("succeed", "finish", "commit", "checkpoint", "ready", "join", "attach", "adopt", "return")),
+    (Tone.GOOD, ("succeed", "finish", "commit", "checkpoint", "ready", "join", "attach", "adopt", "return", "serving")),
     (Tone.ACTIVE, ("epoch", "start", "place", "regroup", "submit", "run", "promot", "resume")),
 )
+
+
+# Kinds whose bare word says too little to someone who does not know the control plane.
+_TITLES = {
+    "epoch": "new epoch",
+    "gone": "process has ended",
+    "began": "process started",
+    "assigned": "given a seat",
+    "ended": "run ended",
+}
 
 
 def run_tone(state: RunState) -> Tone:
@@ -86,6 +96,8 @@ def event_tone(kind: str) -> Tone:
 
 def kind_words(kind: str) -> str:
     """`"EpochRaised"`, `"epoch_raised"` and `"epoch-raised"` as `"Epoch raised"`."""
+    if kind in _TITLES:
+        return _TITLES[kind].capitalize()
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind)
     words = re.split(r"[\s_.-]+", spaced.strip())
     return " ".join(words).lower().capitalize()
@@ -135,6 +147,11 @@ def duration(seconds: float | None) -> str:
     if seconds < _DAY:
         return f"{int(seconds // _HOUR)} h {int(seconds % _HOUR // _MINUTE):02d} min"
     return f"{int(seconds // _DAY)} d {int(seconds % _DAY // _HOUR)} h"
+
+
+def elapsed(seconds: float) -> str:
+    """How long something has been going on, in whole seconds."""
+    return f"{max(0, int(seconds))} s" if seconds < _MINUTE else duration(seconds)
 
 
 def ago(then: float | None, *, now: float) -> str:

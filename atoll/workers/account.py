@@ -76,7 +76,10 @@ class _Books:
         plan = Plan(seed=seed, size=size, global_batch=global_batch, micro_batch=micro_batch, steps=steps)
         if self.plan not in {None, plan}:
             self.problems.append(f"two plans in one account: {self.plan} and {plan}")
-        self.plan, self.begin = plan, plain.get("begin", 0)
+        begin = plain.get("begin", 0)
+        # A trainer that joins later begins later; the run begins with the first.
+        self.begin = begin if self.plan is None else min(self.begin, begin)
+        self.plan = plan
 
 
 def merge(lines: Iterable[str]) -> Account:

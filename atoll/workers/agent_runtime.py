@@ -92,6 +92,7 @@ class Agent:
         self._exits = Exits(self._trainer_ended)
         self._alone = Silence(tick_s=2 * BEAT_S)
         self._leaving = asyncio.Event()
+        self._one_ended = asyncio.Event()
         self._gone_for_good = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._supervisor = self._make_supervisor() if config.head else None
@@ -220,6 +221,7 @@ class Agent:
         found = next((f for f in self._core.living() if f.trainer == trainer), None)
         tail = log_tail(Path(self._core.log_of(trainer, found.run))) if found and status != 0 else ""
         self._handle(Ended(trainer=trainer, exit_status=status, log_tail=tail))
+        self._one_ended.set()
 
     # -- loops -------------------------------------------------------------------------------------------------------
 
@@ -257,10 +259,11 @@ class Agent:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None and not self._leaving.is_set():
             # Half an agent is worse than none: trainers live on, and a fresh agent takes them over.
-            _log(f"ends because of a bug: {error!r}")
-            asyncio.get_running_loop().call_exception_handler({"message": "agent task", "exception": error})
+            context = {"message": "atoll: the agent ends because of a bug", "exception": error, "task": task}
+            asyncio.get_running_loop().call_exception_handler(context)
             self._leaving.set()
 
     # -- the end -----------------------------------------------------------------------------------------------------
@@ -284,7 +287,8 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
                 while self._core.living():
-                    await asyncio.sleep(0.02)
+                    self._one_ended.clear()
+                    await self._one_ended.wait()
         await self._link.flush(1.0)
 
 

@@ -45,6 +45,7 @@ OPTIONS = (
 )
 _COMMANDS = Registry(AGENT_COMMANDS)
 _HANDSHAKE = Registry((Challenge, Proof))
+_EOF: Any = vars(grpc.aio)["EOF"]  # missing in the stubs
 Stream = Any  # grpc.aio.StreamStreamCall; the stubs give its type no parameters
 
 
@@ -76,6 +77,9 @@ class ControlLink:
                 await self._once()
             except (grpc.RpcError, TimeoutError, HandshakeError, SchemaError, VersionMismatch, EOFError) as error:
                 _log_unless_away(error)
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is None or task.cancelling():
+                    raise  # the agent ends; else it was `drop`: gRPC says so in the same words
             if self.streams != before:
                 backoff.reset()
             await asyncio.sleep(backoff.next())
@@ -97,13 +101,13 @@ class ControlLink:
     async def flush(self, timeout_s: float) -> None:
         """Wait until everything queued was handed to the stream."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self.attached and not self._queue.empty():
-                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(timeout_s if self.attached else 0):
+                await self._queue.join()
 
     async def _once(self) -> None:
         async with grpc.aio.insecure_channel(self._target, options=OPTIONS) as channel:
-            stream = ControlPlaneStub(channel).Attach(metadata=(("atoll-node", self._node),))
+            stub = ControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
+            stream: Stream = stub.Attach(metadata=(("atoll-node", self._node),))
             self._stream = stream
             try:
                 async with asyncio.timeout(HANDSHAKE_S):
@@ -143,7 +147,7 @@ class ControlLink:
             self._emit(Detached())
 
     async def _read(self, stream: Stream) -> None:
-        while (frame := await stream.read()) is not grpc.aio.EOF:
+        while (frame := await stream.read()) is not _EOF:
             self.frames += 1
             if not frame.body:
                 self.beating = True
@@ -155,11 +159,12 @@ class ControlLink:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
             while True:
                 await stream.write(Frame(body=await self._queue.get()))
+                self._queue.task_done()
 
 
 async def _read_one(stream: Stream, kind: type[Any]) -> Any:
     frame = await stream.read()
-    if frame is grpc.aio.EOF:
+    if frame is _EOF:
         raise EOFError("the control plane ended the stream during the handshake")
     message = _HANDSHAKE.decode(frame.body)
     if not isinstance(message, kind):

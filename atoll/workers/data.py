@@ -45,7 +45,9 @@ class TokenFile:
     for the one token that is the last target of one and the first input of the next.
     """
 
-    def __init__(self, source: str | Path | Sequence[int] | np.ndarray | torch.Tensor, window: int, *, dtype: str = "uint16") -> None:
+    def __init__(
+        self, source: str | Path | Sequence[int] | np.ndarray | torch.Tensor, window: int, *, dtype: str = "uint16"
+    ) -> None:
         if window < 1:
             raise DataError(f"window={window}: at least 1 token")
         if dtype not in _TOKEN_TYPES:
@@ -57,7 +59,9 @@ class TokenFile:
         self._count = len(self._open())
         if self._count <= window:
             name = self._path or "the array"
-            raise DataError(f"{name} holds {self._count} tokens, too few for one window of {window} + 1; use a smaller window")
+            raise DataError(
+                f"{name} holds {self._count} tokens, too few for one window of {window} + 1; use a smaller window"
+            )
 
     def __len__(self) -> int:
         return (self._count - 1) // self.window
@@ -105,8 +109,7 @@ class ArrowRows:
     """
 
     def __init__(self, paths: str | Path | Iterable[str | Path], columns: Sequence[str] | None = None) -> None:
-        single = isinstance(paths, str | Path)
-        self._paths = [Path(p) for p in ([paths] if single else paths)]  # type: ignore[list-item]
+        self._paths = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
         self._columns = list(columns) if columns is not None else None
         for path in self._paths:
             if not path.is_file():
@@ -157,10 +160,10 @@ class _ParquetReader:
 
 class _IpcReader:
     def __init__(self, path: Path, columns: list[str] | None) -> None:
-        import pyarrow  # noqa: PLC0415 - only for those who have such files
+        import pyarrow as pa  # noqa: PLC0415 - only for those who have such files
 
-        self._table = pyarrow.Table.from_batches
-        self._file, self._columns = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))), columns
+        self._table = pa.Table.from_batches
+        self._file, self._columns = pa.ipc.open_file(pa.memory_map(str(path))), columns
         self.rows = [self._file.get_batch(g).num_rows for g in range(self._file.num_record_batches)]
 
     def read(self, group: int) -> Any:

@@ -78,13 +78,15 @@ class EpochLink:
         if comm is not None:
             comm.close()
 
+    def close(self) -> None:
+        """No further epoch is joined."""
+        self.leave()
+
     def _say_ready(self) -> None:
         if not self._ready:
             self._ready = True
             listener = self._host.listener
-            self._host.tell(
-                TrainerReady(trainer=self._host.identity.trainer, host=listener.host, port=listener.port)
-            )
+            self._host.tell(TrainerReady(trainer=self._host.identity.trainer, host=listener.host, port=listener.port))
 
     def _arrived(self, membership: Membership) -> None:
         """A membership came (link thread)."""

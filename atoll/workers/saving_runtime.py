@@ -74,6 +74,12 @@ class Saving:
         if self._writer is not None:
             self._writer.finish(_FINISH_S)
 
+    def close(self) -> None:
+        """Let go of the writer without waiting for what it has begun."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.finish(0.0)
+
     @property
     def resumes(self) -> bool:
         """True when the run goes on from a checkpoint."""
@@ -83,7 +89,9 @@ class Saving:
         """Fill `managed` from the checkpoint to resume from; returns its step."""
         path = Path(self._resume or "")
         if not path.is_dir():
-            raise CheckpointError(f"resume={str(path)!r} is no directory; give a run's checkpoints folder or one of its steps")
+            raise CheckpointError(
+                f"resume={str(path)!r} is no directory; give a run's checkpoints folder or one of its steps"
+            )
         name = path.name.removeprefix(_STEP_PREFIX)
         one = path.name != name and name.isdigit()
         return load_flat(Store(path.parent if one else path).open(int(name) if one else None), managed, plan)

@@ -23,8 +23,8 @@ from atoll.workers.supervision import Action, Seen, Supervision
 
 WEB = "atoll.control_plane.web_server"
 ENSURE = "atoll.control_plane.ray_ensure"
-# The web process ends its streams within 2 s of SIGTERM.
-LEAVE_S = 5.0
+# 5 s in all: the web process ends its streams within 2 s of SIGTERM.
+LEAVE_LOOKS, LEAVE_LOOK_S = 100, 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +78,10 @@ class Supervisor:
         """End both processes."""
         for child in self._children.values():
             send_signal(child.pid, child.start_ticks, signal.SIGTERM)
-        deadline = self._monotonic() + LEAVE_S
-        while self._monotonic() < deadline and any(map(self._lives, self._children)):
-            await asyncio.sleep(0.05)
+        for _ in range(LEAVE_LOOKS):
+            if not any(map(self._lives, self._children)):
+                break
+            await asyncio.sleep(LEAVE_LOOK_S)
         for child in self._children.values():
             fence(child.pid, child.start_ticks)
         self._record.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
 
 from atoll.errors import StateError
@@ -26,7 +27,7 @@ def solo_group() -> Iterator[None]:
     """A default process group with this process alone (2 ms), unless there is one already."""
     mine = dist.is_available() and not dist.is_initialized()
     if mine:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

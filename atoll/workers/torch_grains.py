@@ -3,7 +3,8 @@
 `seed_all` sets every generator from (seed, step, grain). `Buffers` lets each grain start from the buffers of the step's
 entry, collects what each grain changed, and merges after commit: floating buffers become entry + weighted mean of the
 changes, integer ones entry + sum of the changes (so a counter counts every grain). Only buffers that some rank changed
-take part. A change is seen by torch's version counter, or by another tensor standing in the buffer's place.
+take part. A change is seen by torch's version counter, by another tensor standing in the buffer's place and, as batch
+norm moves its running statistics past the counter, by comparing what is small enough to be a statistic.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import torch
 from torch import nn
 
 from atoll.workers.samples import mix
+
+# Channels of a normalisation layer are fewer; masks and position tables, which never change, are mostly larger.
+_COMPARED = 1 << 16
 
 
 class Draw(enum.IntEnum):
@@ -36,7 +40,7 @@ def seed_all(seed: int, step: int, grain: int, draw: Draw = Draw.COMPUTE) -> Non
     """Seed torch (CPU and CUDA), Python and, where it is loaded, numpy."""
     bits = mix(seed, step, grain, draw)
     torch.default_generator.manual_seed(bits >> 1)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(bits >> 1)
     random.seed(bits)
     numpy = sys.modules.get("numpy")
@@ -64,8 +68,13 @@ class _Slot:
 
     @property
     def mutated(self) -> bool:
-        current = self.current
-        return current is not self.tensor or current._version != self.version  # noqa: SLF001 - torch's change counter
+        return self.current is not self.tensor or self.moved_since(self.version)
+
+    def moved_since(self, version: int) -> bool:
+        """Whether the tensor changed; its counter had `version` when it was equal to `entry`."""
+        if self.tensor._version != version:  # noqa: SLF001 - torch's change counter
+            return True
+        return self.tensor.numel() <= _COMPARED and not torch.equal(self.tensor, self.entry)
 
     @property
     def is_float(self) -> bool:
@@ -98,11 +107,9 @@ class Buffers:
         """Step entry: what is now is what an abort returns to."""
         for slot in self._slots:
             slot.tensor = slot.current
-            now = slot.tensor._version  # noqa: SLF001 - unchanged since the last record: no copy
-            if now != slot.entry_version or slot.entry.shape != slot.tensor.shape:
+            if slot.entry.shape != slot.tensor.shape or slot.moved_since(slot.entry_version):
                 slot.entry = slot.tensor.detach().clone()
-                slot.entry_version = now
-            slot.version = now
+            slot.version = slot.entry_version = slot.tensor._version  # noqa: SLF001 - torch's change counter
             slot.change = slot.merged = None
 
     def end_grain(self, weight: float) -> None:
@@ -165,7 +172,9 @@ class Buffers:
 
 def _slot(owner: nn.Module, name: str, tensor: torch.Tensor) -> _Slot:
     version = tensor._version  # noqa: SLF001 - torch's change counter
-    return _Slot(owner=owner, name=name, tensor=tensor, entry=tensor.detach().clone(), version=version, entry_version=version)
+    return _Slot(
+        owner=owner, name=name, tensor=tensor, entry=tensor.detach().clone(), version=version, entry_version=version
+    )
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,10 @@ class Loader(Protocol):
         """The rows' ids and the batch."""
         ...
 
+    def restart(self) -> None:
+        """The members changed: what was read ahead may not be this rank's any more."""
+        ...
+
     def close(self) -> None:
         """Let go of processes."""
         ...
@@ -45,6 +49,9 @@ class LocalLoader:
     def fetch(self, step: int, grain: int) -> tuple[tuple[int, ...], Any]:
         """The rows' ids and the batch."""
         return self._read[(step, grain)]
+
+    def restart(self) -> None:
+        """Nothing is read ahead."""
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -83,6 +90,10 @@ class SpawnedLoader:
         ids, batch = next(self._batches)
         self._expected = self._following(spot)
         return ids, batch
+
+    def restart(self) -> None:
+        """Read ahead anew, from the next grain that is asked for."""
+        self._expected = None
 
     def close(self) -> None:
         """End the loader processes."""

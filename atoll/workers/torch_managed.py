@@ -61,7 +61,9 @@ class Managed:
     def add(self, name: str, item: Any) -> None:
         """Take charge of one object."""
         if name in self._objects or name == RESERVED:
-            raise StateError(f"the name {name!r} is taken; give each managed object a name of its own: manage({name}2=...)")
+            raise StateError(
+                f"the name {name!r} is taken; give each managed object a name of its own: manage({name}2=...)"
+            )
         if not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
             raise StateError(
                 f"{name} is a {type(item).__name__} without state_dict and load_state_dict, so it cannot be saved "
@@ -148,7 +150,9 @@ class Managed:
         missing = [name for name in self._objects if name not in state]
         if missing:
             have = sorted(set(state) - {RESERVED})
-            raise StateError(f"the saved state has no {', '.join(missing)}; it holds {have}: use the names it was saved under")
+            raise StateError(
+                f"the saved state has no {', '.join(missing)}; it holds {have}: use the names it was saved under"
+            )
         for name, item in self._objects.items():
             try:
                 _bared(item).load_state_dict(state[name])

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ class Reducer:
         self._params = list(params)
         self._buckets = list(_fill(reversed(self._params), bucket_bytes))
         self._where = {id(p): (b, i) for b in self._buckets for i, p in enumerate(b.params)}
-        self._handles = [p.register_post_accumulate_grad_hook(self._ready) for p in self._params]
+        self._handles = [_on_gradient(p, self._ready) for p in self._params]
         self._comm: Comm | None = None
         self._armed = False
         self._repeated = False
@@ -162,7 +163,11 @@ class Reducer:
         if comm is None:
             return False
         works = [comm.all_reduce(flat) for flat in flats]
-        return all([completed(work) for work in works])
+        return all(completed(work) for work in works)
+
+
+def _on_gradient(param: nn.Parameter, call: Callable[[torch.Tensor], None]) -> Any:
+    return param.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
 
 
 def _give(bucket: _Bucket) -> None:

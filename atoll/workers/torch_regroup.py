@@ -34,7 +34,7 @@ def send_state(comm: Comm, flat: Flat, receivers: Sequence[int]) -> bool:
     for slab in _slabs(entries):
         failpoint("in-transfer")
         works += _send_all(comm, _pack([flat.tensors[name] for name, _, _ in slab]), receivers)
-    return all([completed(work) for work in works])
+    return all(completed(work) for work in works)
 
 
 def receive_state(comm: Comm, source: int) -> Flat | None:

@@ -62,7 +62,9 @@ class Session:
     def begin(self, rows: Rows, plan: Plan, loaders: int) -> None:
         """The managed objects are complete and the data known: ready for a membership."""
         if self._plan is not None:
-            raise UserError("a run has one ctx.steps loop: a worker that joins later could not find its place in a second")
+            raise UserError(
+                "a run has one ctx.steps loop: a worker that joins later could not find its place in a second"
+            )
         if not self.managed.modules:
             raise StateError("nothing to train: call ctx.manage(model=..., optimizer=...) before ctx.steps")
         check_rows(rows)
@@ -103,8 +105,7 @@ class Session:
 
     def finish(self) -> None:
         """After the user's function: leave together. Once all said so nobody needs anybody, so a loss changes nothing."""
-        if self.link.joined:
-            self._drain()
+        self._drain()
         if self.link.joined:
             completed(self.link.comm.all_gather(b"bye"))
         self.link.leave()
@@ -159,7 +160,7 @@ class Session:
             if self._follow(decision, comm, in_doubt):
                 break
         self.standing.stopping = self.standing.stopping or decision.stopping
-        if in_doubt is not None and in_doubt.transaction.state is StepState.IN_DOUBT:
+        if in_doubt is not None and _is_open(in_doubt):
             engine.commit_as(in_doubt, StepEvent.APPLY, decision.sums)
         self._shares = share(plan.grains, [m.weight for m in comm.members])
         if self._loader is not None:
@@ -175,13 +176,12 @@ class Session:
         )
 
     def _report(self, comm: Comm, in_doubt: Step | None) -> Report:
-        doubtful = in_doubt is not None and in_doubt.transaction.state is StepState.IN_DOUBT
         standing = self.standing
         return Report(
             rank=comm.rank,
             has_state=standing.has_state,
             committed=standing.committed,
-            prepared=in_doubt.index if in_doubt is not None and doubtful else None,
+            prepared=in_doubt.index if in_doubt is not None and _is_open(in_doubt) else None,
             stopping=standing.stopping,
             sums=standing.sums,
         )
@@ -193,9 +193,8 @@ class Session:
         this member must not pass for a holder of the newer state.
         """
         plan, engine = self._begun()
-        if in_doubt is not None and comm.rank not in decision.apply:
-            if in_doubt.transaction.state is StepState.IN_DOUBT:
-                engine.abandon(in_doubt)
+        if in_doubt is not None and _is_open(in_doubt) and comm.rank not in decision.apply:
+            engine.abandon(in_doubt)
         if decision.fresh and self.saving.resumes:
             self._hold(self.saving.restore(self.managed, plan), plan)
             return True
@@ -215,3 +214,7 @@ class Session:
         self.standing.has_state = True
         self.standing.committed = step
         self._account.write(plan_line(plan, begin=step))
+
+
+def _is_open(step: Step) -> bool:
+    return step.transaction.state is StepState.IN_DOUBT

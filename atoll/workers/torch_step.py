@@ -1,6 +1,6 @@
 """One step as the training function sees it: `with step:`, `for batch in step:`, `step.backward`, `step.report`.
 
-The object only keeps what belongs to one try of the step; what has to do with peers is the session's.
+The object only keeps what belongs to one try of the step; what has to do with peers is the engine's.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -20,7 +20,7 @@ from atoll.workers.torch_reducer import Reduced
 from atoll.workers.transaction import StepEvent, Transaction
 
 if TYPE_CHECKING:
-    from atoll.workers.torch_session import Session
+    from atoll.workers.torch_engine import Engine
 
 
 class Retry(BaseException):
@@ -30,7 +30,7 @@ class Retry(BaseException):
 class Step:
     """One try of one step. `index` counts from 1; the same index comes again if the members change meanwhile."""
 
-    def __init__(self, session: Session, *, transaction: Transaction, attempt: int, grains: range, began: float) -> None:
+    def __init__(self, engine: Engine, *, transaction: Transaction, attempt: int, grains: range, began: float) -> None:
         self.index = transaction.step
         self.attempt = attempt
         self.transaction = transaction
@@ -44,7 +44,7 @@ class Step:
         self.reduction_over = False
         self.entered = False
         self.voted: Sums = {}
-        self._session = session
+        self._engine = engine
         self._weights: dict[int, float] = {}
         self._grain: int | None = None
         self._looped = False
@@ -53,17 +53,17 @@ class Step:
     def __repr__(self) -> str:
         return f"<step {self.index} of epoch {self.transaction.epoch}, {self.transaction.state}>"
 
-    def __enter__(self) -> Step:
+    def __enter__(self) -> Self:
         """Begin: gradients are cleared, and what an abort restores is recorded."""
         self.entered = True
-        self._session.open(self)
+        self._engine.open(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> bool:
         """End: commit, unless `optimizer.step` did. True (swallow) when the step is to be tried again."""
-        return self._session.close(self, error)
+        return self._engine.close(self, error)
 
     def __iter__(self) -> Iterator[Any]:
         """This rank's micro-batches; none, if there are fewer than ranks."""
@@ -71,15 +71,15 @@ class Step:
             raise UserError("iterate a step once, inside `with step:`")
         self._looped = True
         for grain in self.grains:
-            batch = self._session.begin_grain(self, grain)
+            batch = self._engine.begin_grain(self, grain)
             self._grain = grain
             yield batch
-            self._session.end_grain(self, grain)
+            self._engine.end_grain(self, grain)
         self._grain = None
         if not self.reduction_over:
-            self._session.arm(self)
-            self._session.reduce(self)
-        seed_all(self._session.seed, self.index, AFTER_LOOP)
+            self._engine.arm(self)
+            self._engine.reduce(self)
+        seed_all(self._engine.seed, self.index, AFTER_LOOP)
 
     def backward(self, loss: torch.Tensor, weight: float | torch.Tensor = 1.0) -> None:
         """Add this micro-batch's gradients, counted `weight` times; once for each micro-batch.
@@ -97,13 +97,13 @@ class Step:
             self.bad_losses += 1
         last = grain == self.grains[-1]
         if last:
-            self._session.arm(self)
+            self._engine.arm(self)
         failpoint("before-backward")
         (loss if amount == 1.0 else loss * amount).backward()  # type: ignore[no-untyped-call]
         failpoint("after-backward")
         if last:
-            self._session.end_grain(self, grain)
-            self._session.reduce(self)
+            self._engine.end_grain(self, grain)
+            self._engine.reduce(self)
 
     def report(self, **values: float | torch.Tensor) -> None:
         """Show these with the step, once it is committed everywhere, as means over all micro-batches of all ranks.
@@ -145,7 +145,7 @@ class Step:
             raise UserError("step.backward was called twice for one micro-batch; add the losses and call it once")
         if loss.numel() != 1:
             raise UserError(f"step.backward wants one number, got a loss of shape {tuple(loss.shape)}; take its mean")
-        device = self._session.device
+        device = self._engine.device
         if loss.device.type != device.type:
             raise DeviceError(
                 f"the loss is on {loss.device}, but this worker computes on {device}; move model and batch with "

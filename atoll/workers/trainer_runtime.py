@@ -3,8 +3,8 @@
 It leaves the zygote's session, sends its output to the log file that the agent owns, takes on the job's directory,
 variables, devices and thread count, opens its line to the agent, imports the user's file and hands the function over to
 the training session (`workers/context.py`), or itself over to the serving replica. Exit code 0 means that
-`TrainerFinished` was handed to the agent, 1 that `TrainerFailed` was; anything else is told by nobody and therefore a
-loss.
+`TrainerFinished` was handed to the agent, 1 that `TrainerFailed` was; with any other code nothing was told, and the
+trainer is lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TextIO, assert_never
 from atoll.clock import SystemClock
 from atoll.errors import ScriptNotFound
 from atoll.schema.ids import Epoch, Step
-from atoll.schema.messages import StopAtBoundary, TrainerFact, TrainerFinished, TrainerHello
+from atoll.schema.messages import StopAtBoundary, TrainerFact, TrainerFailed, TrainerFinished, TrainerHello
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.workers.agent_messages import log_path
 from atoll.workers.fork_messages import ForkTrainer
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # What a program's exit handlers may take before the process ends without them.
 EXIT_HANDLERS_S = 10.0
+# The exit code of a trainer whose outcome nobody was told.
+LOST = 70
 
 
 class TrainerHost:
@@ -63,14 +65,24 @@ def run(order: ForkTrainer) -> int:
     try:
         _take_on(order.start.spec, order.start.device_ids)
         _stop_on_sigterm(mailbox)
-        _program(_host(order, mailbox, link))
-        if link.outcome is None:
-            link.tell(TrainerFinished(trainer=order.start.trainer, step=Step(0)))
+        status = _program(_host(order, mailbox, link))
     except BaseException as error:  # noqa: BLE001 - the outermost edge: it becomes a fact, SystemExit too
+        status = 1
         if link.outcome is None:
             _tell_failure(link, order, error)
-    flushed = link.flush(LIFELINE_S)
-    return 0 if flushed and isinstance(link.outcome, TrainerFinished) else 1
+    return _exit_code(link, status) if link.flush(LIFELINE_S) else LOST
+
+
+def _exit_code(link: AgentLink, status: int) -> int:
+    match link.outcome:
+        case TrainerFinished():
+            return 0
+        case TrainerFailed():
+            return 1
+        case None:
+            return status or LOST  # nothing was said: the others shall not take this for an end
+        case _:
+            assert_never(link.outcome)
 
 
 def leave(code: int) -> None:
@@ -154,7 +166,8 @@ def _stop_on_sigterm(mailbox: Mailbox) -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _program(host: TrainerHost) -> None:
+def _program(host: TrainerHost) -> int:
+    """Run what the job asks for. Returns the exit status that it asks for; what it raises is the program's failure."""
     spec = host.identity.spec
     if not Path(spec.working_dir).is_dir():
         raise ScriptNotFound(
@@ -168,11 +181,13 @@ def _program(host: TrainerHost) -> None:
             function = load_function(spec, spec.function)
             from atoll.workers.context import run_function  # noqa: PLC0415 - holds tensors: not before the fork
 
-            run_function(host, function)
+            return run_function(host, function)
         case JobKind.SERVE:
             from atoll.workers.replica_server import serve  # noqa: PLC0415 - FastAPI is for serving processes alone
 
             serve(host)
+            host.tell(TrainerFinished(trainer=host.identity.trainer, step=Step(0)))
+            return 0
         case _:
             assert_never(spec.kind)
 

@@ -21,6 +21,7 @@ TECHNOLOGIES = frozenset({"ray", "torch", "tcp", "shm", "nccl", "grpc", "fs", "s
 NAMED_EXCEPTIONS = {
     "atoll.workers.context": "the public session API: users import it by this name and it holds their tensors",
     "atoll.workers.data": "the public data sets: users import them by this name and they read files",
+    "atoll.collectives.work": "a handle that the main thread waits for and the communication thread ends",
     "atoll.workers.host": "the seam to the process: its mailbox is the one place where two threads meet",
     "atoll.ui.pages": "the seam to the web server: mounts what the nicegui_ modules draw",
 }

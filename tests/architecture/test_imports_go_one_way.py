@@ -8,7 +8,13 @@ import sys
 
 OTHERS = ("atoll.workers.", "atoll.collectives.", "atoll.checkpoint.", "atoll.fault.")
 # (who, what) with the reason that makes it right.
-BRIDGES: dict[tuple[str, str], str] = {}
+BRIDGES = {
+    (
+        "atoll.control_plane.ray_actor",
+        "atoll.workers.proc_runtime",
+    ): "a process is named by pid and start time everywhere",
+    ("atoll.control_plane.ray_seats", "atoll.workers.agent_launch_runtime"): "Ray's actor on a node starts its agent",
+}
 
 _LOADED = """
 import sys, time

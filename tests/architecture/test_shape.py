@@ -30,7 +30,8 @@ TEXT = {
 FOLDERS = ("atoll", "tests", "examples", "benchmarks", "deploy", "docs", ".ci")
 # Written apart, so that this file does not find itself.
 LOOSE_ENDS = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX", "HA" + "CK")) + r")\b")
-MACHINE_PATHS = re.compile(r"(?<![\w.])/(" + "|".join(("wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers")) + r")/\w")
+MACHINE_PATHS = re.compile(r"(?<![\w.])/(" + "|".join(("wo" + "rk", "ro" + "ot", "Us" + "ers")) + r")/\w")
+HOMES = re.compile(r"(?<![\w.])/ho" + r"me/\w")
 
 
 @pytest.fixture
@@ -81,4 +82,5 @@ def test_no_loose_ends(texts):
 
 def test_no_path_of_one_machine(texts):
     wrong = [f"{path}: {found[0]}" for path, text in texts.items() if (found := MACHINE_PATHS.search(text))]
+    wrong += [f"{p}: {f[0]}" for p, text in texts.items() if not p.startswith("tests/") and (f := HOMES.search(text))]
     assert not wrong, "; ".join(wrong)

@@ -5,7 +5,8 @@
 Prints one JSON line with the URL, then serves until its standard input closes. Scene `story` is a run that has been
 going for `--at` seconds when the server starts and goes on: after 24 s a member is lost and the spare takes its rank,
 a replacement rejoins as the new spare, and after 44 s another is lost while no spare is ready, so that the run goes on
-with three members and then grows again. Scene `empty` has nothing at all; scene `broken` answers with an error.
+with three members and then grows again. Scene `empty` has nothing at all; scene `broken` answers with an error; scene
+`mute` is the story without a control plane, so that no log can be read.
 """
 
 from __future__ import annotations
@@ -42,21 +43,22 @@ STEP_S = 0.21
 # (from this second on, epoch, members, length of a step): what happened to the members.
 ERAS = ((2.0, 1, 4, 0.21), (24.0, 2, 4, 0.21), (44.0, 3, 3, 0.27), (52.0, 4, 4, 0.21))
 PAUSE_S = 0.8
+DIVERGED = "non-finite: the loss of step 42 is nan on rank 0; lower the rate or clip gradients. Nothing was committed."
 TOLD = (
-    (0.1, "run_submitted", "Submitted with 4 workers and 1 spare by examples/train_gpt.py."),
-    (0.6, "run_placed", "5 seats of 0.4 CPU reserved on node-127-0-0-1."),
-    (1.9, "epoch_raised", "Epoch 1 with 4 members: the first membership."),
-    (13.0, "checkpoint_committed", "Step 50 is durable: 4 packs, 61.4 MiB, 0.62 s."),
-    (24.0, "trainer_lost", "t3 (rank 2) was ended by SIGKILL; its peers saw the connection reset."),
-    (24.1, "epoch_raised", "Epoch 2 with 4 members: spare t5 takes rank 2, step 103 is tried again."),
-    (24.8, "epoch_joined", "All members of epoch 2 go on at step 103. No sample was lost."),
-    (26.0, "trainer_ready", "t6 is warm: the run has a spare again."),
-    (34.0, "checkpoint_committed", "Step 150 is durable: 4 packs, 61.4 MiB, 0.58 s."),
-    (43.5, "trainer_lost", "t6 (spare) was ended by SIGKILL."),
-    (44.0, "trainer_lost", "t1 (rank 0) was ended by SIGKILL while no spare was ready."),
-    (44.1, "epoch_raised", "Epoch 3 with 3 members: 16 grains are shared as 6, 5 and 5."),
-    (52.0, "epoch_raised", "Epoch 4 with 4 members: t7 joins with the state of step 221 from t2."),
-    (52.4, "trainer_ready", "t8 is warm: the run has a spare again."),
+    (0.1, "", "submitted", "train examples/train_gpt.py:train on 4 workers"),
+    (0.6, "", "placed", "all its seats are reserved"),
+    (1.9, "", "epoch", "epoch 1: all 4 workers are warm; members: t1, t2, t3, t4"),
+    (13.0, "", "checkpoint", "step 50 is durable, 61.4 MiB"),
+    (24.0, "t3", "lost", "process 4121 was ended by signal 9; two peers saw its connection reset"),
+    (24.1, "", "epoch", "epoch 2: t3 was lost and spare t5 takes rank 2; step 103 is tried again"),
+    (24.8, "t5", "joined", "epoch 2, on at step 103"),
+    (26.0, "t6", "ready", "warm, peers reach it at 10.0.0.4:40413"),
+    (34.0, "", "checkpoint", "step 150 is durable, 61.4 MiB"),
+    (43.5, "t6", "lost", "process 4142 was ended by signal 9"),
+    (44.0, "t1", "lost", "process 4107 was ended by signal 9; no spare is ready"),
+    (44.1, "", "epoch", "epoch 3: t1 was lost; 16 grains are shared as 6, 5 and 5"),
+    (52.0, "", "epoch", "epoch 4: t7 is warm and takes rank 3 with the state of step 219"),
+    (52.4, "t8", "ready", "warm, peers reach it at 10.0.0.4:40951"),
 )
 
 
@@ -93,8 +95,8 @@ class ImaginedCluster:
             return []
         age = self._age()
         return [
-            EventView(seq=i, at=self._began + at, run=RUN, subject=RUN, kind=kind, text=text)
-            for i, (at, kind, text) in enumerate(TOLD, start=1)
+            EventView(seq=i, at=self._began + at, run=RUN, subject=f"{RUN}-{whom}".rstrip("-"), kind=kind, text=text)
+            for i, (at, whom, kind, text) in enumerate(TOLD, start=1)
             if i > after and at <= age
         ]
 
@@ -118,6 +120,8 @@ class ImaginedCluster:
         ]
 
     async def logs(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk:
+        if self._scene == "mute":
+            raise ConnectError("the control plane does not answer at 127.0.0.1:4; it is started again within seconds.")
         points = await self.metrics(run, -1)
         lines = [f"{trainer} warm in 0.94 s, torch threads 1", f"{trainer} \x1b[32mjoined epoch 1\x1b[0m as a member"]
         lines += [f"step {p.step:>4}  loss {p.metrics['loss']:.4f}  {p.step_s * 1000:.0f} ms" for p in points]
@@ -140,7 +144,7 @@ class ImaginedCluster:
             name="gpt-stdlib",
             kind=JobKind.TRAIN,
             state=RunState.STOPPED if self._stopped_at is not None else RunState.RUNNING,
-            reason="stopped from the dashboard" if self._stopped_at is not None else "examples/train_gpt.py, 4 workers",
+            reason="stopped from the dashboard" if self._stopped_at is not None else "",
             submitted_at=self._began,
             ended_at=None if self._stopped_at is None else self._began + self._stopped_at,
             epoch=Epoch(era[1]),
@@ -185,7 +189,7 @@ class ImaginedCluster:
         return [
             made("gpt-stdlib-serve", "serve-91bc", RunState.RUNNING, -30, **serve),
             made("gpt-small", "gpt-small-02d1", RunState.SUCCEEDED, 4000),
-            made("gpt-wide-lr", "gpt-wide-lr-77aa", RunState.FAILED, 9000, step=Step(41)),
+            made("gpt-wide-lr", "gpt-wide-lr-77aa", RunState.FAILED, 9000, step=Step(41), reason=DIVERGED),
         ]
 
 
@@ -226,7 +230,7 @@ def _trainer(trainer: str, role: str, rank: int | None, state: str) -> TrainerVi
     pid = 4100 + int(trainer[1:]) * 7
     node = NodeId("node-10-0-0-4")
     return TrainerView(
-        trainer=TrainerId(trainer),
+        trainer=TrainerId(f"{RUN}-{trainer}"),
         node=node,
         role=role,
         rank=None if rank is None else Rank(rank),
@@ -240,7 +244,7 @@ def _trainers(age: float) -> tuple[TrainerView, ...]:
         return [_trainer(name, "worker", i, "training") for i, name in enumerate(names)]
 
     def gone(*names: str) -> list[TrainerView]:
-        return [_trainer(name, "gone", None, "killed") for name in names]
+        return [_trainer(name, "gone", None, "lost") for name in names]
 
     if age < ERAS[0][0]:
         return tuple(_trainer(f"t{i}", "spare", None, "starting") for i in range(1, 6))
@@ -281,7 +285,7 @@ def main() -> None:
     from atoll.ui.pages import mount
 
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--scene", choices=("story", "empty", "broken"), default="story")
+    asked.add_argument("--scene", choices=("story", "empty", "broken", "mute"), default="story")
     asked.add_argument("--at", type=float, default=60.0)
     asked.add_argument("--port", type=int, default=0)
     given = asked.parse_args()

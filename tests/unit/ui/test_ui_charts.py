@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.ui import charts
-from atoll.ui.views import epoch_spans
+from atoll.ui.steps import epoch_spans
 
 
 def test_short_lines_are_drawn_whole():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from atoll.schema.ids import Epoch, Step
 from atoll.schema.spec import JobKind
 from atoll.schema.views import EventView, MetricPoint, RunState
-from atoll.ui import views
+from atoll.ui import steps, views
 from atoll.ui.wording import NOTHING, Tone
 
 
@@ -48,14 +48,14 @@ def test_a_serving_run_has_no_step(run):
 
 
 def test_held_out_is_known_by_name():
-    assert all(map(views.is_held_out, ("heldout_loss", "val/loss", "eval-loss", "held_out_loss", "test_loss")))
-    assert not any(map(views.is_held_out, ("loss", "train_loss", "latest_loss", "evaluated_loss")))
+    assert all(map(steps.is_held_out, ("heldout_loss", "val/loss", "eval-loss", "held_out_loss", "test_loss")))
+    assert not any(map(steps.is_held_out, ("loss", "train_loss", "latest_loss", "evaluated_loss")))
 
 
 def test_throughput_takes_tokens_where_they_are_reported(point):
-    assert views.rate(point(1, tokens_per_s=900.0)) == (900.0, "tokens/s")
-    assert views.rate(point(1, step_s=0.5, tokens=100.0)) == (200.0, "tokens/s")
-    assert views.rate(point(1, step_s=0.5, samples=10)) == (20.0, "samples/s")
+    assert steps.rate(point(1, tokens_per_s=900.0)) == (900.0, "tokens/s")
+    assert steps.rate(point(1, step_s=0.5, tokens=100.0)) == (200.0, "tokens/s")
+    assert steps.rate(point(1, step_s=0.5, samples=10)) == (20.0, "samples/s")
 
 
 def test_tiles_keep_the_last_held_out_loss_between_evaluations(run, point):
@@ -77,7 +77,7 @@ def test_the_members_tile_warns_while_one_is_missing(run):
 
 def test_a_serving_run_shows_its_endpoint(run):
     tiles = by_label(views.run_tiles(run(kind=JobKind.SERVE, endpoint="http://127.0.0.1:1/v1"), [], now=0.0))
-    assert tiles["Endpoint"].value == "http://127.0.0.1:1/v1"
+    assert tiles["Answering at"].value == "http://127.0.0.1:1/v1"
 
 
 def test_the_last_checkpoint_says_its_step_and_age(run, checkpoint):
@@ -88,7 +88,7 @@ def test_the_last_checkpoint_says_its_step_and_age(run, checkpoint):
 def test_members_stand_by_rank_then_spares_then_the_last_gone(trainer):
     trainers = [
         trainer("t9", "spare"),
-        *[trainer(f"t{i}", "gone", state="killed") for i in range(2, 8)],
+        *[trainer(f"t{i}", "gone", state="lost") for i in range(2, 8)],
         trainer("t1", "worker", 1),
         trainer("t0", "worker", 0),
     ]
@@ -96,7 +96,7 @@ def test_members_stand_by_rank_then_spares_then_the_last_gone(trainer):
     assert [c.trainer for c in cards] == ["t0", "t1", "t9", "t7", "t6", "t5", "t4"]
     assert [c.title for c in cards[:4]] == ["Rank 0", "Rank 1", "Spare", "Gone"]
     assert cards[-1].gone
-    assert cards[-1].pill.text == "killed"
+    assert (cards[-1].pill.text, cards[-1].pill.tone) == ("lost", Tone.BAD)
 
 
 def test_a_role_that_nobody_here_has_heard_of_is_still_shown(trainer):
@@ -106,11 +106,11 @@ def test_a_role_that_nobody_here_has_heard_of_is_still_shown(trainer):
 
 def test_epochs_are_read_from_commits_with_the_gap_before_them(point):
     points = [point(1, at=1.0), point(2, at=2.0), point(3, at=4.5, epoch=3, members=3), point(4, at=5.0, epoch=3)]
-    first, second = views.epoch_spans(points)
+    first, second = steps.epoch_spans(points)
     assert (first.epoch, first.first, first.last, first.gap_s) == (1, 1, 2, None)
     assert (second.epoch, second.steps, second.gap_s) == (3, 2, 2.5)
-    assert views.span_words(second) == "steps 3\u20134, 4 members, 2.50 s after the commit before it"
-    assert views.span_words(first) == "steps 1\u20132, 4 members"
+    assert steps.span_words(second) == "steps 3\u20134, 4 members, 2.50 s after the commit before it"
+    assert steps.span_words(first) == "steps 1\u20132, 4 members"
 
 
 def test_a_lost_node_and_one_without_agent_are_told_apart_in_words(node):
@@ -133,10 +133,32 @@ def test_an_empty_cluster_has_an_overview():
     assert by_label(views.overview_tiles([], []))["Members"].value == NOTHING
 
 
-def test_an_event_without_text_shows_its_subject():
-    event = EventView(seq=1, at=0.0, run=None, subject="node-a", kind="NodeLost", text="")
-    line = views.event_line(event)
-    assert (line.title, line.text, line.tone, line.time) == ("Node lost", "node-a", Tone.CARE, "00:00:00")
+def event(subject, kind, run="r1"):
+    return EventView(seq=1, at=0.0, run=run, subject=subject, kind=kind, text="why")
+
+
+def test_an_event_names_whom_it_happened_to_unless_it_is_the_run():
+    lost = views.event_line(event("r1-t3", "lost"))
+    assert (lost.title, lost.text, lost.tone, lost.time) == ("t3: lost", "why", Tone.CARE, "00:00:00")
+    assert views.event_line(event("r1", "epoch")).title == "New epoch"
+    assert views.event_line(event("node-a", "node-lost", run=None)).title == "node-a: node lost"
+
+
+def test_names_lose_only_the_name_of_their_run():
+    assert views.short_name("r1-t3", "r1") == "t3"
+    assert views.short_name("node-a", "r1") == "node-a"
+    assert views.short_name("r1", "r1") == "r1"
+
+
+def test_a_trainer_that_finished_is_no_loss(trainer):
+    ends = [views.member_cards([trainer("t1", "gone", state=s)])[0].pill for s in ("finished", "dismissed", "lost")]
+    assert [pill.tone for pill in ends] == [Tone.GOOD, Tone.CALM, Tone.BAD]
+    assert len({pill.glyph for pill in ends}) == 3
+
+
+def test_an_ended_run_misses_no_member(run):
+    tile = by_label(views.run_tiles(run(state=RunState.SUCCEEDED, members=0), [], now=0.0))["Members"]
+    assert (tile.value, tile.tone) == (NOTHING, Tone.CALM)
 
 
 def test_checkpoints_stand_newest_first(checkpoint):
@@ -152,8 +174,8 @@ def test_compaction_keeps_the_edges_of_epochs_and_the_newest_half(changes, limit
         MetricPoint(step=Step(i), at=float(i), step_s=0.1, samples=1, members=1, epoch=Epoch(e))
         for i, e in enumerate(epochs)
     ]
-    kept = views.compact(points, limit)
+    kept = steps.compact(points, limit)
     assert kept[len(kept) - len(points) // 2 :] == points[len(points) - len(points) // 2 :]
-    assert [(s.epoch, s.first, s.last) for s in views.epoch_spans(kept)] == [
-        (s.epoch, s.first, s.last) for s in views.epoch_spans(points)
+    assert [(s.epoch, s.first, s.last) for s in steps.epoch_spans(kept)] == [
+        (s.epoch, s.first, s.last) for s in steps.epoch_spans(points)
     ]

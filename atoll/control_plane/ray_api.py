@@ -1,0 +1,155 @@
+"""The one module that touches what Ray does not promise: its Node class, its environment variables, its listings.
+
+Written for Ray 2.60; `tests/integration` fails when another version behaves otherwise. Why not `ray start`: it turns
+127.0.0.1 into the host's outer address, starts a dashboard, a client server and an autoscaler that Atoll does not use
+(measured: 5.3 s and 8 processes, against 1.7 s and 4 this way), and with `--block` ends everything when its controller
+dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atoll.control_plane.fs_cluster import listens
+from atoll.errors import ConnectError
+
+NAMESPACE = "atoll"
+ACTOR = "atoll"
+RAY_VERSION = "2.60"
+# Seats pass no objects; the store is only there because Ray insists.
+_OBJECT_STORE_BYTES = 80 << 20
+
+
+def prepare_environment(token_file: str, *, loopback: bool) -> None:
+    """Set, before Ray is imported, what Ray reads from the environment: its token, silence, and whose address is ours.
+
+    Ray refuses 127.0.0.1 as an address unless its cluster support is off, which is what the variable with Windows in
+    its name means: this node's address is the loopback one.
+    """
+    env = os.environ  # noqa: TID251 - written for Ray, which has no argument for these
+    env["RAY_USAGE_STATS_ENABLED"] = "0"
+    env["RAY_DEDUP_LOGS"] = "0"
+    # The driver's own job settings must not become those of detached actors.
+    env.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
+    env.pop("RAY_RUNTIME_ENV_HOOK", None)
+    if loopback:
+        env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if token_file:
+        env["RAY_AUTH_MODE"] = "token"
+        env["RAY_AUTH_TOKEN_PATH"] = token_file
+        env.pop("RAY_AUTH_TOKEN", None)
+
+
+def is_loopback(address: str) -> bool:
+    """True where the controller at `address` listens on the loopback interface itself."""
+    host, _, port = address.rpartition(":")
+    return host in {"127.0.0.1", "localhost"} and port.isdecimal() and listens("127.0.0.1", int(port))
+
+
+def connect(address: str, token_file: str = "") -> Any:
+    """Connect this process to the Ray cluster at `address`; returns the ray module. Raises `ConnectError`."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and host not in {"127.0.0.1", "localhost"} and not listens(host, int(port), 3.0):
+        raise ConnectError(f"no Ray controller answers at {address}; start one with `ray start --head`")
+    prepare_environment(token_file, loopback=is_loopback(address))
+    import ray  # noqa: PLC0415 - reads the environment prepared above
+
+    if not ray.is_initialized():
+        try:
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConnectError(f"cannot connect to Ray at {address}: {error}") from None
+    if not ray.__version__.startswith(RAY_VERSION):
+        raise ConnectError(f"Ray {ray.__version__} at {address}; this Atoll works with Ray {RAY_VERSION}")
+    return ray
+
+
+def seat_names(ray: Any) -> list[str]:
+    """The names of Atoll's living actors."""
+    listed = ray.util.list_named_actors(all_namespaces=True)
+    return [a["name"] for a in listed if a["namespace"] == NAMESPACE]
+
+
+def kill_named(ray: Any, name: str) -> None:
+    """End a named actor for good, if it exists."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """An embedded Ray."""
+
+    port: int
+    temp_dir: str
+    token_file: str
+    cpus: float | None = None
+
+
+class HeadNode:
+    """Ray's processes of one machine, on the loopback interface, reduced to what Atoll uses."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        prepare_environment(config.token_file, loopback=True)
+        env = os.environ  # noqa: TID251 - as in prepare_environment
+        # Seats and the control plane are started when wanted; idle workers would each cost 80 MB and a start.
+        env["RAY_enable_worker_prestart"] = "0"
+        env["RAY_enable_metrics_collection"] = "0"
+        env["RAY_SCHEDULER_EVENTS"] = "0"
+        Path(config.temp_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._node: Any = _node_class()(_parameters(config), head=True, shutdown_at_exit=False, spawn_reaper=False)
+
+    @property
+    def address(self) -> str:
+        """The controller's."""
+        return str(self._node.gcs_address)
+
+    def dead(self) -> list[str]:
+        """Which of Ray's own processes ended."""
+        return [str(kind) for kind, _ in self._node.dead_processes()]
+
+    def kill(self) -> None:
+        """End them all."""
+        self._node.kill_all_processes(check_alive=False, allow_graceful=False, wait=False)
+
+
+def _node_class() -> type[Any]:
+    from ray._private.node import Node  # noqa: PLC0415 - after the environment is prepared
+
+    class Quiet(Node):  # type: ignore[misc]
+        """A head without dashboard and log monitor: Atoll has its own, and people log in there."""
+
+        def start_api_server(self, **_: Any) -> None:
+            """Start none."""
+
+        def start_log_monitor(self) -> None:
+            """Start none."""
+
+    return Quiet
+
+
+def _parameters(config: HeadConfig) -> Any:
+    from ray._private.parameter import RayParams  # noqa: PLC0415 - as above
+
+    return RayParams(
+        node_ip_address="127.0.0.1",
+        node_name="127.0.0.1",
+        gcs_server_port=config.port,
+        num_cpus=config.cpus,
+        temp_dir=config.temp_dir,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        dashboard_host="127.0.0.1",
+        include_log_monitor=False,
+        no_monitor=True,
+    )

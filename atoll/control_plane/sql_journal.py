@@ -1,0 +1,118 @@
+"""The journal: one SQLite file of records, on disk before `append` returns, held by one process at a time.
+
+`open_journal` takes SQLite's exclusive lock, waits a while for a predecessor to die, and counts up the incarnation. A
+killed holder's lock is gone with it; a frozen one keeps it, and its successor gives up, so two can never both decide.
+Law 8: a reserve of disk space lies beside the file. When the disk is full it is given up for the records that end
+epochs, trainers and runs; anything else is refused first (`has_room`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
+
+from atoll.control_plane.records import RECORDS, VITAL, Record
+from atoll.errors import ClusterError
+from atoll.schema.codec import encode
+from atoll.schema.ids import Incarnation
+
+RESERVE_BYTES = 4 << 20
+# Below this much free space new work is refused while the reserve is still whole.
+LOW_BYTES = 16 << 20
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, incarnation INTEGER, body TEXT)",
+    "CREATE TABLE IF NOT EXISTS incarnations (incarnation INTEGER PRIMARY KEY, pid INTEGER, at REAL)",
+)
+
+
+class Journal:
+    """An open journal. `incarnation` is this holder's number."""
+
+    def __init__(self, path: Path, *, pid: int, at: float, wait_s: float) -> None:
+        self._path = path
+        self._reserve = path.with_suffix(".reserve")
+        self._engine = _engine(path, wait_s)
+        try:
+            self._connection = self._engine.connect()
+            self.incarnation = _take(self._connection, pid, at)
+        except OperationalError as error:
+            self._engine.dispose()
+            raise ClusterError(f"the journal {path} is held by another control plane: {error.orig}") from None
+        self._refill()
+
+    def records(self) -> list[Record]:
+        """Everything decided so far, in order."""
+        rows = self._connection.execute(text("SELECT body FROM records ORDER BY seq"))
+        return [RECORDS.decode(body) for (body,) in rows]
+
+    def append(self, records: tuple[Record, ...]) -> None:
+        """Make `records` durable, all or none. Raises `OperationalError` where even the reserve does not suffice."""
+        try:
+            self._write(records)
+        except OperationalError:
+            if not any(isinstance(r, VITAL) for r in records) or not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._write(records)
+
+    def has_room(self) -> bool:
+        """True while new work may be accepted."""
+        self._refill()
+        return self._reserve.exists() and shutil.disk_usage(self._path.parent).free >= LOW_BYTES
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._connection.close()
+        self._engine.dispose()
+
+    def _write(self, records: tuple[Record, ...]) -> None:
+        rows = [{"n": self.incarnation, "body": encode(r).decode()} for r in records]
+        self._connection.execute(text("BEGIN IMMEDIATE"))
+        try:
+            self._connection.execute(text("INSERT INTO records (incarnation, body) VALUES (:n, :body)"), rows)
+            self._connection.execute(text("COMMIT"))
+        except OperationalError:
+            self._connection.execute(text("ROLLBACK"))
+            raise
+
+    def _refill(self) -> None:
+        if self._reserve.exists():
+            return
+        handle = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, RESERVE_BYTES)
+        except OSError:
+            self._reserve.unlink()
+        finally:
+            os.close(handle)
+
+
+def _engine(path: Path, wait_s: float) -> Engine:
+    path.touch(mode=0o600, exist_ok=True)
+    return create_engine(
+        f"sqlite:///{path}",
+        poolclass=StaticPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"timeout": wait_s, "check_same_thread": False},
+    )
+
+
+def _take(connection: Connection, pid: int, at: float) -> Incarnation:
+    for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(text(f"PRAGMA {pragma}"))
+    connection.execute(text("BEGIN EXCLUSIVE"))
+    for table in _TABLES:
+        connection.execute(text(table))
+    last = connection.execute(text("SELECT MAX(incarnation) FROM incarnations")).scalar()
+    number = int(last or 0) + 1
+    row = {"n": number, "pid": pid, "at": at}
+    connection.execute(text("INSERT INTO incarnations VALUES (:n, :pid, :at)"), row)
+    connection.execute(text("COMMIT"))
+    return Incarnation(number)

@@ -1,0 +1,214 @@
+"""What a training function gets as its one argument, and what runs it.
+
+`Context` is the public face of the session: the objects to train, the loop over steps, and what this worker is.
+`run_function` is called by the process around it: it prepares what user code may expect (a process group of its own for
+DDP, seeded generators), runs the function, sees to it that its last step is settled everywhere, and tells how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atoll.clock import SystemClock
+from atoll.errors import AtollError, DeviceError, ProgramFailed
+from atoll.schema.ids import RunId
+from atoll.schema.ids import Step as StepNumber
+from atoll.schema.messages import TrainerFailed, TrainerFinished
+from atoll.workers.data import as_rows
+from atoll.workers.epoch_runtime import StoppedWaiting
+from atoll.workers.host import Host
+from atoll.workers.peers import Connect
+from atoll.workers.samples import make_plan
+from atoll.workers.torch_ddp import solo_group
+from atoll.workers.torch_engine import Lost
+from atoll.workers.torch_grains import seed_all
+from atoll.workers.torch_session import Session
+
+if TYPE_CHECKING:
+    from atoll.workers.torch_step import Step
+
+__all__ = ["Context", "run_function"]
+
+# Enough frames to find the line at fault; the trainer's log has them all.
+_FRAMES = 6
+_LOST_STATUS = 70
+
+
+class Context:
+    """This worker, as the training function sees it."""
+
+    def __init__(self, host: Host, session: Session) -> None:
+        self._host = host
+        self._session = session
+        self._clock = SystemClock()
+
+    @property
+    def rank(self) -> int:
+        """This worker's place among the members; changes with them. 0 before the first step."""
+        return self._session.link.comm.rank if self._session.link.joined else 0
+
+    @property
+    def size(self) -> int:
+        """How many members there are now; the number asked for before the first step."""
+        return self._session.link.comm.size if self._session.link.joined else self._host.identity.spec.workers
+
+    @property
+    def run(self) -> RunId:
+        """The run's id."""
+        return self._host.identity.run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was handed over with the job."""
+        return self._host.identity.spec.config
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self._host.identity.spec.seed
+
+    @property
+    def device(self) -> torch.device:
+        """Where model and batches belong."""
+        return self._session.device
+
+    @property
+    def step(self) -> int:
+        """How many steps are committed here."""
+        return self._session.standing.committed
+
+    def manage(self, *objects: Any, **named: Any) -> Any:
+        """Hand over what makes up the run's state: model, optimizer, scheduler, scaler, or anything with a state_dict.
+
+        Keyword names are the names in checkpoints; positional objects are named by kind. Returns what was given, one
+        object as itself, several as a tuple in order.
+        """
+        managed = self._session.managed
+        for item in objects:
+            managed.add(managed.name_of(item), item)
+        for name, item in named.items():
+            managed.add(name, item)
+        given = (*objects, *named.values())
+        return given[0] if len(given) == 1 else given
+
+    def steps(
+        self,
+        data: Any,
+        *,
+        global_batch: int,
+        micro_batch: int | None = None,
+        steps: int | None = None,
+        loaders: int = 0,
+    ) -> Iterator[Step]:
+        """The training loop: one `Step` for each optimizer step, `steps` in all (None: one pass over the data).
+
+        Each step's `global_batch` samples are cut into micro-batches of `micro_batch` (None: one), shared among the
+        members. When members change, the same step comes again. `loaders` processes read ahead.
+        """
+        rows = as_rows(data)
+        plan = make_plan(
+            seed=self.seed, size=len(rows), global_batch=global_batch, micro_batch=micro_batch, steps=steps
+        )
+        self._session.begin(rows, plan, loaders)
+        return self._session.steps()
+
+    def checkpoint(self) -> None:
+        """Save at the end of the step in hand. Call it in the same step on every worker."""
+        self._session.saving.request()
+
+    @contextlib.contextmanager
+    def busy(self, what: str, *, limit_s: float) -> Iterator[None]:
+        """Announce work of this worker alone (an evaluation, say) that may keep the others waiting for `limit_s`."""
+        began = self._clock.monotonic()
+        yield
+        took = self._clock.monotonic() - began
+        if took > limit_s:
+            sys.stderr.write(f"atoll: {what} took {took:.1f} s, over its limit of {limit_s:g} s\n")
+
+
+def run_function(host: Host, function: Callable[[Context], Any], *, connect: Connect | None = None) -> int:
+    """Run `function` as this trainer's part in the run, and tell how it ended. Returns the process's exit status."""
+    session = Session(host, connect or _default_connect(), _device(host))
+    try:
+        with solo_group():
+            seed_all(host.identity.spec.seed, 0, 0)
+            with _clean_exit():
+                function(Context(host, session))
+            session.finish()
+    except StoppedWaiting:
+        pass
+    except Lost as error:
+        # No fact: to the others this is a lost worker, whose state nobody must use.
+        traceback.print_exception(error)
+        return _LOST_STATUS
+    except BaseException as error:  # noqa: BLE001 - the outer edge: it becomes a fact
+        return _tell_failure(host, session, error)
+    finally:
+        session.close()
+    host.tell(TrainerFinished(trainer=host.identity.trainer, step=StepNumber(session.standing.committed)))
+    return 0
+
+
+@contextlib.contextmanager
+def _clean_exit() -> Iterator[None]:
+    """`sys.exit(0)` in user code is a return."""
+    try:
+        yield
+    except SystemExit as error:
+        if error.code not in {None, 0}:
+            raise
+
+
+def _default_connect() -> Connect:
+    from atoll.collectives.tcp_communicator import connect  # noqa: PLC0415 - a fake needs no sockets
+
+    return connect
+
+
+def _device(host: Host) -> torch.device:
+    wanted = host.identity.spec.gpus_per_worker > 0
+    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+
+
+def _tell_failure(host: Host, session: Session, error: BaseException) -> int:
+    traceback.print_exception(error)
+    known = _explained(error)
+    host.tell(
+        TrainerFailed(
+            trainer=host.identity.trainer,
+            step=StepNumber(session.standing.committed),
+            code=known.code,
+            problem=" ".join(str(known).split()),
+            traceback="".join(traceback.format_exception(error, limit=-_FRAMES)),
+        )
+    )
+    return known.exit_code
+
+
+def _explained(error: BaseException) -> AtollError:
+    """The error as one of Atoll's, with the place in the user's code."""
+    if isinstance(error, AtollError):
+        return error
+    text = f"{type(error).__name__}: {error}"
+    where = _user_line(error)
+    if isinstance(error, RuntimeError | AssertionError) and _is_about_devices(str(error)):
+        return DeviceError(f"{text}{where}; move model and batch with .to(ctx.device)")
+    return ProgramFailed(f"{text}{where}")
+
+
+def _is_about_devices(text: str) -> bool:
+    hints = ("same device", "not compiled with CUDA", "Found no NVIDIA driver", "No CUDA GPUs", "Input type (torch.")
+    return any(hint in text for hint in hints)
+
+
+def _user_line(error: BaseException) -> str:
+    """The last frame outside installed packages, as ` (file:line)`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f for f in frames if "site-packages" not in f.filename and "/atoll/workers/" not in f.filename]
+    return f" ({mine[-1].filename}:{mine[-1].lineno})" if mine else ""

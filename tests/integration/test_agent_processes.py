@@ -1,0 +1,516 @@
+"""A real agent, its zygote and trainers, led by a control plane that is a gRPC server in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import secrets
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from atoll.schema.agent_pb2 import Frame
+from atoll.schema.agent_pb2_grpc import ControlPlaneServicer, add_ControlPlaneServicer_to_server
+from atoll.schema.codec import Registry, decode_as, encode
+from atoll.schema.handshake import Challenge, Proof, check, proof
+from atoll.schema.messages import (
+    AGENT_FACTS,
+    Adopt,
+    AgentBeat,
+    AgentHello,
+    DoctorReport,
+    Examine,
+    FenceTrainer,
+    ForgetTrainer,
+    LeaveNode,
+    LogChunk,
+    ReadLog,
+    StartTrainer,
+    StepCommitted,
+    StopAtBoundary,
+    TellTrainer,
+    TrainerExited,
+    TrainerFailed,
+    TrainerFinished,
+    TrainerSaid,
+    TrainerStarted,
+    Versions,
+)
+from atoll.schema.spec import JobSpec
+from atoll.workers.agent_launch_runtime import launch
+from atoll.workers.proc_runtime import lives, my_start_ticks, read_stat, start_ticks
+
+pytestmark = [pytest.mark.slow]
+
+SCRIPT = '''
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+from atoll.schema.messages import StepCommitted
+
+print("loaded", __name__)
+
+
+def quick(ctx):
+    print("hello from", os.environ["GREETING"], os.getcwd() == sys.path[0], __name__ in sys.modules)
+
+
+def wait(ctx):
+    """Until told to stop; a child of its own stands for a loader process."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("child", child.pid, flush=True)
+    host, step = ctx._host, 0
+    while host.mailbox.stop is None:
+        step += 1
+        host.tell(StepCommitted(trainer=host.identity.trainer, epoch=1, step=step, at=0.0, step_s=0.05, samples=1))
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+
+
+def spawned(ctx):
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    worker = context.Process(target=double, args=(answers, 21))
+    worker.start()
+    print("answer", answers.get())
+    worker.join()
+
+
+def double(answers, value):
+    answers.put(value * 2)
+
+
+def bad(ctx):
+    raise ValueError("no such luck")
+'''
+
+
+class FakeControl(ControlPlaneServicer):
+    """Keeps every trainer it is told of, says what it is asked to, and remembers what it hears."""
+
+    def __init__(self, secret, *, incarnation=1, port=0, beat=True):
+        self.secret = secret
+        self.incarnation = incarnation
+        self.beat = beat
+        self.facts = []
+        self.hellos = []
+        self._changed = threading.Condition()
+        self._commands = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(8, thread_name_prefix="fake-control")
+        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        add_ControlPlaneServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self._server.start()
+        self._closing = threading.Event()
+
+    def close(self):
+        self._closing.set()
+        self._server.stop(0).wait(5)
+        self._pool.shutdown()
+
+    def command(self, command):
+        self._commands.put(command)
+
+    def Attach(self, request_iterator, context):  # noqa: N802 - gRPC's name
+        node = dict(context.invocation_metadata())["atoll-node"].encode()
+        nonce = secrets.token_bytes(32)
+        versions = Versions(atoll="0", protocol=1, python="3.11")
+        challenge = Challenge(
+            nonce=nonce.hex(),
+            pid=os.getpid(),
+            start_ticks=my_start_ticks(),
+            incarnation=self.incarnation,
+            versions=versions,
+        )
+        yield self._frame(challenge)
+        answer = decode_as(Proof, next(request_iterator).body)
+        if not check(self.secret, "agent", nonce, node, bytes.fromhex(answer.mac)):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you")
+        mac = proof(self.secret, "control", bytes.fromhex(answer.nonce), node)
+        yield self._frame(Proof(nonce="", mac=mac.hex()))
+        hello = Registry(AGENT_FACTS).decode(next(request_iterator).body)
+        yield self._frame(Adopt(incarnation=self.incarnation, keep=tuple(t.trainer for t in hello.trainers)))
+        self._hear(hello)
+        reader = threading.Thread(target=self._read, args=[request_iterator], daemon=True)
+        reader.start()
+        yield from self._talk(context)
+
+    def _frame(self, message):
+        return Frame(incarnation=self.incarnation, body=encode(message))
+
+    def _talk(self, context):
+        while context.is_active() and not self._closing.is_set():
+            try:
+                yield self._frame(self._commands.get(timeout=0.1))
+            except queue.Empty:
+                if self.beat:
+                    yield Frame(incarnation=self.incarnation)
+
+    def _read(self, frames):
+        with contextlib.suppress(grpc.RpcError, ValueError):
+            for frame in frames:
+                self._hear(Registry(AGENT_FACTS).decode(frame.body))
+
+    def _hear(self, fact):
+        with self._changed:
+            (self.hellos if isinstance(fact, AgentHello) else self.facts).append(fact)
+            self._changed.notify_all()
+
+    def wait(self, find, timeout=30.0):
+        """The first fact for which `find` is true."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                found = next((f for f in self.facts if find(f)), None)
+                if found is not None:
+                    return found
+                left = deadline - time.monotonic()
+                assert left > 0, f"not heard within {timeout} s; heard {[f for f in self.facts if not quiet(f)]}"
+                self._changed.wait(left)
+
+    def hello(self, timeout=15.0):
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.hellos, timeout), "no agent attached"
+            return self.hellos[-1]
+
+    def started(self, trainer):
+        return self.wait(lambda f: isinstance(f, TrainerStarted) and f.trainer == trainer)
+
+    def exited(self, trainer):
+        return self.wait(lambda f: isinstance(f, TrainerExited) and f.trainer == trainer)
+
+    def said(self, trainer, kind):
+        return self.wait(
+            lambda f: isinstance(f, TrainerSaid) and isinstance(f.fact, kind) and f.fact.trainer == trainer
+        ).fact
+
+
+def quiet(fact):
+    return isinstance(fact, AgentBeat) or (isinstance(fact, TrainerSaid) and isinstance(fact.fact, StepCommitted))
+
+
+class Cluster:
+    """One node: its directories, its control plane, its agent."""
+
+    def __init__(self, tmp_path, *, deep=False):
+        self.home = tmp_path / "home"
+        self.state_dir = self.home / "nodes" / ("n" * (120 if deep else 4)) / "key"
+        self.work = tmp_path / "work"
+        self.work.mkdir()
+        (self.work / "job.py").write_text(SCRIPT)
+        self.secret = secrets.token_bytes(32)
+        self.control = FakeControl(self.secret)
+        self.pid = 0
+        self.ticks = 0
+
+    def config(self):
+        return {
+            "node": "node-127-0-0-1",
+            "address": "127.0.0.1",
+            "state_dir": str(self.state_dir),
+            "home": str(self.home),
+            "control": f"127.0.0.1:{self.control.port}",
+            "secret": self.secret.hex(),
+            "head": False,
+            "web": None,
+            "ray_address": "",
+        }
+
+    def launch(self):
+        self.pid = launch(self.config())
+        self.ticks = start_ticks(self.pid)
+        return self.control.hello()
+
+    def restart_control(self, **changes):
+        port = self.control.port
+        self.control.close()
+        self.control = FakeControl(self.secret, port=port, **changes)
+        return self.control
+
+    def start(self, trainer, function="wait", **changes):
+        fields = {"name": "job", "working_dir": str(self.work), "file": "job.py", "env": {"GREETING": "env"}}
+        spec = JobSpec(**(fields | {"function": function} | changes))
+        self.control.command(
+            StartTrainer(run="run-1", trainer=trainer, seat="s", spec=spec, run_dir=self.run_dir, secret="ab" * 16)
+        )
+
+    @property
+    def run_dir(self):
+        return str(self.home / "runs" / "run-1")
+
+    def log(self, trainer):
+        return Path(self.run_dir, "logs", f"{trainer}.log").read_text()
+
+    def child_of(self, trainer):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                for line in self.log(trainer).splitlines():
+                    if line.startswith("child "):
+                        return psutil.Process(int(line.split()[1]))
+            time.sleep(0.05)
+        raise AssertionError(f"{trainer} did not say its child: {self.log(trainer)}")
+
+    def zygote(self):
+        return next(p for p in psutil.Process(self.pid).children() if "zygote" in " ".join(p.cmdline()))
+
+    def close(self):
+        self.control.command(LeaveNode(reason="test over"))
+        try:
+            wait_gone(self.pid, self.ticks)
+        finally:
+            self.control.close()
+
+
+def wait_gone(pid, ticks, timeout=10.0):
+    deadline = time.monotonic() + timeout
+    while lives(pid, ticks):
+        assert time.monotonic() < deadline, f"{pid} still lives"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A cluster for tests that leave its agent as they found it."""
+    cluster = Cluster(tmp_path_factory.mktemp("shared"), deep=True)
+    cluster.launch()
+    yield cluster
+    cluster.close()
+    assert not (cluster.state_dir / "agent.sock").exists()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    cluster = Cluster(tmp_path)
+    cluster.launch()
+    yield cluster
+    cluster.close()
+
+
+def test_agent_is_outside_the_tree_of_whoever_launched_it(shared):
+    parents = [p.pid for p in psutil.Process(shared.pid).parents()]
+    assert os.getpid() not in parents
+    assert read_stat(shared.pid).session == shared.pid
+
+
+def test_a_second_launch_finds_the_agent_that_serves_already(shared):
+    assert launch(shared.config()) == shared.pid
+
+
+def test_a_trainer_runs_the_function_and_finishes_with_its_output_in_its_log(shared):
+    shared.start("quick", "quick")
+    assert shared.control.exited("quick").exit_status == 0
+    shared.control.said("quick", TrainerFinished)
+    assert shared.log("quick") == "loaded job\nhello from env True True\n"
+    assert Path(shared.run_dir, "logs", "quick.log").stat().st_mode & 0o077 == 0
+
+
+def test_a_warm_zygote_starts_a_trainer_within_two_seconds(shared):
+    shared.start("first", "quick")
+    shared.control.exited("first")
+    began = time.monotonic()
+    shared.start("second", "quick")
+    shared.control.exited("second")
+    assert time.monotonic() - began < 2.0
+
+
+def test_spawned_processes_can_import_the_users_module(shared):
+    shared.start("spawner", "spawned")
+    assert shared.control.exited("spawner").exit_status == 0
+    assert "answer 42" in shared.log("spawner")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("no-file", {"file": "absent.py"}, "'absent.py'"),
+        ("no-function", {"function": "absent"}, "'absent'"),
+        ("no-dir", {"working_dir": "/no/such/dir"}, "'/no/such/dir'"),
+    ],
+)
+def test_a_missing_path_or_function_is_named(shared, name, changes, named):
+    shared.start(name, **changes)
+    failed = shared.control.said(name, TrainerFailed)
+    assert failed.code == "script-not-found"
+    assert named in failed.problem
+    assert shared.control.exited(name).exit_status == 1
+
+
+def test_an_error_while_importing_is_told_with_the_users_own_frames(shared):
+    (shared.work / "broken.py").write_text("def f():\n    return 1 / 0\n\nf()\n")
+    shared.start("broken", file="broken.py")
+    failed = shared.control.said("broken", TrainerFailed)
+    assert (failed.code, failed.problem) == ("program-failed", "ZeroDivisionError: division by zero")
+    frames = [line for line in failed.traceback.splitlines() if "File " in line]
+    assert len(frames) == 2
+    assert all("broken.py" in line for line in frames)
+
+
+def test_an_error_of_the_function_exits_with_one(shared):
+    shared.start("bad", "bad")
+    exited = shared.control.exited("bad")
+    assert exited.exit_status == 1
+    assert "no such luck" in exited.log_tail
+
+
+def test_a_fence_ends_a_trainer_and_what_it_started(shared):
+    shared.start("fenced")
+    child = shared.child_of("fenced")
+    pid = shared.control.started("fenced").pid
+    shared.control.command(FenceTrainer(run="run-1", trainer="fenced", reason="test"))
+    exited = shared.control.exited("fenced")
+    assert (exited.pid, exited.exit_status) == (pid, -signal.SIGKILL)
+    assert not psutil.pid_exists(pid)
+    wait_gone(child.pid, start_ticks(child.pid))
+
+
+def test_a_stop_reaches_the_trainer_and_it_finishes(shared):
+    shared.start("stopped")
+    shared.control.command(TellTrainer(trainer="stopped", command=StopAtBoundary(reason="user")))
+    assert shared.control.exited("stopped").exit_status == 0
+
+
+def test_sigterm_is_a_wish_to_stop(shared):
+    shared.start("terminated")
+    shared.child_of("terminated")
+    os.kill(shared.control.started("terminated").pid, signal.SIGTERM)
+    assert shared.control.exited("terminated").exit_status == 0
+
+
+def test_logs_are_read_in_parts_and_from_the_end(shared):
+    shared.start("logged", "quick")
+    shared.control.exited("logged")
+    shared.control.command(ReadLog(request="a", run="run-1", trainer="logged", offset=7, limit=3))
+    shared.control.command(ReadLog(request="b", run="run-1", trainer="logged", offset=-5, limit=100))
+    shared.control.command(ReadLog(request="c", run="run-1", trainer="absent", offset=0, limit=100))
+    a, b, c = (shared.control.wait(lambda f, r=r: isinstance(f, LogChunk) and f.request == r) for r in "abc")
+    assert (a.text, a.next_offset) == ("job", 10)
+    assert b.text == "True\n"
+    assert "absent" in c.problem
+
+
+def test_the_doctor_examines_the_node(shared):
+    shared.control.command(Examine(request="d", now=time.time()))  # noqa: TID251 - the real clocks are compared
+    report = shared.control.wait(lambda f: isinstance(f, DoctorReport))
+    found = {f.check: f for f in report.findings}
+    assert {"atoll", "torch", "ray", "zygote", "clock", "disk", "ports", "open files", "cores", "devices"} <= set(found)
+    assert found["zygote"].ok, found["zygote"]
+    assert found["clock"].ok, found["clock"]
+
+
+def test_a_peer_without_the_secret_is_not_listened_to(shared):
+    other = FakeControl(b"x" * 32, incarnation=9)
+    try:
+        config = shared.config() | {
+            "control": f"127.0.0.1:{other.port}",
+            "state_dir": str(shared.state_dir.parent / "o"),
+        }
+        pid = launch(config)
+        ticks = start_ticks(pid)
+        time.sleep(1.5)
+        assert other.hellos == []
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        wait_gone(pid, ticks)
+        other.close()
+
+
+def test_trainers_survive_a_control_plane_and_their_words_wait_for_the_next(cluster):
+    cluster.start("t1")
+    cluster.control.said("t1", StepCommitted)
+    last = max(f.fact.step for f in list(cluster.control.facts) if isinstance(f, TrainerSaid))
+    cluster.control.close()
+    time.sleep(1.0)
+    control = FakeControl(cluster.secret, port=cluster.control.port, incarnation=2)
+    cluster.control = control
+    began = time.monotonic()
+    (found,) = control.hello().trainers
+    assert time.monotonic() - began < 1.5
+    assert (found.trainer, found.exit_status) == ("t1", None)
+    control.wait(lambda f: isinstance(f, TrainerSaid) and f.fact.step > last + 20)
+    steps = [f.fact.step for f in list(control.facts) if isinstance(f, TrainerSaid)]
+    assert steps == list(range(steps[0], steps[-1] + 1))
+    assert steps[0] <= last + 1
+
+
+def test_an_older_control_plane_is_refused(cluster):
+    cluster.restart_control(incarnation=5).hello()
+    old = cluster.restart_control(incarnation=4)
+    time.sleep(1.0)
+    old_steps = len(old.facts)
+    old.command(LeaveNode(reason="from the past"))
+    time.sleep(1.0)
+    assert lives(cluster.pid, cluster.ticks)
+    assert old_steps == len([f for f in old.facts if not quiet(f)])
+    cluster.restart_control(incarnation=5).hello()
+
+
+def test_a_killed_trainer_is_reported_with_its_signal(cluster):
+    cluster.start("t1")
+    child = cluster.child_of("t1")
+    os.kill(cluster.control.started("t1").pid, signal.SIGKILL)
+    assert cluster.control.exited("t1").exit_status == -signal.SIGKILL
+    wait_gone(child.pid, start_ticks(child.pid))
+    cluster.control.command(ForgetTrainer(trainer="t1"))
+    time.sleep(0.3)
+    assert cluster.restart_control(incarnation=2).hello().trainers == ()
+
+
+def test_trainers_survive_their_zygote_and_their_exit_is_still_proven(cluster):
+    cluster.start("t1")
+    started = cluster.control.started("t1")
+    cluster.child_of("t1")
+    cluster.zygote().kill()
+    cluster.start("t2", "quick")
+    assert cluster.control.exited("t2").exit_status == 0
+    assert lives(started.pid, started.start_ticks)
+    os.kill(started.pid, signal.SIGKILL)
+    assert cluster.control.exited("t1").exit_status == -signal.SIGKILL
+
+
+def test_trainers_survive_their_agent_and_the_next_one_takes_them_over(cluster):
+    cluster.start("t1")
+    cluster.control.said("t1", StepCommitted)
+    started = cluster.control.started("t1")
+    os.kill(cluster.pid, signal.SIGKILL)
+    wait_gone(cluster.pid, cluster.ticks)
+    cluster.restart_control(incarnation=2)
+    (found,) = cluster.launch().trainers
+    assert (found.pid, found.start_ticks, found.seat) == (started.pid, started.start_ticks, "s")
+    cluster.control.said("t1", StepCommitted)
+    cluster.control.command(FenceTrainer(run="run-1", trainer="t1", reason="test"))
+    cluster.control.exited("t1")
+    assert not lives(started.pid, started.start_ticks)
+
+
+def test_leaving_ends_every_process_of_the_node(cluster):
+    cluster.start("t1")
+    trainer, child, zygote = cluster.control.started("t1"), cluster.child_of("t1"), cluster.zygote()
+    pids = [(p, start_ticks(p)) for p in (trainer.pid, child.pid, zygote.pid, cluster.pid)]
+    cluster.control.command(LeaveNode(reason="down"))
+    for pid, ticks in pids:
+        wait_gone(pid, ticks)
+    cluster.control.exited("t1")
+    assert sorted(p.name for p in cluster.state_dir.iterdir()) == ["agent.lock", "agent.log"]
+
+
+def test_an_agent_of_another_cluster_makes_way(cluster):
+    cluster.start("t1")
+    started = cluster.control.started("t1")
+    first, cluster.secret = (cluster.pid, cluster.ticks), secrets.token_bytes(32)
+    cluster.restart_control()
+    assert cluster.launch().trainers == ()
+    assert cluster.pid != first[0]
+    wait_gone(*first)
+    wait_gone(started.pid, started.start_ticks)

@@ -1,0 +1,48 @@
+import io
+import json
+import os
+
+import pytest
+
+from atoll.control_plane import web_server
+from atoll.errors import PortInUse
+
+
+def started_with(monkeypatch, capsys, text):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    code = web_server.main()
+    return code, capsys.readouterr().err
+
+
+def a_config(tmp_path, port, **changes):
+    plain = {"host": "127.0.0.1", "port": port, "cluster_dir": str(tmp_path), "home": str(tmp_path)}
+    return json.dumps({**plain, "control": "127.0.0.1:1", "secret": "00" * 32, **changes})
+
+
+def test_port_in_use_names_its_holder_and_the_way_out():
+    with web_server.bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(PortInUse, match=f"port {port} on 127.0.0.1 belongs to pid {os.getpid()} .*--port"):
+            web_server.bind("127.0.0.1", port)
+
+
+def test_web_process_on_a_taken_port_says_one_line_and_exits(monkeypatch, capsys, tmp_path):
+    (tmp_path / "token").write_text("t")
+    with web_server.bind("127.0.0.1", 0) as first:
+        code, err = started_with(monkeypatch, capsys, a_config(tmp_path, first.getsockname()[1]))
+    assert code == 3
+    assert err.count("\n") == 1
+    assert err.endswith("(port-in-use)\n")
+
+
+def test_web_process_without_a_token_says_where_it_should_be(monkeypatch, capsys, tmp_path):
+    code, err = started_with(monkeypatch, capsys, a_config(tmp_path, 0))
+    assert code == 2
+    assert f"{tmp_path / 'token'} does not exist; run `atoll up` first (unauthorized)" in err
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"host": 1}'])
+def test_web_process_refuses_a_configuration_that_does_not_fit(monkeypatch, capsys, text):
+    code, err = started_with(monkeypatch, capsys, text)
+    assert code == 70
+    assert err.endswith("(bad-message)\n")

@@ -1,0 +1,280 @@
+"""A communicator of threads in one process, and hosts around it: sessions run here without sockets or processes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll.schema.ids import Epoch, NodeId, Rank, RunId, TrainerId
+from atoll.schema.messages import Member, Membership
+from atoll.schema.spec import JobSpec
+from atoll.workers.host import Identity, Mailbox
+
+
+@dataclass(frozen=True)
+class FakePoison:
+    reason: str
+    culprit: Any = None
+
+
+class FakeWork:
+    def __init__(self, comm):
+        self._comm = comm
+        self._done = False
+        self.result = None
+
+    @property
+    def poison(self):
+        return None if self._done else self._comm.poisoned
+
+    def finish(self, result):
+        self.result, self._done = result, True
+
+    def wait(self, timeout=None):
+        changed = self._comm.group.changed
+        with changed:
+            changed.wait_for(lambda: self._done or self._comm.poisoned is not None, timeout)
+            return self._done
+
+
+class FakeGroup:
+    """All members of one epoch. An operation is carried out when the last member submits it."""
+
+    def __init__(self, membership):
+        self.membership = membership
+        self.changed = threading.Condition()
+        self.comms = {}
+        self.slots = {}
+        self.mail = {}
+
+    def submit(self, comm, kind, payload, work):
+        with self.changed:
+            if comm.poisoned is not None:
+                return
+            index = comm.submitted
+            comm.submitted += 1
+            slot = self.slots.setdefault(index, {})
+            slot[comm.rank] = (kind, payload, work)
+            if len(slot) == len(self.membership.members):
+                self._carry_out(slot)
+                self.changed.notify_all()
+
+    def _carry_out(self, slot):
+        kinds = {kind for kind, _, _ in slot.values()}
+        assert len(kinds) == 1, f"members disagree about an operation: {kinds}"
+        payloads = [slot[r][1] for r in sorted(slot)]
+        if kinds == {"gather"}:
+            results = [list(payloads) for _ in payloads]
+        else:
+            total = payloads[0].clone()
+            for other in payloads[1:]:
+                assert other.shape == total.shape
+                total += other
+            for payload in payloads:
+                payload.copy_(total)
+            results = [None for _ in payloads]
+        for rank, result in zip(sorted(slot), results, strict=True):
+            slot[rank][2].finish(result)
+
+    def poison(self, rank, poison):
+        with self.changed:
+            comm = self.comms[rank]
+            if comm.poisoned is not None:
+                return
+            comm.poisoned = poison
+            calls = list(comm.calls)
+            self.changed.notify_all()
+        for call in calls:
+            call(poison)
+
+
+class FakeComm:
+    def __init__(self, group, rank):
+        self.group, self.rank = group, rank
+        self.epoch = group.membership.epoch
+        self.members = group.membership.members
+        self.size = len(self.members)
+        self.poisoned = None
+        self.calls = []
+        self.submitted = 0
+
+    def on_poison(self, call):
+        self.calls.append(call)
+
+    def all_reduce(self, buffer, *, op="sum"):
+        assert op == "sum"
+        assert buffer.dim() == 1
+        work = FakeWork(self)
+        self.group.submit(self, f"reduce-{buffer.numel()}-{buffer.dtype}", buffer, work)
+        return work
+
+    def all_gather(self, payload):
+        work = FakeWork(self)
+        self.group.submit(self, "gather", payload, work)
+        return work
+
+    def send(self, buffer, *, to, tag=0):
+        work = FakeWork(self)
+        with self.group.changed:
+            if self.poisoned is None:
+                self.group.mail.setdefault((self.rank, to), []).append(buffer.clone())
+                work.finish(None)
+                self.group.changed.notify_all()
+        self._deliver(self.rank, to)
+        return work
+
+    def recv(self, buffer, *, source, tag=0):
+        work = FakeWork(self)
+        with self.group.changed:
+            self.group.mail.setdefault(("wanted", source, self.rank), []).append((buffer, work))
+        self._deliver(source, self.rank)
+        return work
+
+    def _deliver(self, source, to):
+        with self.group.changed:
+            mail = self.group.mail.get((source, to), [])
+            wanted = self.group.mail.get(("wanted", source, to), [])
+            while mail and wanted:
+                sent, (buffer, work) = mail.pop(0), wanted.pop(0)
+                buffer.copy_(sent)
+                work.finish(None)
+            self.group.changed.notify_all()
+
+    def abort(self, reason, culprit=None):
+        self.group.poison(self.rank, FakePoison(reason, culprit))
+
+    def close(self):
+        """A closed member is a dead socket to the others."""
+        me = self.members[self.rank].trainer
+        self.group.poison(self.rank, FakePoison("closed"))
+        for rank in list(self.group.comms):
+            if rank != self.rank:
+                self.group.poison(rank, FakePoison(f"{me} closed its connection", me))
+
+
+class Fabric:
+    """Connects the members of an epoch once all have come."""
+
+    def __init__(self):
+        self.changed = threading.Condition()
+        self.groups = {}
+
+    def connect(self, membership, me, listener, *, deadline_s, cancelled):
+        from atoll.errors import PeerLost
+
+        rank = next(m.rank for m in membership.members if m.trainer == me)
+        with self.changed:
+            group = self.groups.setdefault(membership.epoch, FakeGroup(membership))
+            comm = group.comms[rank] = FakeComm(group, rank)
+            self.changed.notify_all()
+            end = time.monotonic() + deadline_s
+            while len(group.comms) < len(membership.members):
+                self.changed.wait(0.02)
+                if cancelled() or time.monotonic() > end:
+                    del group.comms[rank]
+                    raise PeerLost(f"epoch {membership.epoch}: a member did not come")
+        return comm
+
+
+@dataclass
+class FakeListener:
+    host: str = "127.0.0.1"
+    port: int = 1
+
+
+@dataclass
+class FakeHost:
+    identity: Identity
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    listener: Any = field(default_factory=FakeListener)
+    told: list = field(default_factory=list)
+    on_tell: Any = None
+
+    def tell(self, fact):
+        self.told.append(fact)
+        if self.on_tell is not None:
+            self.on_tell(self, fact)
+
+    def facts(self, cls):
+        return [f for f in self.told if isinstance(f, cls)]
+
+
+def make_spec(tmp_path: Path, **changes) -> JobSpec:
+    return JobSpec(name="test", working_dir=str(tmp_path), file="train.py", **changes)
+
+
+def make_host(tmp_path: Path, name: str = "a", **changes) -> FakeHost:
+    identity = Identity(
+        run=RunId("run"),
+        trainer=TrainerId(name),
+        node=NodeId("node-1"),
+        spec=make_spec(tmp_path, **changes),
+        run_dir=tmp_path,
+        secret=b"secret",
+    )
+    return FakeHost(identity=identity)
+
+
+def members(epoch: int, *names: str) -> Membership:
+    return Membership(
+        run=RunId("run"),
+        epoch=Epoch(epoch),
+        members=tuple(
+            Member(trainer=TrainerId(n), rank=Rank(r), node=NodeId("node-1"), host="127.0.0.1", port=1)
+            for r, n in enumerate(names)
+        ),
+    )
+
+
+class Crew:
+    """Several trainers as threads of this process, all running one function."""
+
+    def __init__(self, tmp_path, names, **spec):
+        self.fabric = Fabric()
+        self.hosts = {n: make_host(tmp_path, n, **spec) for n in names}
+        self.status = {}
+        self.threads = []
+
+    def members(self, epoch, *names):
+        for name in names:
+            self.hosts[name].mailbox.put(members(epoch, *names))
+
+    def start(self, function, *names):
+        from atoll.workers.context import run_function
+
+        def body(name):
+            self.status[name] = run_function(self.hosts[name], function, connect=self.fabric.connect)
+
+        for name in names or self.hosts:
+            thread = threading.Thread(target=body, args=(name,), daemon=True, name=f"atoll-test-{name}")
+            thread.start()
+            self.threads.append(thread)
+
+    def join(self, timeout=60):
+        for thread in self.threads:
+            thread.join(timeout)
+            assert not thread.is_alive(), "a trainer hangs"
+
+
+@pytest.fixture
+def crew(tmp_path):
+    return lambda *names, **spec: Crew(tmp_path, names, **spec)
+
+
+@pytest.fixture
+def lone_host(tmp_path):
+    """One trainer whose first membership is itself alone."""
+
+    def make(**spec):
+        from atoll.schema.messages import TrainerReady
+
+        host = make_host(tmp_path, **spec)
+        host.on_tell = lambda h, fact: isinstance(fact, TrainerReady) and h.mailbox.put(members(1, "a"))
+        return host
+
+    return make
