@@ -7,11 +7,11 @@ views of `atoll.schema.views`; an answer that is no success carries a `ProblemVi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from atoll.errors import AtollError, ConnectError, NotFoundError, SchemaError
+from atoll.errors import AtollError, ConnectError, NotFoundError, SchemaError, by_code
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import RunId, is_safe_name
 from atoll.schema.messages import Finding, LogChunk
@@ -166,18 +166,7 @@ def problem(status: int, plain: Any, url: str) -> AtollError:
     except SchemaError:
         return ConnectError(f"{url} answered HTTP {status} and not as Atoll does; check the address")
     text = f"{view.problem}; {view.remedy}" if view.remedy else view.problem
-    return error_class(view.code)(text)
-
-
-def error_class(code: str) -> type[AtollError]:
-    """The class whose stable code is `code`; the root of the tree for one of a newer server."""
-    return next((c for c in _tree(AtollError) if c.code == code), AtollError)
-
-
-def _tree(root: type[AtollError]) -> Iterator[type[AtollError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _tree(child)
+    return by_code(view.code)(text)
 
 
 def _one(cls: type[V]) -> Callable[[Any], V]:

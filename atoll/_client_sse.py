@@ -11,8 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from atoll._client_calls import error_class
-from atoll.errors import SchemaError
+from atoll.errors import SchemaError, by_code
 from atoll.schema.codec import decode_as
 from atoll.schema.views import EventView, MetricPoint, RunView
 
@@ -115,7 +114,7 @@ def _chunk_text(data: str) -> str:
         plain: Any = json.loads(data)
         if "error" in plain:
             error = plain["error"]
-            raise error_class(str(error.get("code")))(str(error.get("message")))
+            raise by_code(str(error.get("code")))(str(error.get("message")))
         return str(plain["choices"][0]["text"])
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise SchemaError(f"a completion chunk in an unknown form: {data[:80]!r} ({error!r})") from None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from atoll import config
-from atoll.config import Config, Target
+from atoll.config import ClusterFile, Config, Target
 from atoll.errors import AtollError, ConnectError, ScriptNotFound, UserError
 from atoll.launch_spec import JobOptions, build, script
 from atoll.schema.ids import RunId
@@ -173,16 +173,15 @@ def find(settings: Config, address: str | None, *, may_embed: bool, say: Say) ->
             return Found(target=target)
     if not may_embed:
         raise ConnectError("a detached run needs a cluster that outlives this command; start one with `atoll up`")
+    before = {cluster.path.parent for cluster in config.known_clusters(settings.home)}
     info = _bootstrap().ensure(None, settings.home, progress=say)
-    return Found(target=_target(info), embedded=info if info.embedded else None)
+    # One that was there before and only needed mending belongs to whoever started it.
+    return Found(target=_target(info), embedded=None if info.cluster_dir in before else info)
 
 
 def up(settings: Config, address: str | None, port: int | None, say: Say) -> ClusterInfo:
     """Start Atoll on the Ray cluster at `address`, or on a Ray of its own, to stay."""
-    chosen = {} if port is None else {"port": port}
-    info: ClusterInfo = _bootstrap().ensure(
-        address or settings.ray_address, settings.home, progress=say, stay=True, **chosen
-    )
+    info: ClusterInfo = _bootstrap().ensure(address or settings.ray_address, settings.home, progress=say, port=port)
     return info
 
 
@@ -193,8 +192,20 @@ def down(settings: Config, say: Say) -> list[str]:
         raise ConnectError(f"no running cluster known under {settings.home}; nothing to end")
     for cluster in clusters:
         say(f"ending {cluster.ray_address}")
-        _bootstrap().shutdown(_bootstrap().read_info(cluster.path))
+        _bootstrap().shutdown(_info(settings, cluster))
     return [cluster.ray_address for cluster in clusters]
+
+
+def _info(settings: Config, cluster: ClusterFile) -> ClusterInfo:
+    info: ClusterInfo = _bootstrap().ClusterInfo(
+        rest_url=cluster.rest_url,
+        token="",
+        home=settings.home,
+        cluster_dir=cluster.path.parent,
+        ray_address=cluster.ray_address,
+        embedded=bool(cluster.plain.get("embedded")),
+    )
+    return info
 
 
 def _target(info: ClusterInfo) -> Target:

@@ -1,1 +1,1 @@
-"""."""
+"""Checkpoints: immutable packs, checksums, one atomic commit record. Imports with torch alone."""

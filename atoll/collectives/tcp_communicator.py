@@ -266,7 +266,7 @@ def _view(tensor: torch.Tensor) -> memoryview:
     """The tensor's memory [bytes]; the view keeps it alive."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.view(torch.uint8).numpy())
+    return tensor.view(torch.uint8).numpy().data
 
 
 def _write(buffer: torch.Tensor, scratch: torch.Tensor) -> None:

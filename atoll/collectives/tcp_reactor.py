@@ -239,8 +239,7 @@ class Reactor:
         budget = _READ_ONCE_BYTES
         try:
             while budget > 0 and not peer.gone:
-                target = peer.body if peer.header else memoryview(peer.head)
-                assert target is not None
+                target = peer.body if peer.body is not None else memoryview(peer.head)
                 count = peer.sock.recv_into(target[peer.filled :])
                 if count == 0:
                     self._stream_ended(peer)
@@ -281,8 +280,7 @@ class Reactor:
             self._filled(peer)
 
     def _end_body(self, peer: Peer, header: Header) -> None:
-        body, peer.body = peer.body, None
-        assert body is not None
+        body, peer.body = peer.body or memoryview(b""), None
         if header.kind is Kind.ABORT:
             said = json.loads(bytes(body))
             raise _PeerEnded(str(said.get("reason", "")), None, said.get("culprit"))
@@ -291,8 +289,7 @@ class Reactor:
         if ticket is None:
             self._early[key] = bytearray(body)
             return
-        assert ticket.view is not None
-        if body is not ticket.view:  # posted while its bytes were under way
+        if ticket.view is not None and body is not ticket.view:  # posted while its bytes were under way
             self._same_length(peer.rank, len(body), len(ticket.view))
             ticket.view[:] = body
         ticket.done = True

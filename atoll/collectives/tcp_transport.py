@@ -129,20 +129,22 @@ class Listener:
     def _greet(self, sock: socket.socket) -> None:
         try:
             sock.settimeout(HANDSHAKE_S)
-            trainer, epoch, rank = self._handshake(sock)
-            with self._changed:
-                if self._closed or epoch < self._oldest:
-                    raise HandshakeError(f"epoch {epoch} is over")
-                stale = self._parked.pop((epoch, rank), None)
-                if stale is not None:
-                    stale[1].close()
-                self._parked[epoch, rank] = (trainer, sock)
-                self._changed.notify_all()
+            self._park(sock, *self._handshake(sock))
         except (OSError, HandshakeError, ValueError, KeyError, TypeError):
             # A stranger or a dial that its maker gave up: nothing to tell anyone, the dialer sees the close.
             sock.close()
         finally:
             self._greeters.discard(threading.current_thread())
+
+    def _park(self, sock: socket.socket, trainer: str, epoch: int, rank: int) -> None:
+        with self._changed:
+            if self._closed or epoch < self._oldest:
+                raise HandshakeError(f"epoch {epoch} is over")
+            stale = self._parked.pop((epoch, rank), None)
+            if stale is not None:
+                stale[1].close()
+            self._parked[epoch, rank] = (trainer, sock)
+            self._changed.notify_all()
 
     def _handshake(self, sock: socket.socket) -> tuple[str, int, int]:
         hello_bytes = _receive_blob(sock)
@@ -167,9 +169,7 @@ def dial(
     while not cancelled() and time.monotonic() < deadline:
         try:
             return _dial_once(peer, me=me, run=run, epoch=epoch, secret=secret)
-        except HandshakeError as error:
-            problem = error
-        except OSError as error:
+        except (HandshakeError, OSError) as error:
             problem = error
         time.sleep(_POLL_S)
     if isinstance(problem, HandshakeError):
@@ -180,18 +180,22 @@ def dial(
 def _dial_once(peer: Member, *, me: Member, run: str, epoch: int, secret: bytes) -> socket.socket:
     sock = socket.create_connection((peer.host, peer.port), timeout=HANDSHAKE_S)
     try:
-        own = os.urandom(NONCE_BYTES)
-        hello = {"protocol": PROTOCOL, "run": run, "trainer": me.trainer, "epoch": epoch, "rank": me.rank}
-        hello_bytes = json.dumps(hello | {"nonce": own.hex()}).encode()
-        _send_blob(sock, hello_bytes)
-        answer = _receive(sock, NONCE_BYTES + MAC_BYTES)
-        nonce, mac = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
-        if not check(secret, "listener", own, hello_bytes, mac):
-            raise HandshakeError(f"the listener does not hold the secret of run {run!r}")
+        _introduce(sock, me=me, run=run, epoch=epoch, secret=secret)
         _tune(sock)
-        sock.sendall(proof(secret, "dialer", nonce, hello_bytes))
-        _receive(sock, 1)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _introduce(sock: socket.socket, *, me: Member, run: str, epoch: int, secret: bytes) -> None:
+    own = os.urandom(NONCE_BYTES)
+    hello = {"protocol": PROTOCOL, "run": run, "trainer": me.trainer, "epoch": epoch, "rank": me.rank}
+    hello_bytes = json.dumps(hello | {"nonce": own.hex()}).encode()
+    _send_blob(sock, hello_bytes)
+    answer = _receive(sock, NONCE_BYTES + MAC_BYTES)
+    nonce, mac = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
+    if not check(secret, "listener", own, hello_bytes, mac):
+        raise HandshakeError(f"the listener does not hold the secret of run {run!r}")
+    sock.sendall(proof(secret, "dialer", nonce, hello_bytes))
+    _receive(sock, 1)

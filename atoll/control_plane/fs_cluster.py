@@ -31,7 +31,7 @@ class Head:
     pid: int
     start_ticks: int
     temp_dir: str
-    cpus: float | None = None
+    cpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,7 @@ class ControlClient:
     async def close(self) -> None:
         """Close the connection."""
         if self._channel is not None:
-            await self._channel.close()
+            await self._channel.close(None)
             self._channel = None
 
     async def _once(self, method: str, body: bytes, limit_s: float) -> dict[str, Any]:
@@ -71,7 +71,8 @@ class ControlClient:
             self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
         nonce = make_nonce(self._clock.now(), os.urandom(16))
         call = Call(nonce=nonce, mac=sign_call(self._secret, method, nonce, body), method=method, body=body)
-        answer: Answer = await ControlPlaneStub(self._channel).Invoke(call, timeout=limit_s)
+        stub = ControlPlaneStub(self._channel)  # type: ignore[no-untyped-call]
+        answer: Answer = await stub.Invoke(call, timeout=limit_s)
         if answer.mac != sign_answer(self._secret, nonce, answer.body, ok=answer.ok):
             raise HandshakeError(f"what answers at {self._target} does not know the cluster's secret")
         result: dict[str, Any] = json.loads(answer.body)

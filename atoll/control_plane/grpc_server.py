@@ -96,7 +96,7 @@ class Port(ControlPlaneServicer):
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port. Raises `PortInUse`."""
         server = grpc.aio.server(options=_OPTIONS)
-        add_ControlPlaneServicer_to_server(self, server)
+        add_ControlPlaneServicer_to_server(self, server)  # type: ignore[no-untyped-call]
         try:
             bound = server.add_insecure_port(f"{host}:{port}")
         except RuntimeError:
@@ -174,7 +174,7 @@ class Port(ControlPlaneServicer):
         await context.write(Frame(incarnation=self._me.incarnation, body=encode(message)))
 
     async def _read(self, node: NodeId, context: Call_) -> None:
-        while (frame := await context.read()) is not grpc.aio.EOF:
+        while (frame := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
             self._mind.said(node, _FACTS.decode(frame.body))
 
     async def _write(self, stream: _Stream, context: Call_) -> None:
@@ -202,7 +202,7 @@ class Port(ControlPlaneServicer):
 
 async def _body(context: Call_) -> bytes:
     frame = await context.read()
-    if frame is grpc.aio.EOF:
+    if frame is grpc.aio.EOF:  # type: ignore[attr-defined]
         raise HandshakeError("the stream ended during the handshake")
     return bytes(frame.body)
 

@@ -9,6 +9,7 @@ dies.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def connect(address: str, token_file: str = "") -> Any:
                 namespace=NAMESPACE,
                 log_to_driver=False,
                 configure_logging=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConnectError(f"cannot connect to Ray at {address}: {error}") from None
@@ -93,7 +94,7 @@ class HeadConfig:
     port: int
     temp_dir: str
     token_file: str
-    cpus: float | None = None
+    cpus: int | None = None
 
 
 class HeadNode:
@@ -126,7 +127,7 @@ class HeadNode:
 def _node_class() -> type[Any]:
     from ray._private.node import Node  # noqa: PLC0415 - after the environment is prepared
 
-    class Quiet(Node):  # type: ignore[misc]
+    class Quiet(Node):
         """A head without dashboard and log monitor: Atoll has its own, and people log in there."""
 
         def start_api_server(self, **_: Any) -> None:
@@ -141,7 +142,8 @@ def _node_class() -> type[Any]:
 def _parameters(config: HeadConfig) -> Any:
     from ray._private.parameter import RayParams  # noqa: PLC0415 - as above
 
-    return RayParams(
+    make: Any = RayParams  # its own annotations are wrong in places
+    return make(
         node_ip_address="127.0.0.1",
         node_name="127.0.0.1",
         gcs_server_port=config.port,

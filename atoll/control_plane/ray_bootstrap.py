@@ -61,7 +61,7 @@ def ensure(
     *,
     progress: Say | None = None,
     port: int | None = None,
-    cpus: float | None = None,
+    cpus: int | None = None,
     deadline_s: float = DEADLINE_S,
 ) -> ClusterInfo:
     """The cluster on the Ray at `address` (`auto`: the one on this machine), or on an embedded Ray of its own.
@@ -70,6 +70,7 @@ def ensure(
     explains it, or `PortInUse`.
     """
     say = progress or (lambda _: None)
+    known: Path | None
     until = time.monotonic() + deadline_s
     files.private_dir(home)
     with files.starting_lock(home, deadline_s):
@@ -77,13 +78,12 @@ def ensure(
         if running is not None:
             return running
         if address is None:
-            cluster_dir = _embedded(home, port, cpus, say)
-            address = _record(cluster_dir).ray_address
+            started = _embedded(home, port, cpus, say)
+            address, known = _record(started).ray_address, started
         else:
-            cluster_dir = _known_dir(address, home)
+            known = _known_dir(address, home)
         say("starting the control plane")
-        cluster_dir = _run_ensure(home, address, cluster_dir, port)
-        info = _info(home, cluster_dir)
+        info = _info(home, _run_ensure(home, address, known, port))
         say("starting the agent and the dashboard")
         _await_answers(info, until)
     return info
@@ -151,7 +151,7 @@ def _info(home: Path, cluster_dir: Path) -> ClusterInfo:
 # -- an embedded Ray -------------------------------------------------------------------------------------------------
 
 
-def _embedded(home: Path, port: int | None, cpus: float | None, say: Say) -> Path:
+def _embedded(home: Path, port: int | None, cpus: int | None, say: Say) -> Path:
     last = files.last_embedded(home)
     if last is not None and _head_lives(last[1]) and (last[0] / "cluster.json").exists():
         return last[0]  # Ray is up, its control plane or web process is not
@@ -159,7 +159,7 @@ def _embedded(home: Path, port: int | None, cpus: float | None, say: Say) -> Pat
     if last is not None and last[1].head is not None:
         shutil.rmtree(last[1].head.temp_dir, ignore_errors=True)
     say("starting an embedded Ray")
-    temp_dir = tempfile.mkdtemp(prefix="atoll-", dir="/tmp")  # noqa: S108 - mode 0700; socket paths must be short
+    temp_dir = tempfile.mkdtemp(prefix="atoll-", dir="/tmp")
     settings = {
         "port": int(record.ray_address.rpartition(":")[2]),
         "temp_dir": temp_dir,

@@ -43,24 +43,26 @@ def _hold(config: HeadConfig, leave: threading.Event) -> None:
         node = HeadNode(config)
     except Exception as error:  # noqa: BLE001 - the outer edge: said in the log, tried again
         _log(f"Ray did not start: {error!r}")
-        end_descendants()
+        end(psutil.Process().children(recursive=True))
         return
     _log(f"Ray is up at {node.address}")
     host, _, port = node.address.rpartition(":")
     while not leave.wait(LOOK_S):
         if node.dead() or not listens(host, int(port), 5.0):
             break
+    # Gathered while parents live: Ray's helpers are children of the raylet, and nobody's once it is gone.
+    family = psutil.Process().children(recursive=True)
     with contextlib.suppress(Exception):  # ends what it can; the rest is ended below
         node.kill()
-    end_descendants()
+    end(family)
 
 
-def end_descendants() -> None:
-    """SIGKILL every process below this one. Agents are not below: they were forked twice."""
-    for child in psutil.Process().children(recursive=True):
+def end(family: list[psutil.Process]) -> None:
+    """SIGKILL these processes. Agents are not among them: they were forked twice."""
+    for process in family:
         with contextlib.suppress(psutil.Error):
-            child.kill()
-    psutil.wait_procs(psutil.Process().children(recursive=True), timeout=3)
+            process.kill()
+    psutil.wait_procs(family, timeout=3)
 
 
 def _log(text: str) -> None:

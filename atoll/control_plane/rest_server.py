@@ -35,6 +35,7 @@ T = TypeVar("T")
 # A spec is a few KiB; its config is for settings, not for data.
 BODY_LIMIT = 1 << 20
 STORY_LIMIT = 1000
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 After = Annotated[int, Query(ge=0)]
 AfterStep = Annotated[int, Query(ge=-1)]
@@ -64,6 +65,15 @@ def application(source: ClusterSource, on_close: Callable[[], Awaitable[None]] |
     app.include_router(_cluster(source))
     _answer_errors(app)
     return app
+
+
+def refuse_the_rest(app: FastAPI) -> None:
+    """Answer every other path under /api and /v1 with a problem, and not with the dashboard's page for lost people."""
+
+    @app.api_route("/api/{rest:path}", methods=_METHODS, include_in_schema=False)
+    @app.api_route("/v1/{rest:path}", methods=_METHODS, include_in_schema=False)
+    async def unknown(request: Request) -> Response:
+        raise NotFoundError(f"no {request.method} {request.url.path}; see /api/openapi.json")
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -10,6 +10,7 @@ calls to the control plane, each with a deadline. The reader blocks on SQLite, s
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -127,13 +128,16 @@ class ClusterSource:
         return await self._read(NodeView, self._reader.nodes)
 
     async def story(self, subject: str, limit: int) -> list[EventView]:
-        """The last `limit` events about `subject`: a run, trainer, node, or the cause that several events share."""
-        found = await self._read(EventView, self._reader.events, None, 0, subject, PAGE)
-        if not found and is_safe_name(subject):
-            found = await self._read(EventView, self._reader.events, RunId(subject), 0, None, PAGE)
+        """The last `limit` events: all of a run, or those about a trainer or node, or of the cause they share."""
+        is_run = is_safe_name(subject) and await self._call(self._reader.run, subject) is not None
+        run, about = (RunId(subject), None) if is_run else (None, subject)
+        found, after = deque[EventView](maxlen=limit), 0
+        while page := await self._read(EventView, self._reader.events, run, after, about, PAGE):
+            found.extend(page)
+            after = page[-1].seq
         if not found:
             raise NotFoundError(f"no event about {subject!r}; name a run, trainer, node or cause that `atoll ls` shows")
-        return found[-limit:]
+        return list(found)
 
     # -- the control plane -------------------------------------------------------------------------------------------
 

@@ -162,7 +162,8 @@ class HistoryReader:
         self, run: RunId | None = None, after: int = 0, subject: str | None = None, limit: int = PAGE
     ) -> list[dict[str, Any]]:
         """Lines of the story numbered above `after`; `subject` also finds a cause, which several lines share."""
-        where, given = "seq > :after", {"after": after, "limit": limit}
+        where = "seq > :after"
+        given: dict[str, Any] = {"after": after, "limit": limit}
         if run is not None:
             where, given = where + " AND run = :run", {**given, "run": run}
         if subject is not None:

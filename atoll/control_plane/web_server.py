@@ -8,6 +8,7 @@ starts it again. It holds no state: views come from the history file, wishes go 
 from __future__ import annotations
 
 import errno
+import importlib.util
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp
 
 from atoll import config
 from atoll.control_plane.rest_auth import Guard
-from atoll.control_plane.rest_server import application
+from atoll.control_plane.rest_server import application, refuse_the_rest
 from atoll.control_plane.rest_source import ClusterSource, Control, Reader
 from atoll.errors import AtollError, PortInUse
 from atoll.schema.codec import decode_as
@@ -54,6 +55,7 @@ def create_app(
     source = ClusterSource(reader, control)
     app = application(source, on_close)
     _mount_gateway(app, source)
+    refuse_the_rest(app)
     if dashboard:
         from atoll.ui.pages import mount  # noqa: PLC0415 - NiceGUI takes a second; REST alone does without
 
@@ -62,9 +64,11 @@ def create_app(
 
 
 def _mount_gateway(app: FastAPI, source: ClusterSource) -> None:
-    from atoll.control_plane.http_gateway import gateway  # noqa: PLC0415
+    if importlib.util.find_spec("atoll.control_plane.http_gateway") is None:
+        return
+    from atoll.control_plane.http_gateway import gateway  # noqa: PLC0415 - only until it exists
 
-    app.include_router(gateway(source.replicas))
+    app.include_router(gateway(source.servers))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -381,7 +381,4 @@ class LeaveNode:
 
 
 AGENT_COMMANDS = (Adopt, StartTrainer, FenceTrainer, TellTrainer, ForgetTrainer, ReadLog, Examine, LeaveNode)
-AgentCommand = (
-    Adopt | StartTrainer | FenceTrainer | TellTrainer | ForgetTrainer | ReadLog | Examine | LeaveNode
-)
-
+AgentCommand = Adopt | StartTrainer | FenceTrainer | TellTrainer | ForgetTrainer | ReadLog | Examine | LeaveNode

@@ -114,6 +114,10 @@ class _Record:
     def forked(self) -> bool:
         return self.found.pid > 0
 
+    @property
+    def under_way(self) -> bool:
+        return not self.forked and not self.ended
+
 
 class AgentCore:
     """The agent's mind. `handle` is all there is to call; `saved`, `living` and `log_of` may be read."""
@@ -200,7 +204,7 @@ class AgentCore:
         self._incarnation = command.incarnation
         self._adopted = True
         effects: list[Effect] = [Save()]
-        for record in [r for r in self._records.values() if r.found.trainer not in command.keep]:
+        for record in [r for r in self._records.values() if not r.under_way and r.found.trainer not in command.keep]:
             record.kept = False
             if record.ended:
                 self._drop(record.found.trainer)
@@ -357,7 +361,8 @@ class AgentCore:
             state_dir=self._me.state_dir,
             versions=self._me.versions,
             last_incarnation=self._incarnation,
-            trainers=tuple(r.found for r in self._records.values()),
+            # A fork under way is no process yet: said as `TrainerStarted` once it is, and a start said again is known.
+            trainers=tuple(r.found for r in self._records.values() if not r.under_way),
         )
 
     def _put(self, trainer: TrainerId, fact: AgentFact) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atoll import __version__
 from atoll.errors import SchemaError, SpecError
 from atoll.schema.codec import decode_as, encode
 from atoll.schema.ids import NodeId
@@ -48,8 +49,8 @@ class AgentConfig:
     ray_address: str = ""
 
     def fingerprint(self) -> str:
-        """Differs between clusters: an agent of another cluster is not ours to leave alone."""
-        return hashlib.sha256(f"{self.control}|{self.secret}|{self.node}".encode()).hexdigest()
+        """Differs between clusters and builds: an agent of another one is not to be left in place."""
+        return hashlib.sha256(f"{self.control}|{self.secret}|{self.node}|{__version__}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -289,7 +289,7 @@ class Agent:
                 while self._core.living():
                     self._one_ended.clear()
                     await self._one_ended.wait()
-        await self._link.flush(1.0)
+        await self._link.finish(1.0)
 
 
 def main() -> int:

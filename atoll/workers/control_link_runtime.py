@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from atoll.errors import HandshakeError, SchemaError, VersionMismatch
+from atoll.errors import AtollError, HandshakeError, VersionMismatch
 from atoll.schema.agent_pb2 import Frame
 from atoll.schema.agent_pb2_grpc import ControlPlaneStub
 from atoll.schema.codec import Registry, encode
@@ -46,6 +46,8 @@ OPTIONS = (
 _COMMANDS = Registry(AGENT_COMMANDS)
 _HANDSHAKE = Registry((Challenge, Proof))
 _EOF: Any = vars(grpc.aio)["EOF"]  # missing in the stubs
+# InvalidStateError: a write or read that met the end of its stream. ValueError: a nonce or proof that is not hex.
+_EXPECTED = (grpc.RpcError, AtollError, TimeoutError, EOFError, ValueError, asyncio.InvalidStateError)
 Stream = Any  # grpc.aio.StreamStreamCall; the stubs give its type no parameters
 
 
@@ -61,7 +63,9 @@ class ControlLink:
         self._emit = emit
         self._queue: asyncio.Queue[bytes] = asyncio.Queue()
         self._stream: Stream | None = None
-        self._lowest = Incarnation(0)
+        self._finishing = False
+        self._logged = ""
+        self._over = asyncio.Event()
         self.peer: Challenge | None = None
         self.attached = False
         self.beating = False
@@ -71,12 +75,12 @@ class ControlLink:
     async def run(self) -> None:
         """Keep a stream until cancelled."""
         backoff = Backoff(first_s=0.05, last_s=0.5)
-        while True:
+        while not self._finishing:
             before = self.streams
             try:
                 await self._once()
-            except (grpc.RpcError, TimeoutError, HandshakeError, SchemaError, VersionMismatch, EOFError) as error:
-                _log_unless_away(error)
+            except _EXPECTED as error:
+                self._log_once(_story(error))
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) is None or task.cancelling():
                     raise  # the agent ends; else it was `drop`: gRPC says so in the same words
@@ -98,11 +102,21 @@ class ControlLink:
         if self._stream is not None:
             self._stream.cancel()
 
-    async def flush(self, timeout_s: float) -> None:
-        """Wait until everything queued was handed to the stream."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s if self.attached else 0):
+    async def finish(self, timeout_s: float) -> None:
+        """Say what is queued, and that nothing follows; wait until the other side has read it. No stream comes after."""
+        self._finishing = True
+        if self._stream is None or not self.attached:
+            return
+        with contextlib.suppress(TimeoutError, grpc.RpcError):
+            async with asyncio.timeout(timeout_s):
                 await self._queue.join()
+                await self._stream.done_writing()
+                await self._over.wait()  # cancelling now would take back what is on its way
+
+    def _log_once(self, story: str) -> None:
+        if story and story != self._logged:
+            print(f"atoll: {self._target}: {story}", file=sys.stderr, flush=True)  # noqa: T201 - the agent's log
+            self._logged = story
 
     async def _once(self) -> None:
         async with grpc.aio.insecure_channel(self._target, options=OPTIONS) as channel:
@@ -118,7 +132,7 @@ class ControlLink:
                 stream.cancel()
 
     async def _handshake(self, stream: Stream) -> Challenge:
-        challenge = await _read_one(stream, Challenge)
+        challenge: Challenge = await _read_one(stream, Challenge)
         if challenge.versions.protocol != PROTOCOL:
             raise VersionMismatch(
                 f"the control plane at {self._target} speaks protocol {challenge.versions.protocol}, this agent "
@@ -127,13 +141,14 @@ class ControlLink:
         nonce, context = os.urandom(32), self._node.encode()
         mac = proof(self._secret, "agent", bytes.fromhex(challenge.nonce), context)
         await stream.write(Frame(body=encode(Proof(nonce=nonce.hex(), mac=mac.hex()))))
-        answer = await _read_one(stream, Proof)
+        answer: Proof = await _read_one(stream, Proof)
         if not check(self._secret, "control", nonce, context, bytes.fromhex(answer.mac)):
             raise HandshakeError(f"{self._target} does not know the cluster secret; its commands are not taken")
         return challenge
 
     async def _converse(self, stream: Stream) -> None:
         self._queue = asyncio.Queue()
+        self._over.clear()
         self.streams += 1
         self.attached, self.beating = True, False
         writer = asyncio.create_task(self._write(stream), name="atoll-control-writer")
@@ -142,6 +157,7 @@ class ControlLink:
             await self._read(stream)
         finally:
             self.attached = False
+            self._over.set()
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
             self._emit(Detached())
@@ -172,7 +188,8 @@ async def _read_one(stream: Stream, kind: type[Any]) -> Any:
     return message
 
 
-def _log_unless_away(error: BaseException) -> None:
-    if isinstance(error, grpc.RpcError | TimeoutError | EOFError):
-        return  # away, or on its way: tried again at once
-    print(f"atoll: {error}", file=sys.stderr)  # noqa: T201 - the agent's log
+def _story(error: BaseException) -> str:
+    """What is worth a line in the log: not that a control plane is away, but that it and we do not agree."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.details()}" if error.code() is grpc.StatusCode.UNAUTHENTICATED else ""
+    return "" if isinstance(error, TimeoutError | EOFError | grpc.RpcError) else str(error)

@@ -33,7 +33,7 @@ class Exits:
     def __init__(self, on_end: Callable[[TrainerId, int | None], None]) -> None:
         self._on_end = on_end
         self._watched: dict[int, _Watched] = {}
-        self._late: set[asyncio.TimerHandle] = set()
+        self._late: dict[int, asyncio.TimerHandle] = {}
 
     def watch(self, trainer: TrainerId, pid: int, start_ticks: int) -> None:
         """Report the end of this process, also if it is over already."""
@@ -53,19 +53,21 @@ class Exits:
         for watched in self._watched.values():
             _unwatch(watched)
         self._watched.clear()
-        for handle in self._late:
+        for handle in self._late.values():
             handle.cancel()
 
     def _gone(self, pid: int) -> None:
         watched = self._watched[pid]
         if watched.pidfd is not None:
             asyncio.get_running_loop().remove_reader(watched.pidfd)
-        self._late.add(asyncio.get_running_loop().call_later(STATUS_S, self._finish, pid, None))
+        self._late[pid] = asyncio.get_running_loop().call_later(STATUS_S, self._finish, pid, None)
 
     def _finish(self, pid: int, status: int | None) -> None:
         watched = self._watched.pop(pid, None)
         if watched is None:
             return
+        if (late := self._late.pop(pid, None)) is not None:
+            late.cancel()
         _unwatch(watched)
         end_session(pid, watched.start_ticks)
         self._on_end(watched.trainer, status)

@@ -32,10 +32,21 @@ class Outcome:
     attempt: int
     seconds: float
     samples: int
-    leader: bool
     voted: Sums
     late: Sums
     calls: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One acknowledgement round. Rank 0 of its epoch tells the measurements, also of steps of a rank 0 now lost."""
+
+    work: Pending
+    leader: bool
+
+
+def _begin(comm: Comm, late: dict[int, Sums]) -> _Round:
+    return _Round(work=comm.all_gather(_encode(late)), leader=comm.rank == 0)
 
 
 class Outcomes:
@@ -45,8 +56,8 @@ class Outcomes:
         self._host = host
         self._account = account
         self._clock = SystemClock()
-        self._waiting: deque[tuple[Outcome, Pending]] = deque()
-        self._regrouped: Pending | None = None
+        self._waiting: deque[tuple[Outcome, _Round]] = deque()
+        self._regrouped: _Round | None = None
         self._regrouped_at = 0
 
     def __bool__(self) -> bool:
@@ -57,30 +68,31 @@ class Outcomes:
         if self._regrouped is not None and outcome.step <= self._regrouped_at:
             self._waiting.append((outcome, self._regrouped))
             return
-        self._waiting.append((outcome, comm.all_gather(_encode({outcome.step: outcome.late}))))
+        self._waiting.append((outcome, _begin(comm, {outcome.step: outcome.late})))
 
     def regrouped(self, comm: Comm, step: int) -> None:
         """All members of a new epoch stand at `step`: one round settles whatever was open."""
         own = {outcome.step: outcome.late for outcome, _ in self._waiting}
-        self._regrouped, self._regrouped_at = comm.all_gather(_encode(own)), step
-        self._waiting = deque((outcome, self._regrouped) for outcome, _ in self._waiting)
+        around = _begin(comm, own)
+        self._regrouped, self._regrouped_at = around, step
+        self._waiting = deque((outcome, around) for outcome, _ in self._waiting)
 
     def settle(self) -> None:
         """Show what is known to be decided by now."""
-        while self._waiting and is_done(self._waiting[0][1]):
+        while self._waiting and is_done(self._waiting[0][1].work):
             self._show(*self._waiting.popleft())
 
     def drain(self) -> bool:
         """Wait until every step is settled. False when the epoch ended first."""
         while self._waiting:
-            if not completed(self._waiting[0][1]):
+            if not completed(self._waiting[0][1].work):
                 return False
             self._show(*self._waiting.popleft())
         return True
 
-    def _show(self, outcome: Outcome, work: Pending) -> None:
+    def _show(self, outcome: Outcome, around: _Round) -> None:
         self._account.write(committed_line(outcome.step, outcome.epoch, outcome.attempt))
-        late = merge(_decode(payload, outcome.step) for payload in work.result)
+        late = merge(_decode(payload, outcome.step) for payload in around.work.result)
         # A step decided by a regroup ended its body after the round: then this rank knows its own late values only.
         sums = merge([outcome.voted, late or outcome.late])
         self._host.tell(
@@ -91,7 +103,7 @@ class Outcomes:
                 at=self._clock.now(),
                 step_s=outcome.seconds,
                 samples=outcome.samples,
-                metrics=means(sums) if outcome.leader else {},
+                metrics=means(sums) if around.leader else {},
             )
         )
         for call in outcome.calls:

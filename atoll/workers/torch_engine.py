@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from atoll.clock import SystemClock
-from atoll.errors import BatchError, NonFiniteError, UserError
+from atoll.errors import AtollError, BatchError, NonFiniteError, UserError
 from atoll.fault.inject import failpoint
 from atoll.workers import reports
 from atoll.workers.account import fed_line
@@ -153,7 +153,8 @@ class Engine:
             self._step = None
 
     def _close(self, step: Step, error: BaseException | None) -> bool:
-        if isinstance(error, Exception) and not step.transaction.committed and not self._link.joined:
+        foreign = isinstance(error, Exception) and not isinstance(error, AtollError)
+        if foreign and not step.transaction.committed and not self._link.joined:
             # Gradients of an epoch that ended are this rank's own: what the body makes of them is no verdict on it.
             error = Retry()
         if error is None:
@@ -235,18 +236,26 @@ class Engine:
         self._reducer.clear()
 
     def _refuse(self, step: Step) -> None:
-        """Every rank reads the same sums, so all refuse alike, before any vote."""
+        """Every rank reads the same sums, so all refuse alike, before any vote, and say so together."""
+        problem = self._problem(step)
+        if problem is not None:
+            # Whoever left first would look lost to the others, who would then wait for members instead of failing.
+            completed(self._link.comm.all_gather(b"refused"))
+            raise problem
+
+    def _problem(self, step: Step) -> AtollError | None:
         reduced = step.reduced
         if reduced is None or self._parts.managed.tolerates_nonfinite:
-            return
+            return None
         if reduced.bad_losses or not reduced.finite:
             many = f"the loss of {reduced.bad_losses} of {self._parts.plan.grains} micro-batches"
-            raise NonFiniteError(
+            return NonFiniteError(
                 f"step {step.index}: {many if reduced.bad_losses else 'a gradient'} is NaN or infinite; the step was not "
                 "committed. Lower the learning rate, clip gradients, or manage a GradScaler"
             )
         if reduced.weight == 0:
-            raise BatchError(f"step {step.index}: no micro-batch had a weight above 0; call step.backward for each")
+            return BatchError(f"step {step.index}: no micro-batch had a weight above 0; call step.backward for each")
+        return None
 
     def _acknowledge(self, step: Step) -> None:
         comm, saving = self._link.comm, self._parts.saving
@@ -257,7 +266,6 @@ class Engine:
             attempt=step.attempt,
             seconds=step.ended - step.began,
             samples=self._parts.plan.global_batch,
-            leader=comm.rank == 0,
             voted=step.voted,
             late=step.take_reports(),
             calls=step.calls,

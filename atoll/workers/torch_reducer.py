@@ -54,9 +54,9 @@ class _Bucket:
 class Reducer:
     """Gradients of `params`, which are in order of registration. `open` at step entry, `arm`, then `finish`."""
 
-    def __init__(self, params: Sequence[nn.Parameter], *, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], *, bucket_bytes: int | None = None) -> None:
         self._params = list(params)
-        self._buckets = list(_fill(reversed(self._params), bucket_bytes))
+        self._buckets = list(_fill(reversed(self._params), bucket_bytes or BUCKET_BYTES))
         self._where = {id(p): (b, i) for b in self._buckets for i, p in enumerate(b.params)}
         self._handles = [_on_gradient(p, self._ready) for p in self._params]
         self._comm: Comm | None = None

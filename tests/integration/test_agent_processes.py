@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import secrets
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +107,7 @@ class FakeControl(ControlPlaneServicer):
         self.secret = secret
         self.incarnation = incarnation
         self.beat = beat
+        self.process = (os.getpid(), my_start_ticks())
         self.facts = []
         self.hellos = []
         self._changed = threading.Condition()
@@ -128,8 +133,8 @@ class FakeControl(ControlPlaneServicer):
         versions = Versions(atoll="0", protocol=1, python="3.11")
         challenge = Challenge(
             nonce=nonce.hex(),
-            pid=os.getpid(),
-            start_ticks=my_start_ticks(),
+            pid=self.process[0],
+            start_ticks=self.process[1],
             incarnation=self.incarnation,
             versions=versions,
         )
@@ -142,25 +147,27 @@ class FakeControl(ControlPlaneServicer):
         hello = Registry(AGENT_FACTS).decode(next(request_iterator).body)
         yield self._frame(Adopt(incarnation=self.incarnation, keep=tuple(t.trainer for t in hello.trainers)))
         self._hear(hello)
-        reader = threading.Thread(target=self._read, args=[request_iterator], daemon=True)
+        ended = threading.Event()
+        reader = threading.Thread(target=self._read, args=[request_iterator, ended], daemon=True)
         reader.start()
-        yield from self._talk(context)
+        yield from self._talk(context, ended)
 
     def _frame(self, message):
         return Frame(incarnation=self.incarnation, body=encode(message))
 
-    def _talk(self, context):
-        while context.is_active() and not self._closing.is_set():
+    def _talk(self, context, ended):
+        while context.is_active() and not self._closing.is_set() and not ended.is_set():
             try:
                 yield self._frame(self._commands.get(timeout=0.1))
             except queue.Empty:
                 if self.beat:
                     yield Frame(incarnation=self.incarnation)
 
-    def _read(self, frames):
+    def _read(self, frames, ended):
         with contextlib.suppress(grpc.RpcError, ValueError):
             for frame in frames:
                 self._hear(Registry(AGENT_FACTS).decode(frame.body))
+        ended.set()
 
     def _hear(self, fact):
         with self._changed:
@@ -211,6 +218,7 @@ class Cluster:
         (self.work / "job.py").write_text(SCRIPT)
         self.secret = secrets.token_bytes(32)
         self.control = FakeControl(self.secret)
+        self.head = 0
         self.pid = 0
         self.ticks = 0
 
@@ -222,8 +230,8 @@ class Cluster:
             "home": str(self.home),
             "control": f"127.0.0.1:{self.control.port}",
             "secret": self.secret.hex(),
-            "head": False,
-            "web": None,
+            "head": bool(self.head),
+            "web": {"host": "127.0.0.1", "port": self.head, "cluster_dir": str(self.home)} if self.head else None,
             "ray_address": "",
         }
 
@@ -264,6 +272,15 @@ class Cluster:
 
     def zygote(self):
         return next(p for p in psutil.Process(self.pid).children() if "zygote" in " ".join(p.cmdline()))
+
+    def await_other_zygote(self, pid):
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(StopIteration, psutil.NoSuchProcess):
+                if self.zygote().pid != pid:
+                    return
+            time.sleep(0.02)
+        raise AssertionError("the zygote was not started again")
 
     def close(self):
         self.control.command(LeaveNode(reason="test over"))
@@ -471,7 +488,9 @@ def test_trainers_survive_their_zygote_and_their_exit_is_still_proven(cluster):
     cluster.start("t1")
     started = cluster.control.started("t1")
     cluster.child_of("t1")
-    cluster.zygote().kill()
+    zygote = cluster.zygote()
+    zygote.kill()
+    cluster.await_other_zygote(zygote.pid)
     cluster.start("t2", "quick")
     assert cluster.control.exited("t2").exit_status == 0
     assert lives(started.pid, started.start_ticks)
@@ -514,3 +533,58 @@ def test_an_agent_of_another_cluster_makes_way(cluster):
     assert cluster.pid != first[0]
     wait_gone(*first)
     wait_gone(started.pid, started.start_ticks)
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A cluster on whose only node the agent supervises; a sleeping process stands for the control plane's pid."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    cluster = Cluster(tmp_path)
+    cluster.head = port
+    stand_in = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    cluster.control.process = (stand_in.pid, start_ticks(stand_in.pid))
+    cluster.launch()
+    yield cluster, stand_in
+    stand_in.kill()
+    stand_in.wait()
+    cluster.close()
+
+
+def children_of(cluster):
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return json.loads((cluster.state_dir / "children.json").read_text())["children"]
+    return {}
+
+
+def web_of(cluster, other_than=0):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        web = children_of(cluster).get("atoll.control_plane.web_server")
+        if web and web["pid"] != other_than:
+            return web["pid"], web["start_ticks"]
+        time.sleep(0.05)
+    raise AssertionError("no other web process was started")
+
+
+def test_a_frozen_control_plane_is_killed_by_the_heads_agent(head):
+    cluster, stand_in = head
+    time.sleep(4.0)
+    assert stand_in.poll() is None
+    cluster.control.beat = False
+    assert stand_in.wait(6.0) == -signal.SIGKILL
+
+
+def test_the_web_process_is_started_again_adopted_and_ended_on_leaving(head):
+    cluster, _ = head
+    first = web_of(cluster)
+    os.kill(first[0], signal.SIGKILL)
+    second = web_of(cluster, other_than=first[0])
+    os.kill(cluster.pid, signal.SIGKILL)
+    wait_gone(cluster.pid, cluster.ticks)
+    cluster.launch()
+    third = web_of(cluster)
+    assert third == second or not lives(*second)  # adopted, unless it could not stay
+    cluster.control.command(LeaveNode(reason="down"))
+    wait_gone(cluster.pid, cluster.ticks)
+    assert not lives(*third)

@@ -151,6 +151,16 @@ def test_adoption_kills_exactly_those_not_kept(agent):
     assert [(e.pid, e.start_ticks) for e in effects if isinstance(e, Kill)] == [(100, 5)]
 
 
+def test_a_fork_under_way_is_neither_told_of_nor_killed_by_an_adoption(agent):
+    agent.command(START)
+    agent(Detached())
+    hello, *rest = agent.attach(keep=(), incarnation=2)
+    assert hello.fact.trainers == ()
+    assert Kill not in kinds(rest)
+    assert agent.command(START, incarnation=2) == []
+    assert kinds(agent(FORKED)) == [Save, Watch, Send]
+
+
 def test_a_disowned_trainer_is_told_of_once_more_and_forgotten(agent):
     agent.trainer()
     agent.command(Adopt(incarnation=2, keep=()), 2)

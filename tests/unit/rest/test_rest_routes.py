@@ -120,12 +120,15 @@ def test_checkpoints_come_oldest_first(site):
     assert [c["step"] for c in site.get("/api/runs/tiny-1/checkpoints").json()] == [10, 20]
 
 
-def test_story_finds_a_subject_a_cause_and_a_run(site):
+def test_story_finds_a_subject_a_cause_and_all_of_a_run(site):
     site.reader.tell("tiny-1", "tiny-1-t0", "lost", "gone", cause="c9")
     site.reader.tell("tiny-1", "tiny-1", "epoch", "epoch 2", cause="c9")
     assert len(site.get("/api/story?subject=tiny-1-t0").json()) == 1
     assert len(site.get("/api/story?subject=c9").json()) == 2
     assert len(site.get("/api/story?subject=tiny-1").json()) == 1
+    site.add_run()
+    assert len(site.get("/api/story?subject=tiny-1").json()) == 2
+    assert [e["kind"] for e in site.get("/api/story?subject=tiny-1&limit=1").json()] == ["epoch"]
     assert site.get("/api/story?subject=mars").status_code == 404
 
 

@@ -1,0 +1,131 @@
+"""State as named tensors and a JSON tree, and back: what a checkpoint holds and what a joiner receives.
+
+`flatten` walks nested state_dicts. Each tensor becomes an entry named by its path (`model.blocks.0.weight`), the tree
+keeps its place as `{"$tensor": name}`. Keys that are not plain strings (an optimizer's integer keys) and tuples are
+written as `{"$items": ...}` and `{"$tuple": ...}`, so that `unflatten` gives back the very same types. Nothing else is
+allowed: no pickle, ever. Tensors that share all of their memory are stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+
+from atoll.errors import CheckpointError, StateError
+
+_MASK = (1 << 64) - 1
+_SCALARS = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flat:
+    """`tensors` by name, `meta` the JSON tree that holds their places and everything else."""
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(size_of(t) for t in self.tensors.values())
+
+
+def size_of(tensor: torch.Tensor) -> int:
+    """Bytes of one tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def flatten(state: Mapping[str, Any]) -> Flat:
+    """`state` without copies. Raises `StateError` naming the path and type of what cannot be written down."""
+    flattener = _Flattener()
+    tree = flattener.walk(state, "")
+    return Flat(tensors=flattener.tensors, meta=tree)
+
+
+def unflatten(flat: Flat) -> dict[str, Any]:
+    """The nested state again, over the tensors of `flat`."""
+    built: dict[str, Any] = _build(flat.meta, flat.tensors)
+    return built
+
+
+def digest(flat: Flat) -> int:
+    """64 bits over names, types, shapes and bytes; the order of the entries does not matter."""
+    return sum(tensor_digest(name, tensor) for name, tensor in flat.tensors.items()) & _MASK
+
+
+def tensor_digest(name: str, tensor: torch.Tensor) -> int:
+    """64 bits (xxh3) of one named tensor."""
+    label = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
+    return xxhash.xxh3_64_intdigest(bytes_of(tensor), seed=xxhash.xxh3_64_intdigest(label))
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The tensor's elements in row-major order [bytes]; a copy only where they do not lie so in host memory."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+class _Flattener:
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._seen: dict[tuple[Any, ...], str] = {}
+
+    def walk(self, value: Any, path: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {"$tensor": self._add(value, path)}
+        if isinstance(value, Mapping):
+            return self._mapping(value, path)
+        if isinstance(value, tuple):
+            return {"$tuple": [self.walk(v, f"{path}.{i}") for i, v in enumerate(value)]}
+        if isinstance(value, list):
+            return [self.walk(v, f"{path}.{i}") for i, v in enumerate(value)]
+        if type(value) in _SCALARS or isinstance(value, str | int | float):
+            return value
+        raise StateError(
+            f"state {path.lstrip('.')!r} is a {type(value).__module__}.{type(value).__qualname__}; checkpoints hold "
+            "tensors, numbers, text, lists and dicts only: give it as one of these in state_dict()"
+        )
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
+        if all(isinstance(k, str) and not k.startswith("$") for k in value):
+            return {k: self.walk(v, f"{path}.{k}" if path else k) for k, v in value.items()}
+        for key in value:
+            if type(key) not in _SCALARS:
+                raise StateError(f"state {path!r} has a key of type {type(key).__qualname__}; use text or numbers")
+        return {"$items": [[k, self.walk(v, f"{path}.{k}")] for k, v in value.items()]}
+
+    def _add(self, tensor: torch.Tensor, path: str) -> str:
+        alias = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
+        if tensor.numel() and alias in self._seen:
+            return self._seen[alias]
+        name = path
+        while name in self.tensors:
+            name += "'"
+        self.tensors[name] = tensor.detach()
+        self._seen[alias] = name
+        return name
+
+
+def _build(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(node, list):
+        return [_build(v, tensors) for v in node]
+    if not isinstance(node, dict):
+        return node
+    if "$tensor" in node:
+        return _tensor(node["$tensor"], tensors)
+    if "$tuple" in node:
+        return tuple(_build(v, tensors) for v in node["$tuple"])
+    if "$items" in node:
+        return {k: _build(v, tensors) for k, v in node["$items"]}
+    return {k: _build(v, tensors) for k, v in node.items()}
+
+
+def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if name not in tensors:
+        raise CheckpointError(f"the state names tensor {name!r}, which is not there; {len(tensors)} others are")
+    return tensors[name]

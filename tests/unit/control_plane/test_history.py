@@ -1,0 +1,93 @@
+import pytest
+
+from atoll.control_plane import effects as fx
+from atoll.control_plane.sql_history import HistoryReader, HistoryWriter
+from atoll.schema.codec import from_plain
+from atoll.schema.spec import JobKind
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunState, RunView
+
+
+def run_view(run="r", at=1.0, step=0):
+    return RunView(
+        run=run,
+        name="n",
+        kind=JobKind.TRAIN,
+        state=RunState.RUNNING,
+        reason="",
+        submitted_at=at,
+        ended_at=None,
+        epoch=1,
+        workers_wanted=1,
+        members=1,
+        spares=0,
+        step=step,
+        last=None,
+        checkpoint=None,
+    )
+
+
+def note(text, run="r", subject="r", cause="1.1"):
+    return fx.Note(run=run, subject=subject, kind="k", text=text, cause=cause, at=1.0)
+
+
+def point(step):
+    return MetricPoint(step=step, at=1.0, step_s=0.1, samples=8, members=2, epoch=1, metrics={"loss": 1.0})
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(*effects):
+        writer = HistoryWriter(tmp_path / "h.sqlite")
+        for effect in effects:
+            writer.put(effect)
+        writer.close()
+        return HistoryReader(tmp_path / "h.sqlite")
+
+    return write
+
+
+def test_newest_view_of_a_run_stands_and_runs_come_in_order(written):
+    reader = written(
+        fx.ShowRun(view=run_view("b", 2.0)),
+        fx.ShowRun(view=run_view("a", 1.0, step=1)),
+        fx.ShowRun(view=run_view("a", 1.0, step=9)),
+    )
+    views = [from_plain(RunView, body) for body in reader.runs()]
+    assert [(v.run, v.step) for v in views] == [("a", 9), ("b", 0)]
+    assert reader.run("a")["step"] == 9
+    assert reader.run("none") is None
+    reader.close()
+
+
+def test_events_are_numbered_and_found_by_run_subject_and_cause(written):
+    reader = written(note("one"), note("two", run="s", subject="t0", cause="1.2"), note("three", subject="t1"))
+    seqs = [from_plain(EventView, row).seq for row in reader.events()]
+    assert seqs == [1, 2, 3]
+    assert [e["text"] for e in reader.events("r")] == ["one", "three"]
+    assert [e["text"] for e in reader.events(subject="t0")] == ["two"]
+    assert [e["text"] for e in reader.events(subject="1.1")] == ["one", "three"]
+    assert [e["text"] for e in reader.events(after=1, limit=1)] == ["two"]
+    reader.close()
+
+
+def test_metrics_said_twice_are_kept_once(written):
+    reader = written(*(fx.ShowMetric(run="r", point=point(s)) for s in (1, 2, 2, 3)))
+    assert [from_plain(MetricPoint, p).step for p in reader.metrics("r")] == [1, 2, 3]
+    assert [p["step"] for p in reader.metrics("r", after_step=1, limit=1)] == [2]
+    reader.close()
+
+
+def test_checkpoints_and_nodes_are_kept(written):
+    kept = CheckpointView(run="r", step=10, path="/c", bytes=1, seconds=0.1, at=1.0)
+    node = NodeView(node="n", address="h", alive=True, cpus=2.0, gpus=0.0, cpus_free=1.0, agent=True)
+    reader = written(fx.ShowCheckpoint(view=kept), fx.ShowNode(view=node))
+    assert [from_plain(CheckpointView, c) for c in reader.checkpoints("r")] == [kept]
+    assert [from_plain(NodeView, n) for n in reader.nodes()] == [node]
+    reader.close()
+
+
+def test_next_writer_goes_on_counting(written):
+    written(note("one")).close()
+    reader = written(note("two"))
+    assert [e["seq"] for e in reader.events()] == [1, 2]
+    reader.close()
