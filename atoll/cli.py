@@ -74,7 +74,11 @@ def up(
     console, settings = _console(), config.load()
     info = launch.up(settings, address, port, lambda text: console.print(text, style="dim", markup=False))
     console.print(f"Atoll is up at {info.rest_url}", markup=False, soft_wrap=True)
-    console.print(f"  sign in with the token in {settings.home / 'token'}, or open `atoll status --link`", markup=False, soft_wrap=True)
+    console.print(
+        f"  sign in with the token in {settings.home / 'token'}, or open `atoll status --link`",
+        markup=False,
+        soft_wrap=True,
+    )
     console.print("  submit with `atoll run FILE`, end with `atoll down`", markup=False, soft_wrap=True)
 
 

@@ -86,4 +86,6 @@ def _reports(directory: Path, step: int | None) -> list[Report]:
 
     store = Store(directory)
     steps = [step] if step is not None else [stored.step for stored in store.list()]
+    if not steps:
+        raise NotFoundError(f"no committed checkpoint in {directory}; give a run, its checkpoints folder or one step")
     return [store.verify(each) for each in steps]

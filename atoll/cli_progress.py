@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # Bookkeeping that tells a watcher nothing; `atoll story` has it.
-_QUIET = frozenset({"seat-taken", "seat-freed", "assigned", "gone", "submitted"})
+_QUIET = frozenset({"seat-taken", "seat-freed", "assigned", "began", "gone", "submitted", "dismissed"})
 _LOUD = frozenset({"lost", "failed", "epoch"})
 # Rates are taken over this many steps: one step's time jumps about.
 _RATE_STEPS = 20

@@ -12,6 +12,7 @@ fixed order of ranks and copied from one owner, so all ranks end with the same b
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ def ring(size: int, rank: int) -> tuple[Move, ...]:
 def pieces(count: int, size: int) -> tuple[tuple[int, int], ...]:
     """`count` elements in `size` nearly equal ranges [start, end)."""
     edges = [count * i // size for i in range(size + 1)]
-    return tuple(zip(edges[:-1], edges[1:], strict=True))
+    return tuple(itertools.pairwise(edges))
 
 
 def is_direct(size_bytes: int, size: int) -> bool:

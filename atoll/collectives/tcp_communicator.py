@@ -19,7 +19,7 @@ import torch
 
 from atoll.collectives import plan
 from atoll.collectives.tcp_reactor import Operation, Reactor, Ticket, Traffic
-from atoll.collectives.tcp_transport import Listener, dial
+from atoll.collectives.tcp_transport import Listener
 from atoll.collectives.wire import Kind
 from atoll.collectives.work import Poison, Work
 from atoll.errors import PeerError
@@ -28,7 +28,6 @@ from atoll.schema.messages import Member, Membership
 
 ReduceOp = Literal["sum", "min", "max"]
 
-_COMBINE = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
 _CARRIED_IN = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.uint8}
 _COLLECTIVES = 0
 _CLOSE_S = 1.0
@@ -208,7 +207,7 @@ class Communicator:
         incoming[self.rank] = mine
         scratch.copy_(incoming[0])
         for rank in range(1, self.size):
-            _COMBINE[op](scratch, incoming[rank], out=scratch)
+            _combine(op, scratch, incoming[rank])
 
     def _ring(self, scratch: torch.Tensor, op: ReduceOp, sequence: int) -> Operation:
         ranges = plan.pieces(scratch.numel(), self.size)
@@ -225,7 +224,7 @@ class Communicator:
             sent.append(self._reactor.send(move.to, _COLLECTIVES, sequence, i, _view(piece[move.give])))
             yield [tickets[i]]
             if move.action is plan.Action.ADD:
-                _COMBINE[op](piece[move.take], targets[i], out=piece[move.take])
+                _combine(op, piece[move.take], targets[i])
         yield sent
 
     def _all_gather(self, payload: bytes, sequence: int, work: Work) -> Operation:
@@ -256,6 +255,16 @@ class Communicator:
         scratch = torch.empty_like(buffer, device="cpu")
         yield [self._reactor.post(source, tag + 1, sequence, 0, _view(scratch))]
         work.finish(buffer, write=lambda: _write(buffer, scratch))
+
+
+def _combine(op: ReduceOp, into: torch.Tensor, other: torch.Tensor) -> None:
+    match op:
+        case "sum":
+            torch.add(into, other, out=into)
+        case "min":
+            torch.minimum(into, other, out=into)
+        case "max":
+            torch.maximum(into, other, out=into)
 
 
 def _bytes_of(tensor: torch.Tensor) -> int:

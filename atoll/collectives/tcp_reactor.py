@@ -93,7 +93,7 @@ class Reactor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         for peer in self._peers.values():
-            peer.sock.setblocking(False)
+            peer.sock.settimeout(0.0)
             self._selector.register(peer.sock, selectors.EVENT_READ, peer)
         self._thread = threading.Thread(target=self._run, name=f"atoll-epoch-{epoch}", daemon=True)
         self._thread.start()

@@ -26,6 +26,9 @@ FAILPOINTS = (
     "in-transfer",
 )
 
+# Those that a save passes, on the writer's threads.
+CHECKPOINT_FAILPOINTS = ("before-pack-sync", "between-pack-and-sidecar", "before-link", "after-link")
+
 
 @dataclass(slots=True)
 class _Charge:
@@ -55,8 +58,9 @@ def _pass(name: str) -> None:
 
 def arm(name: str, action: Callable[[], None], *, skip: int = 0) -> None:
     """Have `action` run once at `name`, after `skip` passes without effect."""
-    if name not in FAILPOINTS:
-        raise ValueError(f"no failpoint {name!r}; there are {', '.join(FAILPOINTS)}")
+    known = (*FAILPOINTS, *CHECKPOINT_FAILPOINTS)
+    if name not in known:
+        raise ValueError(f"no failpoint {name!r}; there are {', '.join(known)}")
     _armed[name] = _Charge(action=action, skip=skip)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from atoll.clock import SystemClock
 from atoll.schema.ids import Epoch, Step
@@ -39,14 +39,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One acknowledgement round. Rank 0 of its epoch tells the measurements, also of steps of a rank 0 now lost."""
+    """One acknowledgement round. Its leaders tell the measurements: rank 0, but after a regroup everyone who has them."""
 
     work: Pending
     leader: bool
 
 
-def _begin(comm: Comm, late: dict[int, Sums]) -> _Round:
-    return _Round(work=comm.all_gather(_encode(late)), leader=comm.rank == 0)
+def _begin(comm: Comm, late: dict[int, Sums], *, leader: bool) -> _Round:
+    return _Round(work=comm.all_gather(_encode(late)), leader=leader)
 
 
 class Outcomes:
@@ -59,6 +59,8 @@ class Outcomes:
         self._waiting: deque[tuple[Outcome, _Round]] = deque()
         self._regrouped: _Round | None = None
         self._regrouped_at = 0
+        # A rank 0 tells of step s at the latest when it begins s + 2, which nobody commits without it.
+        self._shown: deque[StepCommitted] = deque(maxlen=2)
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -68,14 +70,17 @@ class Outcomes:
         if self._regrouped is not None and outcome.step <= self._regrouped_at:
             self._waiting.append((outcome, self._regrouped))
             return
-        self._waiting.append((outcome, _begin(comm, {outcome.step: outcome.late})))
+        self._waiting.append((outcome, _begin(comm, {outcome.step: outcome.late}, leader=comm.rank == 0)))
 
     def regrouped(self, comm: Comm, step: int) -> None:
         """All members of a new epoch stand at `step`: one round settles whatever was open."""
         own = {outcome.step: outcome.late for outcome, _ in self._waiting}
-        around = _begin(comm, own)
+        around = _begin(comm, own, leader=True)
         self._regrouped, self._regrouped_at = around, step
         self._waiting = deque((outcome, around) for outcome, _ in self._waiting)
+        # The rank 0 that was to tell these may be the one that was lost. Facts are idempotent: by step, the first counts.
+        for fact in self._shown:
+            self._host.tell(fact)
 
     def settle(self) -> None:
         """Show what is known to be decided by now."""
@@ -95,17 +100,17 @@ class Outcomes:
         late = merge(_decode(payload, outcome.step) for payload in around.work.result)
         # A step decided by a regroup ended its body after the round: then this rank knows its own late values only.
         sums = merge([outcome.voted, late or outcome.late])
-        self._host.tell(
-            StepCommitted(
-                trainer=self._host.identity.trainer,
-                epoch=Epoch(outcome.epoch),
-                step=Step(outcome.step),
-                at=self._clock.now(),
-                step_s=outcome.seconds,
-                samples=outcome.samples,
-                metrics=means(sums) if around.leader else {},
-            )
+        fact = StepCommitted(
+            trainer=self._host.identity.trainer,
+            epoch=Epoch(outcome.epoch),
+            step=Step(outcome.step),
+            at=self._clock.now(),
+            step_s=outcome.seconds,
+            samples=outcome.samples,
+            metrics=means(sums),
         )
+        self._shown.append(fact)
+        self._host.tell(fact if around.leader else replace(fact, metrics={}))
         for call in outcome.calls:
             call()
 

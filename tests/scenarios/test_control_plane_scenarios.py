@@ -222,43 +222,39 @@ class World:
         for run in before.runs.values():
             again = self.core.desk.cluster.runs[run.run]
             assert (again.state, again.epoch, again.members) == (run.state, run.epoch, run.members)
-        return [f"replayed {len(self.journal)} records"] + self.listed()
+        return [f"replayed {len(self.journal)} records", *self.listed()]
+
+
+SHOWN = {
+    fx.Note: lambda e: f"  {e.subject} {e.kind}: {e.text}",
+    fx.Send: lambda e: f"{e.node} <- {command(e.command)}",
+    fx.CreateSeat: lambda e: f"create {e.seat} on {e.node}",
+    fx.KillSeat: lambda e: f"kill {e.seat}",
+    fx.StartAgent: lambda e: f"start an agent on {e.node}",
+    fx.Reply: lambda e: f"answer {e.problem.code}: {e.problem.problem}" if e.problem else f"answer {e.value}",
+}
+SAID = {
+    m.TellTrainer: lambda c: f"{c.trainer}: {told(c.command)}",
+    m.Adopt: lambda c: f"adopt by {c.incarnation}, keep {' '.join(c.keep) or '-'}",
+    m.StartTrainer: lambda c: f"start {c.trainer} in {c.seat}" + (f" from {c.spec.resume}" if c.spec.resume else ""),
+    m.FenceTrainer: lambda c: f"fence {c.trainer}: {c.reason}",
+    m.ForgetTrainer: lambda c: f"forget {c.trainer}",
+    m.LeaveNode: lambda c: "leave the node",
+}
 
 
 def show(effect):
-    match effect:
-        case fx.Note():
-            return f"  {effect.subject} {effect.kind}: {effect.text}"
-        case fx.Send():
-            return f"{effect.node} <- {command(effect.command)}"
-        case fx.CreateSeat():
-            return f"create {effect.seat} on {effect.node}"
-        case fx.KillSeat():
-            return f"kill {effect.seat}"
-        case fx.StartAgent():
-            return f"start an agent on {effect.node}"
-        case fx.Reply():
-            return f"answer {effect.value if effect.problem is None else effect.problem.code}" + (
-                f": {effect.problem.problem}" if effect.problem else ""
-            )
-    return None
+    return SHOWN[type(effect)](effect)
 
 
 def command(said):
-    match said:
-        case m.TellTrainer(command=m.Membership() as told):
-            return f"{said.trainer}: epoch {told.epoch} of {' '.join(x.trainer for x in told.members)}"
-        case m.TellTrainer():
-            return f"{said.trainer}: stop at boundary"
-        case m.Adopt():
-            return f"adopt by {said.incarnation}, keep {' '.join(said.keep) or '-'}"
-        case m.StartTrainer():
-            return f"start {said.trainer} in {said.seat}" + (f" from {said.spec.resume}" if said.spec.resume else "")
-        case m.FenceTrainer():
-            return f"fence {said.trainer}: {said.reason}"
-        case m.ForgetTrainer():
-            return f"forget {said.trainer}"
-    return type(said).__name__
+    return SAID[type(said)](said)
+
+
+def told(inner):
+    if isinstance(inner, m.Membership):
+        return f"epoch {inner.epoch} of {' '.join(x.trainer for x in inner.members)}"
+    return "stop at boundary"
 
 
 def play(text):
