@@ -66,6 +66,8 @@ def find_checkpoints(source: str) -> Place:
     path = Path(source)
     if path.is_dir():
         return place_of(path.absolute())
+    if "/" in source:
+        raise NotFoundError(f"no directory {path.absolute()}; give a checkpoint directory or a run id")
     from atoll.client import Client  # noqa: PLC0415 - as above
 
     with Client() as client:

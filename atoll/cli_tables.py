@@ -65,6 +65,7 @@ def runs(views: Sequence[RunView], now: float) -> Table:
 def run(view: RunView, now: float) -> Table:
     """One run in full."""
     table = _table("", "")
+    table.show_header = False
     rows = [
         ("run", view.run),
         ("state", f"{view.state}{f': {view.reason}' if view.reason else ''}"),

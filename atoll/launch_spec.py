@@ -128,6 +128,9 @@ def _function_name(fn: Callable[..., Any] | None) -> str:
 
 
 def _model_name(model: Callable[[], Any] | str | None) -> str | None:
+    """A class will do as well as a function: the file needs to know it by this name, defined there or imported."""
+    if inspect.isclass(model) and "<" not in model.__qualname__:
+        return model.__qualname__
     return model if model is None or isinstance(model, str) else _function_name(model)
 
 

@@ -37,7 +37,7 @@ def train(ctx):
     adam = torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95))
     rates = [OneCycleLR(o, o.defaults["lr"], steps + 1, pct_start=0.15, cycle_momentum=False) for o in (muon, adam)]
     ctx.manage(model, muon, adam, *rates)
-    data, held = (atoll.TokenFile(corpus(held_out=held), window=CONTEXT + 1) for held in (False, True))
+    data, held = (atoll.TokenFile(corpus(held_out=held), window=CONTEXT) for held in (False, True))
     for step in ctx.steps(data, global_batch=16, micro_batch=4, steps=steps):
         with step:
             for batch in step:

@@ -31,6 +31,8 @@ def _tree(root: type[AtollError]) -> dict[str, int]:
     return found
 
 
+# What is worth knowing of a run that ended already: it happened before, and was on its way here meanwhile.
+LATE = (m.StepCommitted, m.CheckpointCommitted)
 EXIT_CODES = _tree(AtollError)
 PROGRAM_FAULTS = frozenset(_tree(UserError))
 
@@ -66,7 +68,7 @@ def _absorb(desk: Desk, found: m.FoundTrainer) -> None:
     if run is not None and trainer is not None and not trainer.gone:
         trainer.missing_since, trainer.asked = None, True
         began(desk, run, trainer, found.pid, found.start_ticks)
-        trainer.joined = found.epoch
+        trainer.joined = max(trainer.joined, found.epoch)
         trainer.ready = trainer.ready or found.ready
         if found.host:
             trainer.host, trainer.port = found.host, found.port
@@ -168,9 +170,9 @@ def exit_text(status: int) -> str:
 def said(desk: Desk, fact: m.TrainerSaid) -> None:
     """A trainer's own fact."""
     run, trainer = _lookup(desk, fact.run, fact.fact.trainer)
-    if run is None or trainer is None or run.state.ended:
-        return
     inner = fact.fact
+    if run is None or trainer is None or (run.state.ended and not isinstance(inner, LATE)):
+        return
     match inner:
         case m.TrainerHello() | m.TrainerReady() | m.EpochJoined() | m.PeerDown():
             _standing_fact(desk, run, trainer, inner)
@@ -203,12 +205,14 @@ def _standing_fact(
             if fact.epoch < run.epoch:
                 desk.tell_membership(run, trainer)
         case m.TrainerReady():
+            if not trainer.ready:
+                desk.note(run.run, trainer.trainer, "ready", f"warm, peers reach it at {fact.host}:{fact.port}")
             trainer.ready, trainer.host, trainer.port = True, fact.host, fact.port
             run.start_failures = 0
-            desk.note(run.run, trainer.trainer, "ready", f"warm, peers reach it at {fact.host}:{fact.port}")
         case m.EpochJoined():
-            trainer.joined = fact.epoch
-            desk.note(run.run, trainer.trainer, "joined", f"epoch {fact.epoch}, on at step {fact.step}")
+            if fact.epoch > trainer.joined:
+                desk.note(run.run, trainer.trainer, "joined", f"epoch {fact.epoch}, on at step {fact.step}")
+            trainer.joined = max(trainer.joined, fact.epoch)
         case m.PeerDown():
             _blame(desk, run, trainer, fact)
         case _:

@@ -53,10 +53,8 @@ def is_loopback(address: str) -> bool:
 
 def connect(address: str, token_file: str = "") -> Any:
     """Connect this process to the Ray cluster at `address`; returns the ray module. Raises `ConnectError`."""
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and host not in {"127.0.0.1", "localhost"} and not listens(host, int(port), 3.0):
-        raise ConnectError(f"no Ray controller answers at {address}; start one with `ray start --head`")
     prepare_environment(token_file, loopback=is_loopback(address))
+    _probe(address)
     import ray  # noqa: PLC0415 - reads the environment prepared above
 
     if not ray.is_initialized():
@@ -73,6 +71,19 @@ def connect(address: str, token_file: str = "") -> Any:
     if not ray.__version__.startswith(RAY_VERSION):
         raise ConnectError(f"Ray {ray.__version__} at {address}; this Atoll works with Ray {RAY_VERSION}")
     return ray
+
+
+def _probe(address: str) -> None:
+    """Fail within seconds where Ray's own client would try for half a minute. Raises `ConnectError`."""
+    from ray._private.services import canonicalize_bootstrap_address  # noqa: PLC0415 - reads the environment
+
+    try:
+        resolved = canonicalize_bootstrap_address(address) or ""
+    except (ValueError, ConnectionError) as error:
+        raise ConnectError(f"{address!r} is no address of a Ray cluster: {error}; use HOST:PORT or auto") from None
+    host, _, port = resolved.rpartition(":")
+    if port.isdecimal() and not listens(host, int(port), 3.0):
+        raise ConnectError(f"no Ray controller answers at {resolved}; start one with `ray start --head`")
 
 
 def seat_names(ray: Any) -> list[str]:

@@ -70,41 +70,51 @@ def ensure(
     explains it, or `PortInUse`.
     """
     say = progress or (lambda _: None)
-    known: Path | None
     until = time.monotonic() + deadline_s
     files.private_dir(home)
     with files.starting_lock(home, deadline_s):
         running = _running(address, home)
         if running is not None:
             return running
-        if address is None:
-            started = _embedded(home, port, cpus, say)
-            address, known = _record(started).ray_address, started
-        else:
-            known = _known_dir(address, home)
-        say("starting the control plane")
-        info = _info(home, _run_ensure(home, address, known, port))
-        say("starting the agent and the dashboard")
-        _await_answers(info, until)
+        if address is not None:
+            return _bring_up(home, address, _known_dir(address, home), port, say, until)
+        cluster_dir, fresh = _embedded(home, port, cpus, say)
+        try:
+            return _bring_up(home, _record(cluster_dir).ray_address, cluster_dir, port, say, until)
+        except BaseException:
+            if fresh:  # nobody could end it otherwise
+                _take_down(home, cluster_dir)
+            raise
+
+
+def _bring_up(home: Path, address: str, known: Path | None, port: int | None, say: Say, until: float) -> ClusterInfo:
+    say("starting the control plane")
+    info = _info(home, _run_ensure(home, address, known, port))
+    say("starting the agent and the dashboard")
+    _await_answers(info, until)
     return info
 
 
 def shutdown(info: ClusterInfo) -> None:
     """End the cluster: runs, agents, control plane, and the embedded Ray with every process and file of it."""
     with files.starting_lock(info.home, DEADLINE_S):
-        record = files.load(info.cluster_dir)
-        if record is None:
-            return
-        secret = bytes.fromhex(files.secret_file(info.cluster_dir / "secret"))
-        with contextlib.suppress(AtollError):  # where it is away, its agents are ended by their records
-            invoke_once(record.control, secret, "shutdown", {}, deadline_s=5.0)
-        end_agents(info.home, info.cluster_dir.name, LEAVE_S)
-        if record.embedded and record.head is not None:
-            _end_head(record.head)
-        elif not record.embedded:
-            with contextlib.suppress(AtollError):
-                _run_ensure(info.home, record.ray_address, info.cluster_dir, None, end=True)
-        files.retire(info.cluster_dir)
+        _take_down(info.home, info.cluster_dir)
+
+
+def _take_down(home: Path, cluster_dir: Path) -> None:
+    record = files.load(cluster_dir)
+    if record is None:
+        return
+    secret = bytes.fromhex(files.secret_file(cluster_dir / "secret"))
+    with contextlib.suppress(AtollError):  # where it is away, its agents are ended by their records
+        invoke_once(record.control, secret, "shutdown", {}, deadline_s=3.0)
+    end_agents(home, cluster_dir.name, LEAVE_S)
+    if record.embedded and record.head is not None:
+        _end_head(record.head)
+    elif not record.embedded:
+        with contextlib.suppress(AtollError):
+            _run_ensure(home, record.ray_address, cluster_dir, None, end=True)
+    files.retire(cluster_dir)
 
 
 # -- finding ---------------------------------------------------------------------------------------------------------
@@ -151,10 +161,11 @@ def _info(home: Path, cluster_dir: Path) -> ClusterInfo:
 # -- an embedded Ray -------------------------------------------------------------------------------------------------
 
 
-def _embedded(home: Path, port: int | None, cpus: int | None, say: Say) -> Path:
+def _embedded(home: Path, port: int | None, cpus: int | None, say: Say) -> tuple[Path, bool]:
+    """The folder of an embedded cluster whose Ray is up, and whether this call started it."""
     last = files.last_embedded(home)
     if last is not None and _head_lives(last[1]) and (last[0] / "cluster.json").exists():
-        return last[0]  # Ray is up, its control plane or web process is not
+        return last[0], False  # Ray is up, its control plane or web process is not
     cluster_dir, record = _same_place(last, port) or _new_place(home, port)
     if last is not None and last[1].head is not None:
         shutil.rmtree(last[1].head.temp_dir, ignore_errors=True)
@@ -172,8 +183,12 @@ def _embedded(home: Path, port: int | None, cpus: int | None, say: Say) -> Path:
     pid = spawn_module("atoll.control_plane.ray_head", config=line, log=log)
     head = files.Head(pid=pid, start_ticks=start_ticks(pid), temp_dir=temp_dir, cpus=cpus)
     files.save(cluster_dir, replace(record, head=head))
-    _await_head(head, log)
-    return cluster_dir
+    try:
+        _await_head(head, log)
+    except BaseException:
+        _end_head(head)
+        raise
+    return cluster_dir, True
 
 
 def _same_place(
@@ -212,7 +227,6 @@ def _await_head(head: files.Head, log: Path) -> None:
         if "Ray is up" in log.read_text(errors="replace"):
             return
         time.sleep(_LOOK_S)
-    _end_head(head)
     raise ConnectError(f"the embedded Ray did not start; {log} ends: {files.tail(log)}")
 
 

@@ -8,7 +8,6 @@ starts it again. It holds no state: views come from the history file, wishes go 
 from __future__ import annotations
 
 import errno
-import importlib.util
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -64,9 +63,7 @@ def create_app(
 
 
 def _mount_gateway(app: FastAPI, source: ClusterSource) -> None:
-    if importlib.util.find_spec("atoll.control_plane.http_gateway") is None:
-        return
-    from atoll.control_plane.http_gateway import gateway  # noqa: PLC0415 - only until it exists
+    from atoll.control_plane.http_gateway import gateway  # noqa: PLC0415 - httpx costs 150 ms of a start
 
     app.include_router(gateway(source.servers))
 

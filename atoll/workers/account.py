@@ -30,10 +30,14 @@ class Account:
     problems: tuple[str, ...] = ()
 
 
-def plan_line(plan: Plan, *, begin: int) -> str:
-    """The first line: what the run is to feed, from the step after `begin`."""
+def plan_line(plan: Plan, *, begin: int, epoch: int) -> str:
+    """What is to be fed, from the step after `begin`, as `epoch` received or restored it.
+
+    After a loss of all members the run goes on from its last checkpoint: what earlier epochs committed after that is
+    undone, and does not count.
+    """
     numbers = [plan.seed, plan.size, plan.global_batch, plan.micro_batch, plan.steps]
-    return _line({"plan": numbers, "begin": begin})
+    return _line({"plan": numbers, "begin": begin, "epoch": epoch})
 
 
 def fed_line(step: int, epoch: int, attempt: int, ids: Iterable[int]) -> str:
@@ -56,6 +60,7 @@ class _Books:
     begin: int = 0
     fed: dict[tuple[int, int], Counter[int]] = field(default_factory=dict)
     committed: dict[int, set[int]] = field(default_factory=dict)
+    restored: set[tuple[int, int]] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
     def enter(self, line: str) -> None:
@@ -80,6 +85,15 @@ class _Books:
         # A trainer that joins later begins later; the run begins with the first.
         self.begin = begin if self.plan is None else min(self.begin, begin)
         self.plan = plan
+        self.restored.add((plain.get("epoch", 0), begin))
+
+    def valid(self) -> dict[int, set[int]]:
+        """The epochs in which each step was committed, without those undone by a later return to a checkpoint."""
+        kept = {
+            step: {e for e in epochs if not any(e < epoch and step > begin for epoch, begin in self.restored)}
+            for step, epochs in self.committed.items()
+        }
+        return {step: epochs for step, epochs in kept.items() if epochs}
 
 
 def merge(lines: Iterable[str]) -> Account:
@@ -88,14 +102,15 @@ def merge(lines: Iterable[str]) -> Account:
     for line in lines:
         if line.strip():
             books.enter(line)
-    if books.plan is None or not books.committed:
+    if books.plan is None or not books.valid():
         return Account(problems=tuple(books.problems))
     return _settle(books, books.plan)
 
 
 def _settle(books: _Books, plan: Plan) -> Account:
     lost = repeated = samples = 0
-    for step, epochs in sorted(books.committed.items()):
+    committed = books.valid()
+    for step, epochs in sorted(committed.items()):
         if len(epochs) > 1:
             books.problems.append(f"step {step} was committed in {len(epochs)} epochs: {sorted(epochs)}")
         wanted = Counter(plan.samples(step))
@@ -103,10 +118,9 @@ def _settle(books: _Books, plan: Plan) -> Account:
         samples += fed.total()
         lost += (wanted - fed).total()
         repeated += (fed - wanted).total()
-    last = max(books.committed)
-    gaps = tuple(s for s in range(books.begin + 1, last + 1) if s not in books.committed)
+    gaps = tuple(s for s in range(books.begin + 1, max(committed) + 1) if s not in committed)
     return Account(
-        steps=len(books.committed),
+        steps=len(committed),
         samples=samples,
         lost=lost + len(gaps) * plan.global_batch,
         repeated=repeated,

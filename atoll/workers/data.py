@@ -41,12 +41,17 @@ class Rows(Protocol):
 class TokenFile:
     """Windows of a flat token array, as int64 tensors of `[window + 1]`: inputs are `[:-1]`, targets `[1:]`.
 
-    `source` is a `.npy` file, a raw file of `dtype` (read through a memory map), or an array. Windows do not overlap, but
+    `source` is a `.npy` file, a raw file of `dtype` (read through a memory map), an array, or `bytes`, whose tokens are
+    the bytes. Windows do not overlap, but
     for the one token that is the last target of one and the first input of the next.
     """
 
     def __init__(
-        self, source: str | Path | Sequence[int] | np.ndarray | torch.Tensor, window: int, *, dtype: str = "uint16"
+        self,
+        source: str | Path | bytes | Sequence[int] | np.ndarray | torch.Tensor,
+        window: int,
+        *,
+        dtype: str = "uint16",
     ) -> None:
         if window < 1:
             raise DataError(f"window={window}: at least 1 token")
@@ -81,6 +86,8 @@ class TokenFile:
 
 
 def _as_tokens(source: Any) -> np.ndarray:
+    if isinstance(source, bytes):
+        return np.frombuffer(source, dtype=np.uint8)
     array = source.numpy() if isinstance(source, torch.Tensor) else np.asarray(source)
     if array.ndim != 1 or str(array.dtype) not in _TOKEN_TYPES:
         raise DataError(

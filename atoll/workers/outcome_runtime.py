@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from atoll.clock import SystemClock
@@ -35,6 +35,7 @@ class Outcome:
     voted: Sums
     late: Sums
     calls: list[Callable[[], None]] = field(default_factory=list)
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class _Round:
 
 def _begin(comm: Comm, late: dict[int, Sums], *, leader: bool) -> _Round:
     return _Round(work=comm.all_gather(_encode(late)), leader=leader)
+
+
+def _foreign(step: int, epoch: int, attempt: int) -> Outcome:
+    """A step that others committed: this member only puts it into the account, in case they cannot."""
+    return Outcome(step=step, epoch=epoch, attempt=attempt, seconds=0.0, samples=0, voted={}, late={}, foreign=True)
 
 
 class Outcomes:
@@ -72,12 +78,19 @@ class Outcomes:
             return
         self._waiting.append((outcome, _begin(comm, {outcome.step: outcome.late}, leader=comm.rank == 0)))
 
-    def regrouped(self, comm: Comm, step: int) -> None:
-        """All members of a new epoch stand at `step`: one round settles whatever was open."""
+    @property
+    def unsettled(self) -> tuple[tuple[int, int, int], ...]:
+        """(step, epoch, attempt) of each."""
+        return tuple((o.step, o.epoch, o.attempt) for o, _ in self._waiting)
+
+    def regrouped(self, comm: Comm, step: int, unsettled: Iterable[tuple[int, int, int]]) -> None:
+        """All members of a new epoch stand at `step`: one round settles whatever any of them had `unsettled`."""
+        known = {outcome.step for outcome, _ in self._waiting}
+        foreign = [_foreign(*one) for one in unsettled if one[0] not in known]
         own = {outcome.step: outcome.late for outcome, _ in self._waiting}
         around = _begin(comm, own, leader=True)
         self._regrouped, self._regrouped_at = around, step
-        self._waiting = deque((outcome, around) for outcome, _ in self._waiting)
+        self._waiting = deque((outcome, around) for outcome in [*foreign, *(o for o, _ in self._waiting)])
         # The rank 0 that was to tell these may be the one that was lost. Facts are idempotent: by step, the first counts.
         for fact in self._shown:
             self._host.tell(fact)
@@ -97,6 +110,8 @@ class Outcomes:
 
     def _show(self, outcome: Outcome, around: _Round) -> None:
         self._account.write(committed_line(outcome.step, outcome.epoch, outcome.attempt))
+        if outcome.foreign:
+            return
         late = merge(_decode(payload, outcome.step) for payload in around.work.result)
         # A step decided by a regroup ended its body after the round: then this rank knows its own late values only.
         sums = merge([outcome.voted, late or outcome.late])

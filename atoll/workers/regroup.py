@@ -21,7 +21,8 @@ class Report:
 
     `committed` is its last committed step, `prepared` the step it is in doubt about. `stopping` and `sums` (the means
     that travelled with the vote, as [weighted sum, weight] by name) belong to the committed step: who is in doubt about
-    it has not seen them.
+    it has not seen them. `unsettled` are its committed steps, as (step, epoch, attempt), that it could not yet put into
+    the account: should all who saw them commit be lost, the others still know of them.
     """
 
     rank: int
@@ -30,6 +31,7 @@ class Report:
     prepared: int | None = None
     stopping: bool = False
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    unsettled: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class Decision:
     fresh: bool = False
     stopping: bool = False
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    unsettled: tuple[tuple[int, int, int], ...] = ()
 
 
 def decide(reports: Sequence[Report]) -> Decision:
@@ -65,6 +68,7 @@ def decide(reports: Sequence[Report]) -> Decision:
         receive=tuple(r.rank for r in reports if r.rank not in current),
         stopping=any(r.stopping for r in newest),
         sums=next((r.sums for r in newest if r.sums), {}),
+        unsettled=tuple(sorted({one for r in newest for one in r.unsettled})),
     )
 
 

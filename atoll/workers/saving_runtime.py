@@ -80,14 +80,17 @@ class Saving:
         if writer is not None:
             writer.finish(0.0)
 
-    @property
-    def resumes(self) -> bool:
-        """True when the run goes on from a checkpoint."""
-        return self._resume is not None
-
     def restore(self, managed: Managed, plan: Plan) -> int:
-        """Fill `managed` from the checkpoint to resume from; returns its step."""
-        path = Path(self._resume or "")
+        """Nobody holds the run's state: fill `managed` from a checkpoint, if there is one. Returns the step.
+
+        The run's own newest one comes first (all members were lost at once), then the one that it was told to resume.
+        """
+        mine = [found for found in Store(self._directory).list() if found.run == self._host.identity.run]
+        if mine:
+            return load_flat(Store(self._directory).open(mine[-1].step), managed, plan)
+        return self._resumed(Path(self._resume), managed, plan) if self._resume else 0
+
+    def _resumed(self, path: Path, managed: Managed, plan: Plan) -> int:
         if not path.is_dir():
             raise CheckpointError(
                 f"resume={str(path)!r} is no directory; give a run's checkpoints folder or one of its steps"

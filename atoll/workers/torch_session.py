@@ -165,7 +165,7 @@ class Session:
         self._shares = share(plan.grains, [m.weight for m in comm.members])
         if self._loader is not None:
             self._loader.restart()
-        self._outcomes.regrouped(comm, self.standing.committed)
+        self._outcomes.regrouped(comm, self.standing.committed, decision.unsettled)
         self.saving.regrouped(comm)
         self._host.tell(
             EpochJoined(
@@ -184,6 +184,7 @@ class Session:
             prepared=in_doubt.index if in_doubt is not None and _is_open(in_doubt) else None,
             stopping=standing.stopping,
             sums=standing.sums,
+            unsettled=self._outcomes.unsettled,
         )
 
     def _follow(self, decision: Decision, comm: Comm, in_doubt: Step | None) -> bool:
@@ -195,11 +196,9 @@ class Session:
         plan, engine = self._begun()
         if in_doubt is not None and _is_open(in_doubt) and comm.rank not in decision.apply:
             engine.abandon(in_doubt)
-        if decision.fresh and self.saving.resumes:
-            self._hold(self.saving.restore(self.managed, plan), plan)
-            return True
         if decision.fresh and comm.rank == decision.source:
-            self._hold(0, plan)
+            # One member reads and sends to the others: two might find two different checkpoints to be the newest.
+            self._hold(self.saving.restore(self.managed, plan), plan)
         if decision.receive and comm.rank == decision.source:
             return send_state(comm, flat_state(self.managed.state(), plan, self.standing.committed), decision.receive)
         if comm.rank in decision.receive:
@@ -213,7 +212,7 @@ class Session:
         """This member has the state after `step` now."""
         self.standing.has_state = True
         self.standing.committed = step
-        self._account.write(plan_line(plan, begin=step))
+        self._account.write(plan_line(plan, begin=step, epoch=self.link.epoch))
 
 
 def _is_open(step: Step) -> bool:

@@ -2,7 +2,8 @@
 
 A fork of it costs milliseconds where a fresh interpreter importing torch takes 20-40 s on a loaded machine. Forking is
 safe only while there is one thread and no CUDA context, so nothing here starts a thread, computes, or touches a device;
-`ZygoteWarm.threads` tells the agent if an import did. What else a trainer needs soon is imported between requests.
+`ZygoteWarm.threads` tells the agent if an import did. All that a trainer will need is imported before the first fork:
+what is imported later is imported by each trainer for itself, at the same time, on the same cores.
 
 Standard input is the socket of the agent, one JSON line a message. When it ends, so does the zygote; trainers live on.
 """
@@ -38,8 +39,8 @@ from atoll.workers.proc_runtime import reap, start_ticks
 
 # OpenBLAS starts its threads when it is loaded, and reads these then.
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# Imported one by one while nothing is asked. torch._dynamo is what the first optimizer step would import otherwise.
-LATER = (
+# torch._dynamo (2 s) is what making the first optimizer imports otherwise.
+ALSO = (
     "atoll.collectives.tcp_communicator",
     "atoll.workers.context",
     "atoll.workers.data",
@@ -53,7 +54,6 @@ class Zygote:
     def __init__(self, agent: socket.socket) -> None:
         self._agent = agent
         self._buffer = b""
-        self._later = list(LATER)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._selector.register(agent, selectors.EVENT_READ)
@@ -64,7 +64,7 @@ class Zygote:
     def run(self) -> ForkTrainer | None:
         """Serve until the agent goes (None), or, in a child just forked, return what that child is to be."""
         while True:
-            ready = {key.fd for key, _ in self._selector.select(0 if self._later else None)}
+            ready = {key.fd for key, _ in self._selector.select()}
             if self._wake_read in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
@@ -76,8 +76,6 @@ class Zygote:
                 for request in requests:
                     if self._fork(request):
                         return request
-            elif self._later:
-                _import_if_there(self._later.pop(0))
 
     def report(self, report: ZygoteReport) -> None:
         """Tell the agent. If it is gone the next look at the socket says so."""
@@ -123,12 +121,14 @@ class Zygote:
 
 
 def main() -> NoReturn:
-    """Import torch, say so, and serve the agent on standard input."""
+    """Import what trainers need, say so, and serve the agent on standard input."""
     clock = SystemClock()
     began = clock.monotonic()
     agent = socket.socket(fileno=os.dup(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _import_torch()
+    for name in ALSO:
+        _import_if_there(name)
     import torch  # noqa: PLC0415 - once the variables that it reads are set
 
     zygote = Zygote(agent)

@@ -43,7 +43,13 @@ SCENARIO_S = 30.0
 
 def build() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.25), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)
+        nn.Linear(8, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        nn.Linear(32, 32),
+        nn.ReLU(),
+        nn.Linear(32, 1),
     )
 
 
@@ -123,7 +129,7 @@ class Trainer:
                 for line in (*parent_lines, self.line):
                     line.close()
                 status = run_trainer(name, scenario, run_dir, theirs)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - the child ends here, with its story
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()
@@ -170,14 +176,20 @@ class ControlPlane:
             self.appoint()
             if self.over():
                 break
-        hung = [n for n, t in self.alive.items() if n in self.members and not t.has("TrainerFinished")]
+        hung = [n for n in self.unfinished() if n in self.alive]
         for trainer in list(self.alive.values()):
             os.kill(trainer.pid, signal.SIGKILL)
             self.reap(trainer)
         return hung
 
     def over(self) -> bool:
-        return self.epoch > 0 and not [n for n in self.members if n in self.alive]
+        return self.epoch > 0 and not [n for n in self.unfinished() if n in self.alive]
+
+    def unfinished(self):
+        """Members still needed. Once one has finished, the last step is decided: who never took part is not."""
+        begun = [n for n in self.members if not self.trainers[n].has("TrainerFinished")]
+        finished = any(t.has("TrainerFinished") for t in self.trainers.values())
+        return [n for n in begun if not finished or self.trainers[n].has("EpochJoined")]
 
     def ended(self, trainer):
         self.killed += self.reap(trainer) == -signal.SIGKILL
@@ -193,11 +205,15 @@ class ControlPlane:
             if all(t.ready for t in self.trainers.values()):
                 self.raise_epoch(self.scenario["members"])
             return
-        lost = [n for n in self.members if n not in self.alive and not self.trainers[n].has("TrainerFinished")]
+        members = self.unfinished()
+        lost = [n for n in members if n not in self.alive]
         if lost:
-            keep = [n for n in self.members if n in self.alive and not self.trainers[n].has("TrainerFinished")]
-            spares = [n for n, t in self.alive.items() if n not in self.members and t.ready]
-            self.raise_epoch([*spares[: len(lost)], *keep] if self.scenario["spare_first"] else [*keep, *spares[: len(lost)]])
+            keep = [n for n in members if n in self.alive]
+            finished = any(t.has("TrainerFinished") for t in self.trainers.values())
+            spares = [n for n, t in self.alive.items() if n not in self.members and t.ready and not finished]
+            self.raise_epoch(
+                [*spares[: len(lost)], *keep] if self.scenario["spare_first"] else [*keep, *spares[: len(lost)]]
+            )
 
     def raise_epoch(self, names):
         self.epoch, self.members = self.epoch + 1, list(names)
@@ -241,7 +257,9 @@ def outcome(scenario):
             "losses": [losses.get(s, []) for s in range(1, STEPS + 1)],
             "account": [account.steps, account.lost, account.repeated, list(account.problems)],
             "finals": finals,
-            "failed": [f.problem for t in plane.trainers.values() for f in t.facts if type(f).__name__ == "TrainerFailed"],
+            "failed": [
+                f.problem for t in plane.trainers.values() for f in t.facts if type(f).__name__ == "TrainerFailed"
+            ],
         }
 
 

@@ -45,8 +45,10 @@ class FakeWork:
 class FakeGroup:
     """All members of one epoch. An operation is carried out when the last member submits it."""
 
-    def __init__(self, membership):
+    def __init__(self, membership, split=()):
         self.membership = membership
+        self.split = split
+        self.votes = 0
         self.changed = threading.Condition()
         self.comms = {}
         self.slots = {}
@@ -68,6 +70,11 @@ class FakeGroup:
         kinds = {kind for kind, _, _ in slot.values()}
         assert len(kinds) == 1, f"members disagree about an operation: {kinds}"
         payloads = [slot[r][1] for r in sorted(slot)]
+        if kinds == {"gather"} and payloads[0].startswith(b'{"stop"'):
+            self.votes += 1
+            if self.split and self.votes == self.split[0]:
+                self._end_in_the_vote(slot, payloads)
+                return
         if kinds == {"gather"}:
             results = [list(payloads) for _ in payloads]
         else:
@@ -80,6 +87,13 @@ class FakeGroup:
             results = [None for _ in payloads]
         for rank, result in zip(sorted(slot), results, strict=True):
             slot[rank][2].finish(result)
+
+    def _end_in_the_vote(self, slot, payloads):
+        """Only some ranks learn that the vote passed; then the epoch ends for all."""
+        for rank in self.split[1]:
+            slot[rank][2].finish(list(payloads))
+        for rank in sorted(slot):
+            self.poison(rank, FakePoison("the network broke"))
 
     def poison(self, rank, poison):
         with self.changed:
@@ -163,13 +177,16 @@ class Fabric:
     def __init__(self):
         self.changed = threading.Condition()
         self.groups = {}
+        self.split = ()
 
     def connect(self, membership, me, listener, *, deadline_s, cancelled):
         from atoll.errors import PeerLost
 
         rank = next(m.rank for m in membership.members if m.trainer == me)
         with self.changed:
-            group = self.groups.setdefault(membership.epoch, FakeGroup(membership))
+            group = self.groups.setdefault(
+                membership.epoch, FakeGroup(membership, self.split if membership.epoch == 1 else ())
+            )
             comm = group.comms[rank] = FakeComm(group, rank)
             self.changed.notify_all()
             end = time.monotonic() + deadline_s

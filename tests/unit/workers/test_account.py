@@ -9,7 +9,7 @@ def whole(step, epoch=1):
 
 
 def test_undisturbed_run_loses_and_repeats_nothing():
-    lines = [plan_line(PLAN, begin=0), *whole(1), committed_line(1, 1, 0), *whole(2), committed_line(2, 1, 0)]
+    lines = [plan_line(PLAN, begin=0, epoch=1), *whole(1), committed_line(1, 1, 0), *whole(2), committed_line(2, 1, 0)]
     account = merge(lines)
     assert (account.steps, account.samples, account.lost, account.repeated) == (2, 8, 0, 0)
     assert not account.gaps
@@ -17,44 +17,59 @@ def test_undisturbed_run_loses_and_repeats_nothing():
 
 
 def test_try_that_never_committed_does_not_count():
-    lines = [plan_line(PLAN, begin=0), *whole(1, epoch=1)[:1], *whole(1, epoch=2), committed_line(1, 2, 1)]
+    lines = [plan_line(PLAN, begin=0, epoch=1), *whole(1, epoch=1)[:1], *whole(1, epoch=2), committed_line(1, 2, 1)]
     account = merge(lines)
     assert (account.lost, account.repeated, account.samples) == (0, 0, 4)
 
 
 def test_missing_feed_is_lost():
-    account = merge([plan_line(PLAN, begin=0), whole(1)[0], committed_line(1, 1, 0)])
+    account = merge([plan_line(PLAN, begin=0, epoch=1), whole(1)[0], committed_line(1, 1, 0)])
     assert (account.lost, account.repeated) == (2, 0)
 
 
 def test_double_feed_is_repeated():
-    account = merge([plan_line(PLAN, begin=0), *whole(1), whole(1)[0], committed_line(1, 1, 0)])
+    account = merge([plan_line(PLAN, begin=0, epoch=1), *whole(1), whole(1)[0], committed_line(1, 1, 0)])
     assert (account.lost, account.repeated) == (0, 2)
 
 
 def test_commit_in_two_epochs_is_a_problem():
-    lines = [plan_line(PLAN, begin=0), *whole(1), *whole(1, 2), committed_line(1, 1, 0), committed_line(1, 2, 0)]
+    lines = [
+        plan_line(PLAN, begin=0, epoch=1),
+        *whole(1),
+        *whole(1, 2),
+        committed_line(1, 1, 0),
+        committed_line(1, 2, 0),
+    ]
     account = merge(lines)
     assert account.repeated == 4
     assert "committed in 2 epochs" in account.problems[0]
 
 
 def test_gap_counts_as_lost():
-    account = merge([plan_line(PLAN, begin=0), *whole(2), committed_line(2, 1, 0)])
+    account = merge([plan_line(PLAN, begin=0, epoch=1), *whole(2), committed_line(2, 1, 0)])
     assert (account.gaps, account.lost) == ((1,), 4)
 
 
 def test_joiner_that_begins_later_hides_no_gap():
-    account = merge([plan_line(PLAN, begin=1), plan_line(PLAN, begin=0), *whole(2), committed_line(2, 1, 0)])
+    account = merge(
+        [plan_line(PLAN, begin=1, epoch=1), plan_line(PLAN, begin=0, epoch=1), *whole(2), committed_line(2, 1, 0)]
+    )
     assert account.gaps == (1,)
 
 
 def test_resumed_run_begins_after_its_checkpoint():
-    account = merge([plan_line(PLAN, begin=1), *whole(2), committed_line(2, 1, 0)])
+    account = merge([plan_line(PLAN, begin=1, epoch=1), *whole(2), committed_line(2, 1, 0)])
     assert (account.gaps, account.lost) == ((), 0)
 
 
 def test_broken_line_and_second_plan_are_problems():
     other = Plan(seed=2, size=40, global_batch=4, micro_batch=2, steps=5)
-    account = merge([plan_line(PLAN, begin=0), plan_line(other, begin=0), "{half a li"])
+    account = merge([plan_line(PLAN, begin=0, epoch=1), plan_line(other, begin=0, epoch=1), "{half a li"])
     assert len(account.problems) == 2
+
+
+def test_commits_after_the_checkpoint_that_a_lost_run_returned_to_do_not_count():
+    lines = [plan_line(PLAN, begin=0, epoch=1), *whole(1), committed_line(1, 1, 0), *whole(2), committed_line(2, 1, 0)]
+    again = [plan_line(PLAN, begin=1, epoch=2), *whole(2, epoch=2), committed_line(2, 2, 0)]
+    account = merge([*lines, *again])
+    assert (account.steps, account.samples, account.lost, account.repeated, account.problems) == (2, 8, 0, 0, ())

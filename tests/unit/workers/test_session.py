@@ -160,11 +160,49 @@ def test_lost_member_makes_the_others_retry_the_step(crew, wrap, tmp_path):
     told = {f.step: f.metrics["loss"] for n in "ab" for f in team.hosts[n].facts(StepCommitted) if f.metrics}
     # Step 3 may have been settled by the regroup, after the rank that reports had gone.
     assert [told[s] for s in range(4, 9)] == pytest.approx(plain()[1][3:], rel=1e-4)
-    assert [f.step for f in team.hosts["b"].facts(StepCommitted)] == list(range(1, 9))
+    assert {f.step for f in team.hosts["b"].facts(StepCommitted)} == set(range(1, 9))
     assert all(torch.equal(finals["c"][k], v) for k, v in finals["b"].items())
     assert {f.peer for f in team.hosts["b"].facts(PeerDown)} >= {"a"}
     account = read_account(tmp_path)
     assert (account.steps, account.lost, account.repeated, account.problems) == (8, 0, 0, ())
+
+
+@pytest.mark.parametrize("learnt", [set(), {0}, {2}, {1, 2}], ids=str)
+@pytest.mark.parametrize("second", [("a", "b", "c"), ("d", "c", "b", "a"), ("c", "d", "a")], ids="-".join)
+def test_vote_that_only_some_saw_pass_is_applied_by_all_or_none(crew, learnt, second, tmp_path):
+    finals, team = {}, crew("a", "b", "c", "d")
+    team.fabric.split = (4, learnt)
+    told = threading.Event()
+
+    def notice(_host, fact):
+        if isinstance(fact, TrainerReady) and fact.trainer == "d":
+            told.set()
+
+    team.hosts["d"].on_tell = notice
+    team.start(train_with(into=finals, norm=True))
+    assert told.wait(30)
+    team.members(1, "a", "b", "c")
+    while 1 not in team.fabric.groups or team.fabric.groups[1].votes < 4:
+        time.sleep(0.01)
+    team.members(2, *second)
+    missing = {"a", "b", "c", "d"} - set(second)
+    for name in second:
+        team.threads["abcd".index(name)].join(30)
+    for name in missing:
+        team.members(3, name)
+        team.threads["abcd".index(name)].join(30)
+    together = [finals[n] for n in second]
+    assert all(torch.equal(f[k], v) for f in together for k, v in together[0].items())
+    begun = {f.step for n in second for f in team.hosts[n].facts(EpochJoined) if f.epoch == 2}
+    applied = any("abc"[r] in second for r in learnt)
+    assert begun == {5 if applied else 4}
+    losses = {f.step: f.metrics["loss"] for n in second for f in team.hosts[n].facts(StepCommitted) if f.metrics}
+    calm, alone = {}, crew("x")
+    alone.start(train_with(into=calm, norm=True))
+    alone.members(1, "x")
+    alone.join()
+    expected = losses_of(alone.hosts["x"])
+    assert [losses[s] for s in range(1, 9)] == pytest.approx(expected, rel=1e-4)
 
 
 def test_joiner_receives_the_state_and_goes_on_with_the_others(crew, tmp_path):

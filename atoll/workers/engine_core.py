@@ -1,0 +1,167 @@
+"""Continuous batching: which requests compute which of their tokens in the next step. Pure.
+
+Each step has a budget of tokens. Running requests come first, with one token each: a request that streams is never held
+up by one that arrives. What is left of the budget goes to prompts, in chunks, first come first served (chunked prefill,
+Sarathi-Serve, OSDI 2024). A request holds a slot of the key/value cache from its first chunk to its end.
+
+| state    | event              | next     |
+|----------|--------------------|----------|
+| waiting  | a slot and budget  | prefill  |
+| prefill  | prompt computed    | decode   |
+| decode   | last token, length | gone     |
+| any      | abort              | gone     |
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from atoll.errors import SpecError
+from atoll.workers.engine import Finish, Request
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request in the engine: its tokens so far and how many of them are in the cache."""
+
+    request: Request
+    slot: int = -1
+    computed: int = 0
+    emitted: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Prompt and emitted tokens."""
+        return (*self.request.prompt, *self.emitted)
+
+    @property
+    def decoding(self) -> bool:
+        """True once only the newest token is not in the cache."""
+        return self.computed >= len(self.request.prompt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Compute tokens [start, end) of a request in `slot`; `last` when the next token follows from its end."""
+
+    request: str
+    slot: int
+    tokens: tuple[int, ...]
+    start: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One step: all of `decode` together (one token each), then each of `prefill`."""
+
+    decode: tuple[Chunk, ...]
+    prefill: tuple[Chunk, ...]
+
+
+class Scheduler:
+    """Slots, queue and budget of one engine."""
+
+    def __init__(self, *, slots: int, context: int, budget: int) -> None:
+        self.context = context
+        self._budget = budget
+        self._free = list(range(slots - 1, -1, -1))
+        self._waiting: deque[Entry] = deque()
+        self._running: dict[str, Entry] = {}
+
+    @property
+    def busy(self) -> bool:
+        """True while anything waits or runs."""
+        return bool(self._waiting or self._running)
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises `SpecError` where its prompt leaves no room for a token."""
+        if not request.prompt:
+            raise SpecError("prompt is empty: give at least one token")
+        if len(request.prompt) >= self.context:
+            raise SpecError(
+                f"prompt has {len(request.prompt)} tokens, the model's context is {self.context}: shorten the prompt to "
+                f"{self.context - 1} tokens or fewer"
+            )
+        if request.sampling.max_tokens < 1:
+            raise SpecError(f"max_tokens={request.sampling.max_tokens}: at least 1")
+        self._waiting.append(Entry(request))
+
+    def abort(self, request: str) -> bool:
+        """Forget a request. False where it is not there (any more)."""
+        for sequence in self._waiting:
+            if sequence.request.id == request:
+                self._waiting.remove(sequence)
+                return True
+        return self._release(request)
+
+    def plan(self) -> Batch:
+        """What the next step computes."""
+        budget = self._budget
+        decoding = [s for s in self._running.values() if s.decoding]
+        decode = tuple(self._chunk(s, 1) for s in decoding)
+        budget -= len(decode)
+        prefill: list[Chunk] = []
+        for sequence in [s for s in self._running.values() if not s.decoding]:
+            budget = self._prefill(sequence, budget, prefill)
+        while self._waiting and self._free and budget > 0:
+            sequence = self._waiting.popleft()
+            sequence.slot = self._free.pop()
+            self._running[sequence.request.id] = sequence
+            budget = self._prefill(sequence, budget, prefill)
+        return Batch(decode=decode, prefill=tuple(prefill))
+
+    def computed(self, chunks: Sequence[Chunk]) -> None:
+        """The tokens of `chunks` are in the cache."""
+        for chunk in chunks:
+            sequence = self._running.get(chunk.request)
+            if sequence is not None:
+                sequence.computed = chunk.start + len(chunk.tokens)
+
+    def emit(self, request: str, token: int) -> Finish | None:
+        """A request's next token; the reason if that was its last, and then its slot is free."""
+        sequence = self._running[request]
+        sequence.emitted.append(token)
+        finish = self._finish(sequence, token)
+        if finish is not None:
+            self._release(request)
+        return finish
+
+    def sampling_of(self, request: str) -> tuple[Request, int]:
+        """The request and the place of the token to choose next, counted from the first of the prompt."""
+        sequence = self._running[request]
+        return sequence.request, len(sequence.tokens)
+
+    def _finish(self, sequence: Entry, token: int) -> Finish | None:
+        sampling = sequence.request.sampling
+        if token in sampling.stop_tokens:
+            return Finish.STOP
+        full = len(sequence.tokens) >= self.context
+        return Finish.LENGTH if full or len(sequence.emitted) >= sampling.max_tokens else None
+
+    def _prefill(self, sequence: Entry, budget: int, into: list[Chunk]) -> int:
+        count = min(budget, len(sequence.request.prompt) - sequence.computed)
+        if count <= 0:
+            return budget
+        into.append(self._chunk(sequence, count))
+        return budget - count
+
+    @staticmethod
+    def _chunk(sequence: Entry, count: int) -> Chunk:
+        start = sequence.computed
+        return Chunk(
+            request=sequence.request.id,
+            slot=sequence.slot,
+            tokens=sequence.tokens[start : start + count],
+            start=start,
+            last=start + count == len(sequence.tokens),
+        )
+
+    def _release(self, request: str) -> bool:
+        sequence = self._running.pop(request, None)
+        if sequence is None:
+            return False
+        self._free.append(sequence.slot)
+        return True

@@ -1,0 +1,245 @@
+"""A serving replica: builds the model, fills it from a checkpoint, and answers OpenAI-style requests over HTTP.
+
+It listens on the node's address behind the run's secret; people reach it through the gateway, which checks their tokens.
+A wish to stop, or SIGTERM, lets the requests in hand finish (up to `_DRAIN_S`) and takes no new ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from torch import nn
+
+from atoll.checkpoint.fs_store import Store
+from atoll.clock import SystemClock
+from atoll.errors import AtollError, AuthError, CheckpointError, SpecError
+from atoll.schema.ids import Step
+from atoll.schema.messages import ServerReady
+from atoll.schema.spec import JobSpec
+from atoll.workers.engine import Finish, Output, Sampling
+from atoll.workers.engine import Request as EngineRequest
+from atoll.workers.host import Host
+from atoll.workers.http_completions import Completion, StopWatch, chunk, parse, problem
+from atoll.workers.program_runtime import load_function
+from atoll.workers.serving_runtime import EngineThread
+from atoll.workers.tokenizer_runtime import Tokenizer, load
+from atoll.workers.torch_serving import TorchEngine
+
+_DRAIN_S = 10
+_POLL_S = 0.2
+_STATUS = {AuthError.code: 401, SpecError.code: 400}
+_MODEL_PREFIX = "model."
+_DDP_PREFIX = "module."
+
+
+def serve(host: Host) -> None:
+    """Serve `spec.model` with the weights of `spec.resume` until asked to stop."""
+    spec = host.identity.spec
+    if spec.model is None:
+        raise SpecError("model is not set: name the function or class of your file that builds the model")
+    model = load_function(spec, spec.model)()
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"model={spec.model!r} returned {type(model).__name__}; it must return a torch.nn.Module")
+    engine = TorchEngine(model)
+    step = _fill(engine, spec)
+    _warm(engine)
+    thread = EngineThread(engine)
+    replica = Replica(thread, load(spec.tokenizer, Path(spec.working_dir)), spec.name, host.identity.secret.hex())
+    listener = socket.create_server((host.listener.host, 0), backlog=128)
+    try:
+        _run(replica, listener, host, step)
+    finally:
+        listener.close()
+        thread.close()
+
+
+def _fill(engine: TorchEngine, spec: JobSpec) -> int:
+    if spec.resume is None:
+        raise CheckpointError("resume is not set: name the checkpoint directory to serve from")
+    path = Path(spec.resume)
+    number = path.name.removeprefix("step-")
+    single = number != path.name and number.isdigit()
+    store = Store(path.parent if single else path)
+    newest = store.latest()
+    step = int(number) if single else newest.step if newest else None
+    flat = store.open(step)
+    weights = {
+        name.removeprefix(_MODEL_PREFIX).removeprefix(_DDP_PREFIX): tensor
+        for name, tensor in flat.tensors.items()
+        if name.startswith(_MODEL_PREFIX)
+    }
+    engine.load(weights)
+    return step or 0
+
+
+def _warm(engine: TorchEngine) -> None:
+    """One request, so that the first real one does not pay for first-time work."""
+    engine.add(EngineRequest(id="warm", prompt=(0,), sampling=Sampling(max_tokens=1, temperature=0)))
+    while engine.busy:
+        engine.step()
+
+
+def _run(replica: Replica, listener: socket.socket, host: Host, step: int) -> None:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        port = listener.getsockname()[1]
+        host.tell(
+            ServerReady(
+                trainer=host.identity.trainer,
+                host=host.listener.host,
+                port=port,
+                model=replica.model,
+                step=Step(step),
+            )
+        )
+        watch = asyncio.create_task(_stop_when_asked(server, host))
+        yield
+        watch.cancel()
+
+    app = application(replica, lifespan)
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_DRAIN_S, lifespan="on", ws="none"
+    )
+    server = uvicorn.Server(settings)
+    server.run(sockets=[listener])
+
+
+async def _stop_when_asked(server: uvicorn.Server, host: Host) -> None:
+    while host.mailbox.stop is None:  # noqa: ASYNC110 - the wish is set by another thread, in a mailbox without a loop
+        await asyncio.sleep(_POLL_S)
+    server.should_exit = True
+
+
+@dataclass(slots=True)
+class Replica:
+    """What the HTTP side needs. `secret` is what callers must show as bearer."""
+
+    engine: EngineThread
+    tokenizer: Tokenizer
+    model: str
+    secret: str
+    served: int = 0
+
+    async def text_of(
+        self, ident: str, index: int, wanted: Completion
+    ) -> AsyncIterator[tuple[str, Finish | None, int]]:
+        """Pieces of one prompt's completion: (text, reason if the last, tokens so far)."""
+        request = EngineRequest(id=f"{ident}-{index}", prompt=wanted.prompts[index], sampling=wanted.sampling)
+        outputs, decoder, watch = self.engine.submit(request), self.tokenizer.decoder(), StopWatch(wanted.stops)
+        count, done = 0, False
+        try:
+            if wanted.echo:
+                yield wanted.texts[index], None, 0
+            while not done:
+                output = await outputs.get()
+                if isinstance(output, AtollError):
+                    raise output
+                count += output.token is not None
+                text, finish = _piece(output, decoder.feed, decoder.flush, watch)
+                done = finish is not None
+                yield text, finish, count
+        finally:
+            # Also when the reader went away or a stop string ended it.
+            self.engine.abort(request.id)
+
+
+def _piece(output: Output, feed: Any, flush: Any, watch: StopWatch) -> tuple[str, Finish | None]:
+    text = feed(output.token) if output.token is not None else ""
+    if output.finish is not None:
+        text += flush()
+    shown = watch.feed(text)
+    if watch.stopped:
+        return shown, Finish.STOP
+    return (shown + watch.flush(), output.finish) if output.finish else (shown, None)
+
+
+def application(replica: Replica, lifespan: Any = None) -> FastAPI:
+    """The replica's HTTP interface."""
+    app = FastAPI(title="Atoll replica", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    clock = SystemClock()
+
+    @app.exception_handler(AtollError)
+    async def refuse(_request: Request, error: AtollError) -> Response:
+        return JSONResponse(problem(str(error), error.code), status_code=_STATUS.get(error.code, 500))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        _check(request, replica.secret)
+        return {"object": "list", "data": [{"id": replica.model, "object": "model", "owned_by": "atoll"}]}
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        _check(request, replica.secret)
+        wanted = parse(await _json(request), replica.tokenizer, seed=int.from_bytes(os.urandom(4), "big"))
+        for prompt in wanted.prompts:
+            _check_length(prompt, replica.engine.context)
+        replica.served += 1
+        ident, created = f"cmpl-{os.urandom(8).hex()}", int(clock.now())
+        if wanted.stream:
+            return StreamingResponse(_stream(replica, ident, created, wanted), media_type="text/event-stream")
+        return JSONResponse(await _whole(replica, ident, created, wanted))
+
+    return app
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except ValueError as error:
+        raise SpecError(f"the body is not JSON: {error}") from None
+
+
+def _check(request: Request, secret: str) -> None:
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    # Hashed, so that the comparison takes text of any kind and says nothing of its length.
+    if not hmac.compare_digest(hashlib.sha256(given.encode()).digest(), hashlib.sha256(secret.encode()).digest()):
+        raise AuthError("a replica answers its gateway only; ask the cluster's own address with your token")
+
+
+def _check_length(prompt: tuple[int, ...], context: int) -> None:
+    if not 0 < len(prompt) < context:
+        raise SpecError(f"prompt has {len(prompt)} tokens; this model takes 1 to {context - 1}")
+
+
+async def _stream(replica: Replica, ident: str, created: int, wanted: Completion) -> AsyncIterator[bytes]:
+    try:
+        async for text, finish, _count in replica.text_of(ident, 0, wanted):
+            if text or finish:
+                data = json.dumps(chunk(ident, created, replica.model, 0, text, finish))
+                yield f"data: {data}\n\n".encode()
+    except AtollError as error:
+        yield f"data: {json.dumps(problem(str(error), error.code))}\n\n".encode()
+    yield b"data: [DONE]\n\n"
+
+
+async def _whole(replica: Replica, ident: str, created: int, wanted: Completion) -> dict[str, Any]:
+    async def one(index: int) -> tuple[str, Finish | None, int]:
+        pieces = [piece async for piece in replica.text_of(ident, index, wanted)]
+        return "".join(text for text, _, _ in pieces), pieces[-1][1], pieces[-1][2]
+
+    results = await asyncio.gather(*(one(i) for i in range(len(wanted.prompts))))
+    answer = chunk(ident, created, replica.model, 0, "", None)
+    answer["choices"] = [
+        chunk(ident, created, replica.model, i, text, finish)["choices"][0]
+        for i, (text, finish, _) in enumerate(results)
+    ]
+    prompt_tokens, made = sum(map(len, wanted.prompts)), sum(count for _, _, count in results)
+    answer["usage"] = {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
+    return answer
