@@ -1,9 +1,10 @@
-"""What `make demo` runs: train on four workers, lose one by SIGKILL, go on, check every sample, serve the result.
+"""What `make demo` runs: train on four workers, lose one by SIGKILL, go on, account for every sample, serve the result.
 
-Everything here goes through the doors that any user has: the Python client, the files of the run, and one signal.
-The last line printed is one JSON object with the figures.
+Everything here goes through the doors that any user has: the Python client, the run's own files, and one signal. The last
+line printed is one JSON object with the figures.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,117 +12,171 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from gpt import CONTEXT, GPT
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from train_gpt import corpus
+from train_gpt import corpus, train
 
 import atoll
-from atoll.checkpoint.fs_inspect import verify
-from atoll.launch import cluster, job_spec
+from atoll import config, launch, launch_spec
+from atoll.checkpoint.fs_store import Store
 from atoll.schema.spec import JobKind
 from atoll.workers.account import merge
 
-STEPS = 150
+STEPS = 200
 PROMPT = "def __init__(self"
-console = Console(highlight=False)
+NAN = float("nan")
+console = Console(highlight=False, soft_wrap=True)
 
 
-@dataclass
+@dataclasses.dataclass
 class Story:
     """What the demo saw of the run."""
 
-    points: list = field(default_factory=list)
+    points: list = dataclasses.field(default_factory=list)
     events: int = 0
     killed_at: float | None = None
-    killed_step: int = -1
+
+    def metric(self, name):
+        """The newest value of a metric that not every step reports."""
+        return next((p.metrics[name] for p in reversed(self.points) if name in p.metrics), NAN)
 
 
-def show(view, story, url):
-    """One screen of a living run."""
-    last = view.last
-    metrics = {k: v for p in story.points for k, v in p.metrics.items()}
+def screen(view, story, url):
+    """One look at a living run."""
     recent = story.points[-10:]
-    speed = sum(p.samples for p in recent) * 128 / max(1e-9, sum(p.step_s for p in recent)) if recent else 0.0
-    table = Table(show_header=False, box=None, padding=(0, 2))
+    speed = sum(p.samples for p in recent) * CONTEXT / max(1e-9, sum(p.step_s for p in recent))
     rows = {
-        "step": f"{view.step + 1 if last else 0} of {STEPS}",
-        "loss": f"{metrics.get('loss', float('nan')):.3f}",
-        "held-out loss": f"{metrics.get('heldout_loss', float('nan')):.3f}",
+        "step": f"{view.step} of {STEPS}",
+        "loss": f"{story.metric('loss'):.3f}",
+        "held-out loss": f"{story.metric('heldout_loss'):.3f}",
         "tokens/s": f"{speed:,.0f}",
         "members": f"{view.members} of {view.workers_wanted}, {view.spares} spare",
         "epoch": str(view.epoch),
         "last durable checkpoint": f"step {view.checkpoint.step}" if view.checkpoint else "none yet",
         "dashboard": url,
     }
+    table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/]", value)
     return table
 
 
-def follow(client, run, url):
+def follow(client, run):
     """Watch the run to its end; half-way, end one worker without warning."""
-    story, printed = Story(), 0.0
+    story, printed, url = Story(), 0.0, f"{client.url}/runs/{run}"
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while True:
             view = client.run(run)
-            after = story.points[-1].step if story.points else -1
-            story.points += client.metrics(run, after_step=after)
+            story.points += client.metrics(run, after_step=story.points[-1].step if story.points else -1)
             for event in client.events(run, after=story.events):
                 story.events = event.seq
-                console.print(f"[cyan]{event.subject}[/] {event.text}")
+                console.print(f"[cyan]{event.subject}[/] {event.text}", markup=True)
             if view.state.ended:
                 return view, story
-            live.update(show(view, story, url))
-            if not console.is_terminal and view.last and time.monotonic() - printed > 10:
+            look = screen(view, story, url)
+            live.update(look)
+            if not console.is_terminal and story.points and time.monotonic() - printed > 10:
                 printed = time.monotonic()
-                console.print(show(view, story, url))
+                console.print(look)
             if story.killed_at is None and view.step >= STEPS // 2:
                 kill_one(view, story)
-            time.sleep(0.25)
+            time.sleep(0.2)
 
 
 def kill_one(view, story):
     """SIGKILL the worker of rank 1."""
     victim = next(t for t in view.trainers if t.role == "worker" and t.rank == 1)
-    console.print(f"[bold red]kill -9 {victim.pid}[/] ({victim.trainer}, rank 1, after step {view.step})")
+    console.print(f"[bold red]kill -9 {victim.pid}[/] is {victim.trainer}, rank 1; step {view.step} was committed last")
+    story.killed_at = time.time()
     os.kill(victim.pid, signal.SIGKILL)
-    story.killed_at, story.killed_step = time.time(), view.step
 
 
 def resume_seconds(story):
     """(next commit - fault) - one undisturbed step of the new membership."""
-    after = [p for p in story.points if p.at >= story.killed_at]
-    undisturbed = statistics.median(p.step_s for p in after[2:12])
-    return max(0.0, after[0].at - story.killed_at - undisturbed)
+    after = [p for p in story.points if p.at > story.killed_at]
+    return after[0].at - story.killed_at - statistics.median(p.step_s for p in after[1:11])
 
 
 def bigram_loss():
-    """Nats a byte on the held-out files of a table of byte pairs fitted on the training files."""
+    """Nats a byte, on the held-out files, of a table of byte pairs fitted on the training files."""
     text, held = (np.frombuffer(corpus(held_out=h), dtype=np.uint8).astype(np.int32) for h in (False, True))
     counts = np.bincount(text[:-1] * 256 + text[1:], minlength=65536).reshape(256, 256) + 0.1
     table = np.log(counts / counts.sum(1, keepdims=True))
     return float(-table[held[:-1], held[1:]].mean())
 
 
-def serve(client, spec, checkpoints):
-    """Serve the run's last checkpoint and stream one completion."""
-    run = client.submit(job_spec(spec, name="demo-serve", kind=JobKind.SERVE, workers=1, spares=0, resume=checkpoints))
+def serve(client, spec, checkpoint):
+    """Serve a checkpoint and stream one completion of PROMPT."""
+    run = client.submit(
+        dataclasses.replace(spec, name="gpt", kind=JobKind.SERVE, workers=1, spares=0, resume=checkpoint, detach=True)
+    )
     deadline = time.monotonic() + 60
     while not client.run(run).endpoint:
         if time.monotonic() > deadline or client.run(run).state.ended:
-            sys.exit(f"demo: the replica did not come up: {client.run(run).reason}")
+            sys.exit(f"demo: the replica did not come up: {client.run(run).reason}; see `atoll logs {run}`")
         time.sleep(0.2)
-    console.print(f"[bold]completion of[/] {PROMPT!r}:")
+    console.print(f"\n[bold]{client.url}/v1/completions[/] goes on from {PROMPT!r}:")
     print(PROMPT, end="", flush=True)
     pieces = []
-    for piece in client.complete(PROMPT, max_tokens=80, temperature=0.0, stream=True):
+    for piece in client.complete(PROMPT, model="gpt", max_tokens=100, temperature=0.6, seed=1, stream=True):
         print(piece, end="", flush=True)
         pieces.append(piece)
-    print()
+    print("\n")
     client.stop(run, reason="the demo is over")
     return "".join(pieces)
+
+
+def figures(home, run, view, story):
+    """The account of the run, from what the loaders really fed and from what lies on the disk."""
+    files = (home / "runs" / run / "account").glob("*.jsonl")
+    account = merge(line for file in files for line in file.read_text().splitlines())
+    store = Store(Path(view.checkpoint.path).parent)
+    reports = [store.verify(stored.step) for stored in store.list()]
+    return {
+        "steps": account.steps,
+        "loss_first": round(story.points[0].metrics["loss"], 4),
+        "loss_last": round(story.points[-1].metrics["loss"], 4),
+        "heldout_loss": round(story.metric("heldout_loss"), 4),
+        "bigram_loss": round(bigram_loss(), 4),
+        "workers_killed": int(story.killed_at is not None),
+        "steps_lost": STEPS - account.steps + len(account.gaps),
+        "samples_lost": account.lost,
+        "samples_repeated": account.repeated,
+        "resume_s": round(resume_seconds(story), 3),
+        "checkpoints": [{"step": r.step, "verified": r.ok} for r in reports],
+    }
+
+
+def main():
+    """The whole demo, on a cluster of its own that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="atoll-demo-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        settings = dataclasses.replace(config.load({}), home=home)
+        info = launch.up(settings, None, None, lambda text: console.print(f"[dim]{text}[/]"))
+        try:
+            with atoll.Client(info.rest_url, info.token) as client:
+                result = tell(client, home)
+        finally:
+            launch.down(settings, lambda text: console.print(f"[dim]{text}[/]"))
+    print(json.dumps(result))
+
+
+def tell(client, home):
+    """Train, strike, account, serve."""
+    options = {"workers": 4, "model": GPT, "checkpoint_every": 25, "config": {"steps": STEPS}, "detach": True}
+    spec = launch_spec.build(train, options, cwd=Path(__file__).parent)
+    run = client.submit(spec)
+    view, story = follow(client, run)
+    if view.state != "succeeded":
+        sys.exit(f"demo: the run {view.state}: {view.reason}")
+    result = figures(home, run, view, story)
+    return result | {"completion": serve(client, spec, view.checkpoint.path)}
+
+
+if __name__ == "__main__":
+    main()

@@ -118,7 +118,7 @@ class HeadNode:
         env["RAY_enable_worker_prestart"] = "0"
         env["RAY_enable_metrics_collection"] = "0"
         env["RAY_SCHEDULER_EVENTS"] = "0"
-        Path(config.temp_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(config.temp_dir).mkdir(mode=0o700, exist_ok=True)
         self._node: Any = _node_class()(_parameters(config), head=True, shutdown_at_exit=False, spawn_reaper=False)
 
     @property

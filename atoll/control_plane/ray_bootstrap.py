@@ -106,9 +106,11 @@ def _take_down(home: Path, cluster_dir: Path) -> None:
     if record is None:
         return
     secret = bytes.fromhex(files.secret_file(cluster_dir / "secret"))
-    with contextlib.suppress(AtollError):  # where it is away, its agents are ended by their records
+    patience = 0.0
+    with contextlib.suppress(AtollError):  # where it is away, its agents are ended by their records at once
         invoke_once(record.control, secret, "shutdown", {}, deadline_s=3.0)
-    end_agents(home, cluster_dir.name, LEAVE_S)
+        patience = LEAVE_S
+    end_agents(home, cluster_dir.name, patience)
     if record.embedded and record.head is not None:
         _end_head(record.head)
     elif not record.embedded:
@@ -173,7 +175,7 @@ def _embedded(home: Path, port: int | None, cpus: int | None, say: Say) -> tuple
     temp_dir = tempfile.mkdtemp(prefix="atoll-", dir="/tmp")
     settings = {
         "port": int(record.ray_address.rpartition(":")[2]),
-        "temp_dir": temp_dir,
+        "temp_dir": f"{temp_dir}/r",  # Ray opens its folder to everyone; the one around it stays closed
         "token_file": record.token_file,
         "cpus": cpus,
     }

@@ -92,8 +92,9 @@ class Reducer:
             bucket.arrived.clear()
         self._sent = 0
         self._header = torch.tensor([weight, float(bad_losses), *flags], dtype=torch.float64)
-        self._header_work = self._comm.all_reduce(self._header)
-        self._armed = True
+        if self._comm.size > 1:
+            self._header_work = self._comm.all_reduce(self._header)
+            self._armed = True
 
     def _ready(self, param: torch.Tensor) -> None:
         """A gradient is final on this rank (called by backward, which must not raise)."""
@@ -133,12 +134,29 @@ class Reducer:
                 "a gradient arrived twice in one backward; with activation checkpointing, use use_reentrant=False"
             )
         with torch.no_grad():
+            if self._comm is not None and self._comm.size == 1:
+                return self._alone(self._comm)
             for bucket in self._buckets:
                 for index in range(len(bucket.params)):
                     if index not in bucket.arrived:
                         self._take(bucket, index)
             self._send_full()
             return self._collect()
+
+    def _alone(self, comm: Comm) -> Reduced | None:
+        """Without peers the sums are complete where they are."""
+        if self._header is None or comm.poisoned is not None:
+            return None
+        weight, bad_losses, *flags = self._header.tolist()
+        scale = 1.0 / weight if weight else 0.0
+        for param in self._params:
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+        grads = [param.grad for param in self._params if param.grad is not None]
+        for grad in grads:
+            grad.mul_(scale)
+        finite = math.isfinite(scale) and all(_is_finite(grad) for grad in grads)
+        return Reduced(weight=weight, bad_losses=int(bad_losses), flags=tuple(flags), finite=finite)
 
     def _collect(self) -> Reduced | None:
         header, work = self._header, self._header_work
@@ -182,6 +200,7 @@ def _give(bucket: _Bucket) -> None:
 
 def _is_finite(flat: torch.Tensor) -> bool:
     """One pass in the usual case: a sum hides no NaN or infinity, but may overflow by itself."""
+    flat = flat.coalesce().values() if flat.is_sparse else flat
     return bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all())
 
 
