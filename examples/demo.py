@@ -24,10 +24,11 @@ from train_gpt import corpus, train
 import atoll
 from atoll import config, launch, launch_spec
 from atoll.checkpoint.fs_store import Store
+from atoll.clock import SystemClock
 from atoll.schema.spec import JobKind
 from atoll.workers.account import merge
 
-STEPS = 200
+STEPS = 300
 PROMPT = "def __init__(self"
 NAN = float("nan")
 console = Console(highlight=False, soft_wrap=True)
@@ -40,6 +41,7 @@ class Story:
     points: list = dataclasses.field(default_factory=list)
     events: int = 0
     killed_at: float | None = None
+    killed_in: int = 0
 
     def metric(self, name):
         """The newest value of a metric that not every step reports."""
@@ -92,13 +94,13 @@ def kill_one(view, story):
     """SIGKILL the worker of rank 1."""
     victim = next(t for t in view.trainers if t.role == "worker" and t.rank == 1)
     console.print(f"[bold red]kill -9 {victim.pid}[/] is {victim.trainer}, rank 1; step {view.step} was committed last")
-    story.killed_at = time.time()
+    story.killed_at, story.killed_in = SystemClock().now(), view.epoch
     os.kill(victim.pid, signal.SIGKILL)
 
 
 def resume_seconds(story):
-    """(next commit - fault) - one undisturbed step of the new membership."""
-    after = [p for p in story.points if p.at > story.killed_at]
+    """(first commit of the new membership - fault) - one undisturbed step of it."""
+    after = [p for p in story.points if p.epoch > story.killed_in]
     return after[0].at - story.killed_at - statistics.median(p.step_s for p in after[1:11])
 
 
@@ -123,7 +125,7 @@ def serve(client, spec, checkpoint):
     console.print(f"\n[bold]{client.url}/v1/completions[/] goes on from {PROMPT!r}:")
     print(PROMPT, end="", flush=True)
     pieces = []
-    for piece in client.complete(PROMPT, model="gpt", max_tokens=100, temperature=0.6, seed=1, stream=True):
+    for piece in client.complete(PROMPT, model="gpt", max_tokens=100, temperature=0.8, seed=3, stream=True):
         print(piece, end="", flush=True)
         pieces.append(piece)
     print("\n")
