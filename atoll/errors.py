@@ -145,10 +145,11 @@ class CheckpointError(ClusterError):
 
 
 class PeerError(AtollError):
-    """Another process of the run is at fault."""
+    """Another process of the run is at fault: `culprit`, where it is known which."""
 
     code = "peer-error"
     exit_code = 4
+    culprit: str | None = None
 
 
 class PeerLost(PeerError):

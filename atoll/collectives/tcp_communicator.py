@@ -51,21 +51,21 @@ def connect(
     mine = next(m for m in membership.members if m.trainer == me)
     deadline = time.monotonic() + deadline_s
     sockets: dict[int, socket.socket] = {}
-    try:
-        for peer in membership.members:
-            if peer.rank < mine.rank:
-                sockets[peer.rank] = listener.dial(
-                    peer, me=mine, epoch=membership.epoch, deadline=deadline, cancelled=cancelled
-                )
-        for peer in membership.members:
-            if peer.rank > mine.rank:
-                _, sockets[peer.rank] = listener.claim(
-                    membership.epoch, peer.rank, deadline=deadline, cancelled=cancelled
-                )
-    except PeerError:
-        for sock in sockets.values():
-            sock.close()
-        raise
+    # Dialled ranks first: a listener answers by itself, so no two members wait for each other.
+    for peer in sorted(membership.members, key=lambda m: (m.rank > mine.rank, m.rank)):
+        if peer.rank == mine.rank:
+            continue
+        try:
+            sockets[peer.rank] = (
+                listener.dial(peer, me=mine, epoch=membership.epoch, deadline=deadline, cancelled=cancelled)
+                if peer.rank < mine.rank
+                else listener.claim(membership.epoch, peer.rank, deadline=deadline, cancelled=cancelled)[1]
+            )
+        except PeerError as error:
+            for sock in sockets.values():
+                sock.close()
+            error.culprit = peer.trainer
+            raise
     return Communicator(membership, mine, sockets)
 
 

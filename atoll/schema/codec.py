@@ -81,22 +81,26 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(kind)
-    if origin in {types.UnionType, typing.Union}:
-        return _build_union(typing.get_args(kind), value, where)
-    if origin in {list, tuple, set, frozenset}:
-        return _build_sequence(origin, typing.get_args(kind), value, where)
-    if origin is dict:
-        return _build_dict(typing.get_args(kind), value, where)
-    if origin is typing.Literal:
-        return _expect(value in typing.get_args(kind), value, kind, where)
     if isinstance(kind, typing.NewType):
         return _build(kind.__supertype__, value, where)
+    origin = typing.get_origin(kind)
+    if origin is not None:
+        return _build_generic(origin, typing.get_args(kind), value, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _build_enum(kind, value, where)
     return _build_scalar(kind, value, where)
+
+
+def _build_generic(origin: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if origin in {types.UnionType, typing.Union}:
+        return _build_union(args, value, where)
+    if origin is dict:
+        return _build_dict(args, value, where)
+    if origin is typing.Literal:
+        return _expect(value in args, value, args, where)
+    return _build_sequence(origin, args, value, where)
 
 
 def _build_union(options: tuple[Any, ...], value: Any, where: str) -> Any:

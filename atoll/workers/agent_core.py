@@ -138,6 +138,7 @@ class AgentCore:
                 return [Send(fact=self._hello())]
             case Detached():
                 self._adopted = False
+                self._outbox.rewind(now=now)
                 effects: list[Effect] = []
             case CommandCame():
                 effects = self._obey(event)

@@ -11,6 +11,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from atoll.workers.data import as_rows
 from atoll.workers.epoch_runtime import StoppedWaiting
 from atoll.workers.host import Host
 from atoll.workers.peers import Connect
+from atoll.workers.program_runtime import user_traceback
 from atoll.workers.samples import make_plan
 from atoll.workers.torch_ddp import solo_group
 from atoll.workers.torch_engine import Lost
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Context", "run_function"]
 
-# Enough frames to find the line at fault; the trainer's log has them all.
-_FRAMES = 6
 _LOST_STATUS = 70
 
 
@@ -178,14 +178,15 @@ def _device(host: Host) -> torch.device:
 
 def _tell_failure(host: Host, session: Session, error: BaseException) -> int:
     traceback.print_exception(error)
-    known = _explained(error)
+    session.settle_what_is_decided()
+    known, spec = _explained(error), host.identity.spec
     host.tell(
         TrainerFailed(
             trainer=host.identity.trainer,
             step=StepNumber(session.standing.committed),
             code=known.code,
             problem=" ".join(str(known).split()),
-            traceback="".join(traceback.format_exception(error, limit=-_FRAMES)),
+            traceback=user_traceback(error, Path(spec.working_dir, spec.file)),
         )
     )
     return known.exit_code

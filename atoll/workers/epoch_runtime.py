@@ -132,7 +132,7 @@ class EpochLink:
             )
         except PeerError as error:
             if not cancelled():
-                self._tell_down(membership.epoch, getattr(error, "culprit", None), str(error))
+                self._tell_down(membership.epoch, TrainerId(error.culprit) if error.culprit else None, str(error))
             return None
 
     def _poisoned(self, poison: PoisonLike) -> None:

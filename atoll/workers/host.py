@@ -45,6 +45,10 @@ class Host(Protocol):
         """Pass a fact on towards the control plane. Never blocks and never raises."""
         ...
 
+    def heard(self) -> None:
+        """Peers were heard: the lifeline holds even while the agent is away."""
+        ...
+
 
 class Mailbox:
     """The newest membership and the wish to stop. Written by the link thread, read by the session."""

@@ -65,7 +65,10 @@ class Outbox(Generic[T]):
         return item.fact
 
     def rewind(self, *, now: float) -> None:
-        """The connection broke, or a new one began: queue again what may not have been read, and what still holds."""
+        """The connection broke, or a new one began: queue again what may not have been read, and what still holds.
+
+        Called at the break itself, too: by the time a long outage is over, what left just before it is no longer recent.
+        """
         recent = [item for at, item in self._left if at >= now - self._recent_s]
         self._left.clear()
         queue = [*recent, *self._queue]

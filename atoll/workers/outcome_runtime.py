@@ -95,9 +95,9 @@ class Outcomes:
         for fact in self._shown:
             self._host.tell(fact)
 
-    def settle(self) -> None:
-        """Show what is known to be decided by now."""
-        while self._waiting and is_done(self._waiting[0][1].work):
+    def settle(self, *, within_s: float = 0.0) -> None:
+        """Show what is known to be decided by now, or will be `within_s` seconds."""
+        while self._waiting and is_done(self._waiting[0][1].work, within_s):
             self._show(*self._waiting.popleft())
 
     def drain(self) -> bool:

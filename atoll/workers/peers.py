@@ -132,6 +132,6 @@ def completed(work: Pending) -> bool:
     return True
 
 
-def is_done(work: Pending) -> bool:
-    """True when `work` is done already."""
-    return work.poison is None and work.wait(0.0)
+def is_done(work: Pending, within_s: float = 0.0) -> bool:
+    """True when `work` is done already, or `within_s` seconds."""
+    return work.poison is None and work.wait(within_s)

@@ -39,6 +39,9 @@ from atoll.workers.torch_regroup import receive_state, send_state
 from atoll.workers.torch_step import Step
 from atoll.workers.transaction import StepEvent, StepState
 
+# The acknowledgement of the step before is a message already on its way, or its sender is gone.
+_LAST_WORDS_S = 2.0
+
 
 class Session:
     """Everything between the user's function and its peers."""
@@ -91,6 +94,8 @@ class Session:
             if not self.link.joined:
                 self._regroup(None)
             self._outcomes.settle()
+            if self.link.comm.size > 1:
+                self._host.heard()
             if self.standing.stopping or self.standing.committed >= plan.steps:
                 break
             step = engine.make(self._shares[self.link.comm.rank])
@@ -110,6 +115,10 @@ class Session:
             completed(self.link.comm.all_gather(b"bye"))
         self.link.leave()
         self.saving.finish()
+
+    def settle_what_is_decided(self) -> None:
+        """Before a failure is told: show the steps that came before it, if the members that voted for them still say so."""
+        self._outcomes.settle(within_s=_LAST_WORDS_S)
 
     def close(self) -> None:
         """Let go of everything."""

@@ -142,6 +142,13 @@ class AgentLink:
         with self._lock:
             self._outbox.rewind(now=self._clock.monotonic())
             self._unsent = encode(self._hello) + b"\n"
+        try:
+            self._exchange(line)
+        finally:
+            with self._lock:
+                self._outbox.rewind(now=self._clock.monotonic())
+
+    def _exchange(self, line: socket.socket) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(line, selectors.EVENT_READ | selectors.EVENT_WRITE)
             selector.register(self._wake_read, selectors.EVENT_READ)

@@ -95,6 +95,9 @@ class PipeHost:
     def tell(self, fact):
         self._line.sendall(encode(fact) + b"\n")
 
+    def heard(self):
+        """No lifeline here."""
+
     def _read(self):
         for text in self._line.makefile("rb"):
             self.mailbox.put(COMMANDS.decode(text))

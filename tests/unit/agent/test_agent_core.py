@@ -245,6 +245,14 @@ def test_what_left_just_before_the_break_is_said_again(agent):
     assert TrainerSaid(run="r", fact=STEP) in sent(agent.attach())
 
 
+def test_what_left_just_before_a_long_outage_is_said_again(agent):
+    agent.trainer()
+    agent(Said(trainer="t1", fact=STEP))
+    agent(Detached())
+    agent.now = 60.0
+    assert TrainerSaid(run="r", fact=STEP) in sent(agent.attach())
+
+
 def test_standing_words_are_said_again_after_adoption_and_old_measurements_are_not(agent):
     agent.trainer()
     ready = TrainerReady(trainer="t1", host="h", port=9)

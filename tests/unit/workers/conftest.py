@@ -217,6 +217,9 @@ class FakeHost:
         if self.on_tell is not None:
             self.on_tell(self, fact)
 
+    def heard(self):
+        """No lifeline here."""
+
     def facts(self, cls):
         return [f for f in self.told if isinstance(f, cls)]
 
