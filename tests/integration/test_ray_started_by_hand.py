@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,8 @@ class HandStarted:
 
         self.home = home
         self.port, self.dashboard = free_port("127.0.0.1"), free_port("127.0.0.1")
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "ATOLL_"))} | {
+        inherited = os.environ.items()  # noqa: TID251 - a stranger's shell, less what this one says of Ray and Atoll
+        self.env = {k: v for k, v in inherited if not k.startswith(("RAY_", "ATOLL_"))} | {
             "HOME": str(home),
             "ATOLL_HOME": str(home / "atoll"),
             "RAY_AUTH_MODE": "disabled",
@@ -47,12 +49,9 @@ class HandStarted:
         command += ["--num-cpus", "2", "--temp-dir", str(self.home / "r"), "--disable-usage-stats"]
         out = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=90, check=False)
         assert out.returncode == 0, out.stdout + out.stderr
-        self.address = next(
-            word.split("=")[1].strip("'")
-            for line in out.stdout.splitlines()
-            for word in line.split()
-            if word.startswith("--address=")
-        )
+        found = re.search(r"--address='([^']+)'", re.sub(r"\x1b\[[0-9;]*m", "", out.stdout))
+        assert found, out.stdout
+        self.address = found[1]
 
     def processes(self) -> list[psutil.Process]:
         return [
