@@ -31,10 +31,15 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Resolves everything anew, as if nothing were installed, within what pins.in holds fast.
 pins: $(STAMP)
-	$(BIN)/python -m piptools compile --quiet --strip-extras --no-annotate --no-header --no-emit-index-url \
-	  --no-emit-find-links --no-emit-trusted-host --upgrade --group dev --constraint pins.in \
-	  --output-file constraints.txt pyproject.toml
+	mkdir -p build
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --upgrade --report build/pins.json \
+	  -c pins.in -e . --group dev
+	$(BIN)/python -c "import json; found = json.load(open('build/pins.json'))['install']; \
+	  names = {p['metadata']['name']: p['metadata']['version'].split('+')[0] for p in found}; \
+	  names.pop('atoll'); print('\n'.join(f'{n}=={names[n]}' for n in sorted(names, key=str.lower)))" > build/pins.txt
+	mv build/pins.txt constraints.txt
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --pyi_out=. atoll/schema/agent.proto
