@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 
-from atoll.checkpoint.manifest import BLOCK_BYTES, PackRecord
+from atoll.checkpoint.manifest import BLOCK_BYTES
 from atoll.checkpoint.torch_state import size_of
 from atoll.errors import CheckpointError
 
@@ -36,8 +35,8 @@ _NAMES = {
     torch.uint32: "U32",
     torch.uint64: "U64",
 }
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_LENGTH_BYTES = 8
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+LENGTH_BYTES = 8
 _PAGE = mmap.PAGESIZE
 
 
@@ -51,27 +50,15 @@ class Slab:
 
     def lay_out(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write the header for `tensors`; the places of their bytes are fixed from here on."""
-        # Wide types first, so that every tensor starts at a multiple of its element size.
-        names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset, places = 0, {}
-        for name in names:
-            size = size_of(tensors[name])
-            header[name] = {
-                "dtype": _dtype_name(name, tensors[name]),
-                "shape": list(tensors[name].shape),
-                "data_offsets": [offset, offset + size],
-            }
-            places[name] = (offset, offset + size)
-            offset += size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _LENGTH_BYTES)
-        start = _LENGTH_BYTES + len(text)
-        self._places = {name: (start + a, start + b) for name, (a, b) in places.items()}
-        self.length = start + offset
+        header, size = _header(tensors)
+        text = json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % LENGTH_BYTES)
+        start = LENGTH_BYTES + len(text)
+        self._places = {n: (start + e["data_offsets"][0], start + e["data_offsets"][1]) for n, e in header.items()}
+        self.length = start + size
         memory = self._reserve(self.length)
-        memory[:_LENGTH_BYTES] = len(text).to_bytes(_LENGTH_BYTES, "little")
-        memory[_LENGTH_BYTES:start] = text
+        memory[:LENGTH_BYTES] = len(text).to_bytes(LENGTH_BYTES, "little")
+        memory[LENGTH_BYTES:start] = text
 
     def stage(self, name: str, tensor: torch.Tensor) -> None:
         """Copy one tensor's elements into its place."""
@@ -96,56 +83,28 @@ class Slab:
         return self._memory
 
 
+def _header(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
+    """The safetensors entries, and the bytes of all tensors."""
+    header: dict[str, Any] = {}
+    offset = 0
+    # Wide types first, so that every tensor starts at a multiple of its element size.
+    for name in sorted(tensors, key=lambda n: (-tensors[n].element_size(), n)):
+        end = offset + size_of(tensors[name])
+        header[name] = {
+            "dtype": _dtype_name(name, tensors[name]),
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    return header, offset
+
+
 def checksums(data: memoryview | bytes | bytearray) -> tuple[str, ...]:
     """xxh3_64 (hex) of each block of `BLOCK_BYTES`."""
     whole = memoryview(data)
     return tuple(
         xxhash.xxh3_64_hexdigest(whole[at : at + BLOCK_BYTES]) for at in range(0, max(1, len(whole)), BLOCK_BYTES)
     )
-
-
-def pack_problems(path: Path, record: PackRecord) -> list[str]:
-    """What is wrong with a pack's bytes, a line each; empty where all blocks read as they were written."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return [f"{path}: {error.strerror or error}"]
-    return _problems(path, record, data)
-
-
-def read_pack(path: Path, record: PackRecord) -> dict[str, torch.Tensor]:
-    """The tensors of a pack. Raises `CheckpointError` for the first block that does not verify."""
-    try:
-        data = bytearray(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    problems = _problems(path, record, data)
-    if problems:
-        raise CheckpointError(problems[0])
-    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
-    header: dict[str, Any] = json.loads(bytes(data[_LENGTH_BYTES:start]))
-    header.pop("__metadata__", None)
-    return {name: _tensor(data, start, entry) for name, entry in header.items()}
-
-
-def _problems(path: Path, record: PackRecord, data: bytes | bytearray) -> list[str]:
-    if len(data) != record.bytes:
-        return [f"{path}: {len(data)} bytes, {record.bytes} were written"]
-    found = checksums(data)
-    return [
-        f"{path}: block {i} (bytes {i * BLOCK_BYTES} to {min((i + 1) * BLOCK_BYTES, len(data))}) has checksum {now}, "
-        f"{then} was written"
-        for i, (now, then) in enumerate(zip(found, record.blocks, strict=True))
-        if now != then
-    ]
-
-
-def _tensor(data: bytearray, start: int, entry: Mapping[str, Any]) -> torch.Tensor:
-    dtype, (begin, end) = _DTYPES[entry["dtype"]], entry["data_offsets"]
-    if begin == end:
-        return torch.empty(entry["shape"], dtype=dtype)
-    flat = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=start + begin)
-    return flat.clone().view(dtype).view(entry["shape"])
 
 
 def _dtype_name(name: str, tensor: torch.Tensor) -> str:

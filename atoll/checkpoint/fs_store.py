@@ -1,31 +1,37 @@
 """A directory of checkpoints.
 
-    step-00000100/                     one step
-        e3-r0of4.safetensors           pack of rank 0 of the 4 members of epoch 3
-        e3-r0of4.json                  its sidecar: checksums per block, tensor names; rank 0's holds the state's tree
-        commit.json                    the commit record: there, whole, or the step does not count
+    step-00000100/                              one step
+        e3-r0of4-1f0c2a9b.safetensors           pack of rank 0 of the 4 members of epoch 3 of one run
+        e3-r0of4-1f0c2a9b.json                  its sidecar: checksums per block, names; rank 0's holds the state's tree
+        commit.json                             the commit record: there, whole, or the step does not count
 
-Reading verifies every block. What has no commit record is a save under way or a leftover, and is never read.
+Reading verifies every block. What has no commit record is a save under way or a leftover, and is never read. Files that
+a commit record names are never written again: a step of another run in the same folder is refused, not replaced.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import xxhash
 
-from atoll.checkpoint.commit import Commit, Judgement, judge
-from atoll.checkpoint.fs_files import publish
-from atoll.checkpoint.fs_pack import pack_problems, read_pack
-from atoll.checkpoint.manifest import CommitRecord, PackRecord, canonical, open_sealed, seal
+from atoll.checkpoint.commit import Commit, Judgement, Refusal, Refuse, judge
+from atoll.checkpoint.fs_files import claim_for_deletion, publish, reading, sync_directory
+from atoll.checkpoint.fs_pack_read import check_pack, read_pack
+from atoll.checkpoint.manifest import CommitRecord, PackRecord, run_tag, seal, unseal
+from atoll.checkpoint.report import Report
 from atoll.checkpoint.torch_state import Flat
 from atoll.errors import CheckpointError
 
+__all__ = ["COMMIT", "Report", "Store", "StoredCheckpoint"]
+
 COMMIT = "commit.json"
+_SIDECAR = re.compile(r"e(\d+)-r\d+of(\d+)-([0-9a-f]{8})\.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,28 +46,6 @@ class StoredCheckpoint:
     at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What `verify` found; `problems` is empty where all is as it was written."""
-
-    step: int
-    path: Path
-    bytes: int
-    packs: int
-    problems: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """True where every block verified."""
-        return not self.problems
-
-    def line(self) -> str:
-        """One line for a person, and one more for each problem."""
-        state = "ok" if self.ok else "DAMAGED"
-        head = f"step {self.step}: {state}, {self.packs} packs, {self.bytes / 1e6:.1f} MB, {self.path}"
-        return "\n".join([head, *(f"  {p}" for p in self.problems)])
-
-
 class Store:
     """The checkpoints under `directory`, which need not exist yet."""
 
@@ -72,34 +56,38 @@ class Store:
         """Where a step's files lie."""
         return self.directory / f"step-{step:08d}"
 
+    # -- what is there -----------------------------------------------------------------------------------------------
+
     def list(self) -> list[StoredCheckpoint]:
         """Committed steps, oldest first. A record that cannot be read is left out; `verify` names it."""
         found = []
         for step in self.committed_steps():
-            try:
-                record = self.record(step)
-            except CheckpointError:
-                continue
-            found.append(
-                StoredCheckpoint(
-                    step=step,
-                    path=self.step_directory(step),
-                    run=record.run,
-                    epoch=record.epoch,
-                    bytes=record.size_bytes(),
-                    at=record.at,
-                )
-            )
+            with suppress(CheckpointError):
+                found.append(self._stored(self._record(step)))
         return found
 
+    def _stored(self, record: CommitRecord) -> StoredCheckpoint:
+        return StoredCheckpoint(
+            step=record.step,
+            path=self.step_directory(record.step),
+            run=record.run,
+            epoch=record.epoch,
+            bytes=record.size_bytes(),
+            at=record.at,
+        )
+
     def committed_steps(self) -> Sequence[int]:
-        """Steps with a commit record, oldest first."""
+        """Steps with a commit record, readable or not, oldest first."""
         return sorted(_step_of(p.parent) for p in self.directory.glob(f"step-*/{COMMIT}") if _step_of(p.parent) >= 0)
 
     def uncommitted_steps(self) -> Sequence[int]:
         """Steps without one: under way, or left over."""
         steps = (_step_of(p) for p in self.directory.glob("step-*") if not (p / COMMIT).exists())
         return sorted(s for s in steps if s >= 0)
+
+    def is_committed(self, step: int) -> bool:
+        """Whether `step` has a commit record."""
+        return (self.step_directory(step) / COMMIT).exists()
 
     def latest(self) -> StoredCheckpoint | None:
         """The newest committed step."""
@@ -108,16 +96,22 @@ class Store:
 
     def record(self, step: int) -> CommitRecord:
         """The commit record of `step`. Raises `CheckpointError`."""
+        try:
+            return self._record(step)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._instead(step)}") from None
+
+    def _record(self, step: int) -> CommitRecord:
         path = self.step_directory(step) / COMMIT
         try:
-            data = path.read_bytes()
-        except OSError:
-            raise CheckpointError(f"{path} does not exist: step {step} {self._instead(step)}") from None
-        record, checksum = open_sealed(CommitRecord, data, str(path))
-        assert isinstance(record, CommitRecord)  # noqa: S101 - for the type checker
-        if xxhash.xxh3_64_hexdigest(canonical(record)) != checksum:
-            raise CheckpointError(f"{path} was changed after it was written: {self._instead(step)}")
+            record = unseal(CommitRecord, path.read_bytes(), str(path))
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}") from None
+        if record.step != step:
+            raise CheckpointError(f"{path} is the record of step {record.step}: give the folder its name back")
         return record
+
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def open(self, step: int | None = None) -> Flat:
         """The state of `step`, by default of the newest; every block is verified. Raises `CheckpointError`."""
@@ -127,61 +121,113 @@ class Store:
                 raise CheckpointError(f"no committed checkpoint under {self.directory}; give a folder that holds one")
             step = steps[-1]
         record = self.record(step)
+        try:
+            with reading(self.step_directory(step) / COMMIT):
+                return self._read(record)
+        except OSError as error:
+            raise CheckpointError(f"step {step}: {error}; {self._instead(step)}") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._instead(step)}") from None
+
+    def _read(self, record: CommitRecord) -> Flat:
         tensors: dict[str, torch.Tensor] = {}
         for pack in record.packs:
-            try:
-                tensors |= read_pack(self.step_directory(step) / pack.file, pack)
-            except CheckpointError as error:
-                raise CheckpointError(f"{error}; {self._instead(step)}") from None
+            tensors |= read_pack(self.step_directory(record.step) / pack.file, pack)
         return Flat(tensors=tensors, meta=record.tree)
 
     def verify(self, step: int) -> Report:
-        """Read every block of `step`."""
+        """Read every block of `step` and say what is wrong, by pack and block."""
         directory = self.step_directory(step)
         try:
             record = self.record(step)
         except CheckpointError as error:
-            return Report(step=step, path=directory, bytes=0, packs=0, problems=(str(error),))
-        problems = [line for pack in record.packs for line in pack_problems(directory / pack.file, pack)]
-        return Report(
-            step=step,
-            path=directory,
-            bytes=record.size_bytes(),
-            packs=len(record.packs),
-            problems=tuple(problems),
-        )
+            return Report(step=step, path=directory, bytes=0, problem=str(error))
+        packs = tuple(check_pack(directory / pack.file, pack) for pack in record.packs)
+        return Report(step=step, path=directory, bytes=record.size_bytes(), packs=packs)
 
-    def delete(self, step: int) -> None:
-        """Remove `step`; its commit record goes first, so that half a deletion is a leftover and not a checkpoint."""
-        directory = self.step_directory(step)
-        (directory / COMMIT).unlink(missing_ok=True)
-        shutil.rmtree(directory, ignore_errors=True)
+    # -- committing --------------------------------------------------------------------------------------------------
 
-    # -- commit ------------------------------------------------------------------------------------------------------
-
-    def sidecars(self, step: int, epoch: int) -> Sequence[PackRecord]:
-        """The packs of one save that are durable already; unreadable sidecars are left out."""
+    def sidecars(self, step: int, epoch: int, run: str) -> Sequence[PackRecord]:
+        """What the ranks of one save said so far; unreadable sidecars are left out."""
         found = []
-        for path in sorted(self.step_directory(step).glob(f"e{epoch}-r*.json")):
-            try:
-                record, checksum = open_sealed(PackRecord, path.read_bytes(), str(path))
-            except (OSError, CheckpointError):
-                continue
-            if xxhash.xxh3_64_hexdigest(canonical(record)) == checksum:
-                found.append(record)
+        for path in sorted(self.step_directory(step).glob(f"e{epoch}-r*of*-{run_tag(run)}.json")):
+            with suppress(OSError, CheckpointError):
+                found.append(unseal(PackRecord, path.read_bytes(), str(path)))
         return found
 
-    def try_commit(self, step: int, epoch: int, size: int, *, now: float) -> Judgement:
-        """Judge what lies there, and write the commit record where it is whole. Another's record counts as ours."""
-        judgement = judge(self.sidecars(step, epoch), size=size, now=now)
-        if isinstance(judgement, Commit):
-            data = seal(judgement.record, xxhash.xxh3_64_hexdigest(canonical(judgement.record)))
-            publish(self.step_directory(step) / COMMIT, data)
+    def try_commit(self, step: int, epoch: int, size: int, *, run: str, now: float) -> Judgement:
+        """Judge what lies there, and make the commit record where it is whole. One made by another counts as ours."""
+        if self.is_committed(step):
+            return self._committed(step, run)
+        packs = self.sidecars(step, epoch, run)
+        judgement = judge(packs, size=size, held=self._held(step, packs), now=now)
+        if isinstance(judgement, Commit) and not publish(self.step_directory(step) / COMMIT, seal(judgement.record)):
+            return self._committed(step, run)
         return judgement
 
+    def complete(self, run: str, *, now: float) -> Sequence[int]:
+        """Commit the saves of `run` whose packs are all there but whose writers ended before the record was made."""
+        done = []
+        for step in self.uncommitted_steps():
+            names = [_SIDECAR.fullmatch(p.name) for p in self.step_directory(step).iterdir()]
+            saves = {(int(m[1]), int(m[2])) for m in names if m and m[3] == run_tag(run)}
+            # The newest epoch first: what it wrote is what the run went on from.
+            judged = (self.try_commit(step, epoch, size, run=run, now=now) for epoch, size in sorted(saves)[::-1])
+            done += [step] if any(isinstance(j, Commit) for j in judged) else []
+        return done
+
+    def _committed(self, step: int, run: str) -> Judgement:
+        record = self.record(step)
+        if record.run == run:
+            return Commit(record=record)
+        detail = (
+            f"step {step} of run {record.run} lies in {self.directory} already; give each run its own checkpoint_dir"
+        )
+        return Refuse(why=Refusal.OTHER_RUN, detail=detail)
+
+    def _held(self, step: int, packs: Sequence[PackRecord]) -> Mapping[str, int]:
+        held = {}
+        for pack in packs:
+            with suppress(OSError):
+                held[pack.file] = (self.step_directory(step) / pack.file).stat().st_size
+        return held
+
+    # -- deleting ----------------------------------------------------------------------------------------------------
+
+    def delete(self, step: int) -> bool:
+        """Remove `step`, unless someone is reading it: then False.
+
+        The commit record goes first, and durably, so that half a deletion is a leftover and not a checkpoint.
+        """
+        directory = self.step_directory(step)
+        with claim_for_deletion(directory / COMMIT) as free:
+            if free and directory.exists():
+                (directory / COMMIT).unlink(missing_ok=True)
+                sync_directory(directory)
+                shutil.rmtree(directory, ignore_errors=True)
+            return free
+
+    def strays(self, step: int, run: str) -> Sequence[Path]:
+        """Files that saves of `run` left at `step` and that no commit record names."""
+        directory = self.step_directory(step)
+        named = set()
+        if self.is_committed(step):
+            for pack in self.record(step).packs:
+                named |= {pack.file, Path(pack.file).with_suffix(".json").name}
+        return [p for p in directory.glob(f"*-{run_tag(run)}.*") if p.name not in named]
+
+    def sweep(self, step: int, run: str) -> None:
+        """Remove the strays of `run` at `step`, and the folder when nothing else is in it. Not while it is written."""
+        directory = self.step_directory(step)
+        for path in self.strays(step, run):
+            path.unlink(missing_ok=True)
+        if not [p for p in directory.iterdir() if not p.name.startswith(f".{COMMIT}.")]:
+            shutil.rmtree(directory, ignore_errors=True)
+
     def _instead(self, step: int) -> str:
-        others = [s for s in self.committed_steps() if s != step]
-        return f"use step {others[-1]} instead" if others else f"no other checkpoint lies under {self.directory}"
+        others = [s.step for s in self.list() if s.step != step]
+        older = [s for s in others if s < step] or others
+        return f"use step {older[-1]} instead" if older else f"no other checkpoint lies under {self.directory}"
 
 
 def _step_of(directory: Path) -> int:

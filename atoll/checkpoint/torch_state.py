@@ -3,11 +3,12 @@
 `flatten` walks nested state_dicts. Each tensor becomes an entry named by its path (`model.blocks.0.weight`), the tree
 keeps its place as `{"$tensor": name}`. Keys that are not plain strings (an optimizer's integer keys) and tuples are
 written as `{"$items": ...}` and `{"$tuple": ...}`, so that `unflatten` gives back the very same types. Nothing else is
-allowed: no pickle, ever. Tensors that share all of their memory are stored once.
+allowed: no pickle, ever. Tensors that share all of their memory are stored once, and are one tensor again afterwards.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from atoll.errors import CheckpointError, StateError
 
 _MASK = (1 << 64) - 1
 _SCALARS = (str, int, float, bool, type(None))
+# What the safetensors header keeps for itself.
+_RESERVED = "__metadata__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +55,25 @@ def unflatten(flat: Flat) -> dict[str, Any]:
 
 
 def digest(flat: Flat) -> int:
-    """64 bits over names, types, shapes and bytes; the order of the entries does not matter."""
-    return sum(tensor_digest(name, tensor) for name, tensor in flat.tensors.items()) & _MASK
+    """64 bits over names, types, shapes, bytes and the JSON tree; the order of the entries does not matter."""
+    tree = json.dumps(flat.meta, sort_keys=True, separators=(",", ":")).encode()
+    tensors = sum(tensor_digest(name, tensor) for name, tensor in flat.tensors.items())
+    return (tensors + xxhash.xxh3_64_intdigest(tree)) & _MASK
+
+
+def shape_digest(flat: Flat) -> str:
+    """16 hex digits over names, types and shapes: alike on ranks that can share out one state."""
+    lines = sorted(_label(name, tensor) for name, tensor in flat.tensors.items())
+    return xxhash.xxh3_64_hexdigest("\n".join(lines).encode())
 
 
 def tensor_digest(name: str, tensor: torch.Tensor) -> int:
     """64 bits (xxh3) of one named tensor."""
-    label = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
-    return xxhash.xxh3_64_intdigest(bytes_of(tensor), seed=xxhash.xxh3_64_intdigest(label))
+    return xxhash.xxh3_64_intdigest(bytes_of(tensor), seed=xxhash.xxh3_64_intdigest(_label(name, tensor).encode()))
+
+
+def _label(name: str, tensor: torch.Tensor) -> str:
+    return f"{name}|{tensor.dtype}|{tuple(tensor.shape)}"
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -100,15 +114,30 @@ class _Flattener:
         return {"$items": [[k, self.walk(v, f"{path}.{k}")] for k, v in value.items()]}
 
     def _add(self, tensor: torch.Tensor, path: str) -> str:
+        problem = _tensor_problem(tensor, path)
+        if problem:
+            raise StateError(f"state {path!r} is {problem}")
         alias = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
         if tensor.numel() and alias in self._seen:
             return self._seen[alias]
         name = path
-        while name in self.tensors:
+        while name in self.tensors or name == _RESERVED:
             name += "'"
         self.tensors[name] = tensor.detach()
         self._seen[alias] = name
         return name
+
+
+def _tensor_problem(tensor: torch.Tensor, path: str) -> str:
+    if not path.isascii() and any("\ud800" <= c <= "\udfff" for c in path):
+        return "named by text that is not Unicode; rename its key"
+    if tensor.is_meta:
+        return "a tensor on the meta device, which has no values; give it storage first"
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return f"a tensor of layout {tensor.layout}, quantized={tensor.is_quantized}; convert it to a dense one"
+    if hasattr(tensor, "to_local"):
+        return "a DTensor; give its full_tensor(), or leave it out of the managed state"
+    return ""
 
 
 def _build(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

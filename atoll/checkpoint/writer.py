@@ -1,63 +1,58 @@
 """Saves of one trainer, beside its training.
 
-`save` takes references and returns; one thread copies this rank's share into a slab while the next step computes
-(`before_update` waits only for what is not yet copied), another writes the slab, its checksums and sidecar, and, on the
-lowest rank, makes the commit record once all packs of the save are on storage. A save that fails is a fact told to the
-control plane; training goes on. At most two saves are in memory: a third waits for the disk.
+`save` takes references and returns; one thread copies this rank's share into a slab of host memory while the next step
+computes (`before_update` waits only for what is not yet copied), another writes the slab, its sidecar and, on rank 0,
+the commit record once all packs of the save are on storage.
+
+No disk ever holds training up. Two slabs are all the memory that saves may take: while both are still being written, a
+newer save is skipped. A rank that skips or fails leaves its word on storage in place of its pack, so that rank 0
+refuses the save at once and says why.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
+import torch
 
-from atoll.checkpoint.commit import Commit, Refuse, Wait
-from atoll.checkpoint.fs_files import publish, sync_directory, write_large
+from atoll.checkpoint.fs_committer import Committer, Handle
+from atoll.checkpoint.fs_files import make_directory, publish, write_large
 from atoll.checkpoint.fs_pack import Slab
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.layout import shares
-from atoll.checkpoint.manifest import BLOCK_BYTES, PackRecord, canonical, seal
-from atoll.checkpoint.torch_state import Flat, size_of
+from atoll.checkpoint.manifest import BLOCK_BYTES, PackRecord, pack_stem, seal
+from atoll.checkpoint.torch_state import Flat, shape_digest, size_of
 from atoll.clock import Clock, SystemClock
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
-from atoll.schema.ids import RunId, Step, TrainerId
-from atoll.schema.messages import CheckpointCommitted, CheckpointFailed, TrainerFact
+from atoll.schema.ids import RunId, TrainerId
+from atoll.schema.messages import TrainerFact
 
+__all__ = ["Handle", "Writer"]
+
+# How often storage is asked while a save is undecided, and while none is.
 _POLL_S = 0.1
-# A member that has not written its pack by then is gone or its disk is; the next save is not held up by it.
-_COMMIT_WITHIN_S = 60.0
+_IDLE_S = 5.0
 _SLABS = 2
-# Two saves in memory and a disk that took neither within this time: the third is given up, training goes on.
-_SLAB_WITHIN_S = 60.0
-
-
-@dataclass(slots=True, eq=False)
-class Handle:
-    """One save under way. `problem` is set when it failed."""
-
-    step: int
-    epoch: int
-    rank: int
-    size: int
-    began: float
-    staged: threading.Event = field(default_factory=threading.Event)
-    local: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
-    problem: str = ""
+# Copying within one host takes milliseconds to seconds; what takes longer is stuck, and the save is thrown away.
+_STAGE_WITHIN_S = 60.0
 
 
 @dataclass(slots=True)
 class _Job:
+    """A save on its way through the threads. `flat` goes once it is staged, so that no tensor outlives its use."""
+
     handle: Handle
-    flat: Flat
-    slab: Slab
+    flat: Flat | None = None
+    slab: Slab | None = None
+    record: PackRecord | None = None
+    copied: torch.cuda.Event | None = None
+    problem: str = ""
 
 
 class Writer:
@@ -73,15 +68,15 @@ class Writer:
         keep: int,
         clock: Clock | None = None,
     ) -> None:
-        self._store, self._run, self._trainer = Store(directory), run, trainer
-        self._tell, self._keep, self._clock = tell, keep, clock or SystemClock()
-        self._slabs: queue.Queue[Slab] = queue.Queue()
+        self._store, self._run, self._clock = Store(directory), run, clock or SystemClock()
+        self._committer = Committer(self._store, run=run, trainer=trainer, tell=tell, keep=keep, clock=self._clock)
+        self._slabs: queue.SimpleQueue[Slab] = queue.SimpleQueue()
         for _ in range(_SLABS):
             self._slabs.put(Slab())
-        self._to_stage: queue.Queue[_Job | None] = queue.Queue()
-        self._to_write: queue.Queue[_Job | None] = queue.Queue()
-        self._unstaged: Handle | None = None
-        self._pending: list[Handle] = []
+        self._to_stage: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._to_write: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._unstaged: list[_Job] = []
+        self._open: list[Handle] = []
         self._rank = 0
         self._stopping = threading.Event()
         self._threads = [
@@ -94,24 +89,29 @@ class Writer:
     # -- called by the session ---------------------------------------------------------------------------------------
 
     def save(self, flat: Flat, *, step: int, epoch: int, rank: int, size: int) -> Handle:
-        """Begin a save of `flat`, whose tensors must not change before `before_update` has returned."""
+        """Begin a save of `flat`, whose tensors must not change before `before_update` has returned. Never waits."""
         handle = Handle(step=step, epoch=epoch, rank=rank, size=size, began=self._clock.monotonic())
         self._rank = rank
-        self.before_update()
+        self._open = [*(h for h in self._open if not h.ended.is_set()), handle]
         try:
-            slab = self._slabs.get(timeout=_SLAB_WITHIN_S)
+            slab = self._slabs.get_nowait()
         except queue.Empty:
-            self._fail(handle, f"the disk took neither of the last {_SLABS} saves within {_SLAB_WITHIN_S:.0f} s")
+            handle.staged.set()
+            problem = f"skipped: {_SLABS} earlier saves are still being written; save less often, or to a faster disk"
+            self._to_stage.put(_Job(handle, problem=problem))
             return handle
-        self._unstaged = handle
-        self._to_stage.put(_Job(handle, flat, slab))
+        job = _Job(handle, flat, slab, copied=_after_pending_kernels(flat))
+        self._unstaged.append(job)
+        self._to_stage.put(job)
         return handle
 
     def before_update(self) -> None:
         """The state is about to change: wait until it is copied."""
-        handle, self._unstaged = self._unstaged, None
-        if handle is not None:
-            handle.staged.wait(_SLAB_WITHIN_S)
+        unstaged, self._unstaged = self._unstaged, []
+        for job in unstaged:
+            if not job.handle.staged.wait(_STAGE_WITHIN_S):
+                # The copy would mix two steps. It is thrown away, whatever becomes of it.
+                job.problem = f"the state was not copied within {_STAGE_WITHIN_S:.0f} s"
 
     def regrouped(self, *, epoch: int, rank: int, size: int) -> None:
         """The members changed; whoever has rank 0 now commits what was begun before, too."""
@@ -120,73 +120,42 @@ class Writer:
 
     def finish(self, timeout_s: float) -> None:
         """Wait until this rank's packs are durable and, on rank 0, every save is committed or refused; then close."""
-        deadline = time.monotonic() + timeout_s
-        self._to_stage.put(None)
+        until = self._clock.monotonic() + timeout_s
         if timeout_s <= 0:
             self._stopping.set()
+        self._to_stage.put(None)
         for thread in self._threads:
-            thread.join(max(0.5, deadline - time.monotonic()))
+            thread.join(max(0.5, until - self._clock.monotonic()))
         self._stopping.set()
+        for handle in self._open:
+            if not handle.ended.is_set() and self._rank == 0:
+                self._committer.fail(handle, f"not durable within {timeout_s:.0f} s of the end of training")
 
-    # -- threads -----------------------------------------------------------------------------------------------------
+    # -- the staging thread ------------------------------------------------------------------------------------------
 
     def _stage_loop(self) -> None:
         while (job := self._to_stage.get()) is not None:
             try:
-                self._stage(job)
-            except (CheckpointError, OSError, RuntimeError, MemoryError) as error:
-                self._fail(job.handle, f"staging: {error}")
+                if job.flat is not None and job.slab is not None:
+                    job.record = self._stage(job.handle, job.flat, job.slab, job.copied)
+            except Exception as error:  # noqa: BLE001 - the thread's outer edge: a failed save is a fact
+                job.problem = f"copying the state: {error}"
+            job.flat = None
             job.handle.staged.set()
             self._to_write.put(job)
+            del job
         self._to_write.put(None)
 
-    def _stage(self, job: _Job) -> None:
-        flat, handle = job.flat, job.handle
+    def _stage(self, handle: Handle, flat: Flat, slab: Slab, copied: torch.cuda.Event | None) -> PackRecord:
         names = shares({n: size_of(t) for n, t in flat.tensors.items()}, handle.size)[handle.rank]
         mine = {name: flat.tensors[name] for name in names}
-        job.slab.lay_out(mine)
+        slab.lay_out(mine)
+        if copied is not None:
+            copied.synchronize()
         for name, tensor in mine.items():
-            job.slab.stage(name, tensor)
-        job.flat = Flat(tensors=mine, meta=flat.meta)
-
-    def _write_loop(self) -> None:
-        closing = False
-        while not closing or (self._pending and not self._stopping.is_set()):
-            try:
-                job = self._to_write.get(timeout=_POLL_S)
-            except queue.Empty:
-                self._commit_pending()
-                continue
-            if job is None:
-                closing = True
-            else:
-                self._write_job(job)
-            self._commit_pending()
-            if closing and self._rank != 0:
-                return
-
-    def _write_job(self, job: _Job) -> None:
-        handle = job.handle
-        try:
-            if not handle.problem:
-                self._write(job)
-                self._pending.append(handle)
-        except (CheckpointError, OSError) as error:
-            self._fail(handle, f"writing under {self._store.directory}: {error}")
-        finally:
-            handle.local.set()
-            # The tensors are let go with the job; the slab is used again.
-            self._slabs.put(job.slab)
-
-    def _write(self, job: _Job) -> None:
-        handle, slab = job.handle, job.slab
-        directory = self._store.step_directory(handle.step)
-        directory.mkdir(parents=True, exist_ok=True)
-        stem = f"e{handle.epoch}-r{handle.rank}of{handle.size}"
-        write_large(directory / f"{stem}.safetensors", slab.view(), slab.length)
-        failpoint("between-pack-and-sidecar")
-        record = PackRecord(
-            file=f"{stem}.safetensors",
+            slab.stage(name, tensor)
+        return PackRecord(
+            file=f"{self._stem(handle)}.safetensors",
             run=self._run,
             step=handle.step,
             epoch=handle.epoch,
@@ -194,70 +163,93 @@ class Writer:
             size=handle.size,
             bytes=slab.length,
             block_bytes=BLOCK_BYTES,
-            blocks=slab.blocks(),
-            tensors=tuple(sorted(job.flat.tensors)),
-            tree=job.flat.meta if handle.rank == 0 else None,
+            blocks=(),
+            tensors=tuple(sorted(mine)),
+            tree=flat.meta if handle.rank == 0 else None,
+            state=shape_digest(flat),
         )
-        publish(directory / f"{stem}.json", seal(record, xxhash.xxh3_64_hexdigest(canonical(record))))
-        sync_directory(self._store.directory)
 
-    def _commit_pending(self) -> None:
-        for handle in list(self._pending):
-            if self._rank != 0:
-                # Remembered in case rank 0 is lost; forgotten once it is committed or too old.
-                done = (self._store.step_directory(handle.step) / "commit.json").exists()
-                if done or self._clock.monotonic() - handle.began > _COMMIT_WITHIN_S:
-                    self._end(handle)
-                continue
+    def _stem(self, handle: Handle) -> str:
+        return pack_stem(run=self._run, epoch=handle.epoch, rank=handle.rank, size=handle.size)
+
+    # -- the writing thread ------------------------------------------------------------------------------------------
+
+    def _write_loop(self) -> None:
+        closing = False
+        while not (closing and self._may_leave()):
             try:
-                self._try_commit(handle)
-            except (CheckpointError, OSError) as error:
-                self._end(handle)
-                self._fail(handle, f"committing: {error}")
+                job = self._to_write.get(timeout=_POLL_S if self._committer.pending else _IDLE_S)
+            except queue.Empty:
+                job = None
+            else:
+                closing = closing or job is None
+            if job is not None:
+                self._write_job(job)
+            self._committer.poll(leading=self._rank == 0)
+        self._committer.give_up(leading=self._rank == 0, problem="the trainer ended before it was decided")
 
-    def _try_commit(self, handle: Handle) -> None:
-        judgement = self._store.try_commit(handle.step, handle.epoch, handle.size, now=self._clock.now())
-        match judgement:
-            case Commit(record=record):
-                self._end(handle)
-                self._committed(handle, record.size_bytes())
-            case Refuse(reason=reason):
-                self._end(handle)
-                self._fail(handle, reason)
-            case Wait(missing=missing):
-                if self._clock.monotonic() - handle.began > _COMMIT_WITHIN_S:
-                    self._end(handle)
-                    self._fail(handle, f"ranks {missing} of epoch {handle.epoch} wrote nothing; the next save goes on")
+    def _may_leave(self) -> bool:
+        return self._stopping.is_set() or self._rank != 0 or not self._committer.pending
 
-    def _committed(self, handle: Handle, size_bytes: int) -> None:
-        self._tell(
-            CheckpointCommitted(
-                trainer=self._trainer,
-                step=Step(handle.step),
-                path=str(self._store.step_directory(handle.step)),
-                bytes=size_bytes,
-                seconds=self._clock.monotonic() - handle.began,
-            )
+    def _write_job(self, job: _Job) -> None:
+        handle = job.handle
+        if self._stopping.is_set():
+            job.problem = job.problem or "the trainer ended"
+        try:
+            if not job.problem:
+                self._write(job)
+        except Exception as error:  # noqa: BLE001 - the thread's outer edge: a failed save is a fact
+            job.problem = f"writing under {self._store.directory}: {error}; the next save tries again"
+        if job.problem:
+            self._leave_word(handle, job.problem)
+        elif not handle.ended.is_set():
+            self._committer.add(handle)
+        handle.local.set()
+        if job.slab is not None:
+            self._slabs.put(job.slab)
+
+    def _write(self, job: _Job) -> None:
+        handle, slab, record = job.handle, job.slab, job.record
+        if slab is None or record is None:
+            raise CheckpointError("nothing was staged")
+        directory = self._store.step_directory(handle.step)
+        make_directory(directory)
+        sidecar = directory / f"{self._stem(handle)}.json"
+        if self._store.is_committed(handle.step) or sidecar.exists():
+            return  # what stands there is never written again; the committer finds out whose it is
+        write_large(directory / record.file, slab.view(), slab.length)
+        failpoint("between-pack-and-sidecar")
+        publish(sidecar, seal(dataclasses.replace(record, blocks=slab.blocks())))
+
+    def _leave_word(self, handle: Handle, problem: str) -> None:
+        """Say on storage that this rank's pack will not come; rank 0 tells it then. Else tell it from here."""
+        word = PackRecord(
+            file="",
+            run=self._run,
+            step=handle.step,
+            epoch=handle.epoch,
+            rank=handle.rank,
+            size=handle.size,
+            bytes=0,
+            block_bytes=BLOCK_BYTES,
+            blocks=(),
+            tensors=(),
+            problem=problem,
         )
-        self._retain(handle.step)
+        try:
+            directory = self._store.step_directory(handle.step)
+            make_directory(directory)
+            publish(directory / f"{self._stem(handle)}.json", seal(word))
+            self._committer.add(handle)
+        except OSError:
+            self._committer.fail(handle, problem)
 
-    def _retain(self, newest: int) -> None:
-        """Delete what is older than the last `keep`, once the newest was read back and verified."""
-        steps = self._store.committed_steps()
-        surplus = [s for s in steps if s <= newest][: -self._keep]
-        leftovers = [s for s in self._store.uncommitted_steps() if s < newest and not self._is_pending(s)]
-        if (surplus or leftovers) and self._store.verify(newest).ok:
-            for step in [*surplus, *leftovers]:
-                self._store.delete(step)
 
-    def _is_pending(self, step: int) -> bool:
-        return any(h.step == step for h in self._pending)
-
-    def _end(self, handle: Handle) -> None:
-        self._pending.remove(handle)
-        handle.ended.set()
-
-    def _fail(self, handle: Handle, problem: str) -> None:
-        handle.problem = problem
-        handle.ended.set()
-        self._tell(CheckpointFailed(trainer=self._trainer, step=Step(handle.step), problem=problem))
+def _after_pending_kernels(flat: Flat) -> torch.cuda.Event | None:
+    """On a GPU the step's last kernels may still be running: an event that passes once the state is as it should be."""
+    on_gpu = next((t for t in flat.tensors.values() if t.is_cuda), None)
+    if on_gpu is None:
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(on_gpu.device))
+    return event

@@ -118,10 +118,12 @@ class ClusterSource:
         return await self._read(MetricPoint, self._reader.metrics, run, after, PAGE)
 
     async def checkpoints(self, run: RunId) -> list[CheckpointView]:
-        """Durable checkpoints, oldest first. Raises `NotFoundError`."""
-        await self.run(run)
+        """Durable checkpoints that the run keeps, oldest first. Raises `NotFoundError`."""
+        view = await self.run(run)
         found = await self._read(CheckpointView, self._reader.checkpoints, run)
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        # The run's writers delete what is older; the history remembers that it was there.
+        keep = view.spec.keep_checkpoints if view.spec else len(found)
+        return sorted(found, key=lambda checkpoint: checkpoint.step)[-keep:]
 
     async def nodes(self) -> list[NodeView]:
         """The hosts of the cluster."""

@@ -111,7 +111,8 @@ class Step:
         Inside the batch loop a value counts with its micro-batch's weight, outside with those of all of this rank's.
         """
         for name, value in values.items():
-            self._reports.append((name, value, self._grain))
+            plain = value.detach() if isinstance(value, torch.Tensor) else value
+            self._reports.append((name, plain, self._grain))
 
     def on_commit(self, call: Callable[[], None]) -> None:
         """Run `call` once the step is known to be committed on all members; never for a try that was given up."""

@@ -1,0 +1,144 @@
+"""From packs on storage to checkpoints: the part of a writer that follows a save until it counts or is given up.
+
+Every rank keeps its saves in mind, since whoever has rank 0 after a loss commits what was begun before. Storage is what
+they agree by: no rank asks another. Each save ends once, with one fact of rank 0, or with one of a rank that could not
+leave its word on storage.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from atoll.checkpoint.commit import Commit, Refuse, Wait
+from atoll.checkpoint.fs_retention import retain
+from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.manifest import CommitRecord
+from atoll.clock import Clock
+from atoll.schema.ids import RunId, Step, TrainerId
+from atoll.schema.messages import CheckpointCommitted, CheckpointFailed, TrainerFact
+
+# A member whose pack is not there a minute after ours, and three times what ours took, is gone or its disk is.
+_WITHIN_S = 60.0
+_WITHIN_TIMES = 3.0
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One save under way: `staged` copied, `local` durable here, `ended` committed or given up (`problem` says why)."""
+
+    step: int
+    epoch: int
+    rank: int
+    size: int
+    began: float
+    staged: threading.Event = field(default_factory=threading.Event)
+    local: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    committed: bool = False
+    problem: str = ""
+    give_up_at: float = 0.0
+
+
+class Committer:
+    """The saves of one trainer whose packs are durable here and that are not decided yet."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        run: RunId,
+        trainer: TrainerId,
+        tell: Callable[[TrainerFact], None],
+        keep: int,
+        clock: Clock,
+    ) -> None:
+        self._store, self._run, self._trainer = store, run, trainer
+        self._tell, self._keep, self._clock = tell, keep, clock
+        self._pending: list[Handle] = []
+        self._ending = threading.Lock()
+
+    @property
+    def pending(self) -> bool:
+        """True while a save is not decided."""
+        return bool(self._pending)
+
+    def add(self, handle: Handle) -> None:
+        """This rank's word about `handle` is on storage: follow it to its end."""
+        now = self._clock.monotonic()
+        handle.give_up_at = now + max(_WITHIN_S, _WITHIN_TIMES * (now - handle.began))
+        self._pending.append(handle)
+
+    def poll(self, *, leading: bool) -> None:
+        """Look at storage once; `leading` commits, the others only notice."""
+        for handle in list(self._pending):
+            try:
+                self._look(handle, leading=leading)
+            except Exception as error:  # noqa: BLE001 - the save's outer edge: its failure is a fact, training goes on
+                self.fail(handle, f"committing: {error}")
+            if handle.ended.is_set():
+                self._pending.remove(handle)
+
+    def _look(self, handle: Handle, *, leading: bool) -> None:
+        overdue = self._clock.monotonic() > handle.give_up_at
+        if leading:
+            self._decide(handle, overdue=overdue)
+        elif self._store.is_committed(handle.step):
+            self._end(handle, committed=True)
+        elif overdue:
+            self._end(handle, problem="never committed by rank 0")
+
+    def _decide(self, handle: Handle, *, overdue: bool) -> None:
+        now = self._clock.now()
+        match self._store.try_commit(handle.step, handle.epoch, handle.size, run=self._run, now=now):
+            case Commit(record=record):
+                self._committed(handle, record)
+            case Refuse(why=why, detail=detail):
+                self.fail(handle, f"{why}: {detail}")
+            case Wait(missing=missing) if overdue:
+                self.fail(handle, f"ranks {list(missing)} of epoch {handle.epoch} wrote nothing; the next save goes on")
+            case Wait():
+                pass
+
+    def _committed(self, handle: Handle, record: CommitRecord) -> None:
+        # Durable before anyone is told (law 8): the record's own directory was synced before this.
+        if not self._end(handle, committed=True):
+            return
+        self._tell(
+            CheckpointCommitted(
+                trainer=self._trainer,
+                step=Step(handle.step),
+                path=str(self._store.step_directory(handle.step)),
+                bytes=record.size_bytes(),
+                seconds=self._clock.monotonic() - handle.began,
+            )
+        )
+        damage = retain(self._store, run=self._run, keep=self._keep, newest=handle.step)
+        if damage:
+            self._tell_failed(handle, f"committed, but it does not read back: {damage}; older steps are kept")
+
+    def fail(self, handle: Handle, problem: str) -> None:
+        """Give a save up and say so, once."""
+        if self._end(handle, problem=problem):
+            self._tell_failed(handle, problem)
+
+    def give_up(self, *, leading: bool, problem: str) -> None:
+        """The trainer ends: nothing more will be committed by it."""
+        for handle in list(self._pending):
+            if leading:
+                self.fail(handle, problem)
+            else:
+                self._end(handle, problem=problem)
+        self._pending.clear()
+
+    def _tell_failed(self, handle: Handle, problem: str) -> None:
+        self._tell(CheckpointFailed(trainer=self._trainer, step=Step(handle.step), problem=problem))
+
+    def _end(self, handle: Handle, *, committed: bool = False, problem: str = "") -> bool:
+        with self._ending:
+            if handle.ended.is_set():
+                return False
+            handle.committed, handle.problem = committed, problem
+            handle.ended.set()
+            return True

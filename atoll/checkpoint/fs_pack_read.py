@@ -1,0 +1,139 @@
+"""Reading a pack back: in order, once, each block compared with its checksum as its last byte passes.
+
+`read_pack` fills the tensors straight from the file and gives them out only when the whole pack verified, so that a
+flipped bit never reaches a model. `check_pack` goes on after a bad block, to name them all.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import xxhash
+
+from atoll.checkpoint.fs_pack import DTYPES, LENGTH_BYTES
+from atoll.checkpoint.manifest import PackRecord
+from atoll.checkpoint.report import BlockFinding, PackReport
+from atoll.errors import CheckpointError
+
+
+def read_pack(path: Path, record: PackRecord) -> dict[str, torch.Tensor]:
+    """The tensors of a pack. Raises `CheckpointError` for the first block that does not verify."""
+    problem = _size_problem(path, record)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
+    try:
+        with path.open("rb", buffering=0) as file:
+            length = int.from_bytes(_verified_prefix(file, path, record, LENGTH_BYTES)[:LENGTH_BYTES], "little")
+            start = LENGTH_BYTES + length
+            prefix = _verified_prefix(file, path, record, start)
+            header: dict[str, Any] = json.loads(prefix[LENGTH_BYTES:start])
+            header.pop("__metadata__", None)
+            return _fill(file, path, record, header, start)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+
+
+def check_pack(path: Path, record: PackRecord) -> PackReport:
+    """What is wrong with a pack's bytes, block by block."""
+    problem = _size_problem(path, record)
+    findings: list[BlockFinding] = []
+    try:
+        if not problem:
+            with path.open("rb", buffering=0) as file:
+                findings = _bad_blocks(file, record)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    checked = 0 if problem else len(record.blocks)
+    return PackReport(file=record.file, bytes=record.bytes, checked=checked, problem=problem, findings=tuple(findings))
+
+
+def _size_problem(path: Path, record: PackRecord) -> str:
+    try:
+        there = path.stat().st_size
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if there == record.bytes else f"{there} bytes are there, {record.bytes} were written"
+
+
+def _bad_blocks(file: BinaryIO, record: PackRecord) -> list[BlockFinding]:
+    buffer = memoryview(bytearray(min(record.block_bytes, record.bytes)))
+    found = []
+    for index in range(len(record.blocks)):
+        size = min(record.block_bytes, record.bytes - index * record.block_bytes)
+        _read_into(file, buffer[:size])
+        finding = _compare(record, index, xxhash.xxh3_64_hexdigest(buffer[:size]))
+        found += [finding] if finding else []
+    return found
+
+
+def _verified_prefix(file: BinaryIO, path: Path, record: PackRecord, length: int) -> bytes:
+    """At least the first `length` bytes, as whole verified blocks."""
+    file.seek(0)
+    blocks = -(-length // record.block_bytes)
+    data = bytearray(min(blocks * record.block_bytes, record.bytes))
+    _Checked(file, path, record).into(memoryview(data))
+    return bytes(data)
+
+
+def _fill(
+    file: BinaryIO, path: Path, record: PackRecord, header: dict[str, Any], start: int
+) -> dict[str, torch.Tensor]:
+    file.seek(0)
+    checked = _Checked(file, path, record)
+    checked.into(memoryview(bytearray(start)))
+    tensors = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+        if tensor.numel():
+            checked.into(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        tensors[name] = tensor
+    return tensors
+
+
+class _Checked:
+    """A pack read from its beginning. Raises `CheckpointError` at the end of a block that does not verify."""
+
+    def __init__(self, file: BinaryIO, path: Path, record: PackRecord) -> None:
+        self._file, self._path, self._record = file, path, record
+        self._at = 0
+        self._hash = xxhash.xxh3_64()
+
+    def into(self, target: memoryview) -> None:
+        """Fill `target` with the next bytes."""
+        done = 0
+        while done < len(target):
+            block_end = min((self._at // self._record.block_bytes + 1) * self._record.block_bytes, self._record.bytes)
+            piece = target[done : done + block_end - self._at]
+            _read_into(self._file, piece)
+            self._hash.update(piece)
+            self._at += len(piece)
+            done += len(piece)
+            if self._at == block_end:
+                self._end_block()
+
+    def _end_block(self) -> None:
+        index = (self._at - 1) // self._record.block_bytes
+        finding = _compare(self._record, index, self._hash.hexdigest())
+        if finding:
+            raise CheckpointError(f"{self._path}: {finding.line()}")
+        self._hash = xxhash.xxh3_64()
+
+
+def _compare(record: PackRecord, index: int, found: str) -> BlockFinding | None:
+    if found == record.blocks[index]:
+        return None
+    begin = index * record.block_bytes
+    end = min(begin + record.block_bytes, record.bytes)
+    return BlockFinding(block=index, begin=begin, end=end, expected=record.blocks[index], found=found)
+
+
+def _read_into(file: BinaryIO, target: memoryview) -> None:
+    done = 0
+    while done < len(target):
+        count = file.readinto(target[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise OSError(f"ended {len(target) - done} bytes early while it was read")
+        done += count

@@ -1,0 +1,28 @@
+"""Which old checkpoints go, and when it is safe.
+
+Only behind a newer step that is committed and was just read back whole; only those of the same run, since a shared
+folder may hold what another run resumes from; never one that someone is reading. Leftovers of saves that never were
+committed go with them.
+"""
+
+from __future__ import annotations
+
+from atoll.checkpoint.fs_store import Store
+
+
+def retain(store: Store, *, run: str, keep: int, newest: int) -> str:
+    """Keep the last `keep` steps of `run` up to `newest`. Returns what is wrong with `newest`; then nothing went."""
+    steps = [s.step for s in store.list() if s.run == run and s.step <= newest]
+    surplus = steps[:-keep]
+    others = [*store.uncommitted_steps(), *steps[-keep:]]
+    littered = [s for s in others if s < newest and store.strays(s, run)]
+    if not surplus and not littered:
+        return ""
+    report = store.verify(newest)
+    if not report.ok:
+        return report.problems[0]
+    for step in surplus:
+        store.delete(step)
+    for step in littered:
+        store.sweep(step, run)
+    return ""

@@ -1,0 +1,226 @@
+import errno
+import threading
+
+import pytest
+import torch
+
+from atoll.checkpoint.fs_store import COMMIT, Store
+from atoll.checkpoint.torch_state import digest, flatten, unflatten
+from atoll.checkpoint.writer import Writer
+from atoll.fault.inject import arm
+from atoll.schema.messages import CheckpointCommitted, CheckpointFailed
+
+
+class Disk:
+    """A disk that takes no more until it is let go on."""
+
+    def __init__(self):
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.reached.set()
+        assert self.go_on.wait(20)
+
+
+class HandClock:
+    """A clock that stands still until it is set."""
+
+    at = 0.0
+
+    def now(self):
+        return 1.0
+
+    def monotonic(self):
+        return self.at
+
+
+def full_disk():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def steps_of(told, kind):
+    return [f.step for f in told if isinstance(f, kind)]
+
+
+def problems(told):
+    return [f.problem for f in told if isinstance(f, CheckpointFailed)]
+
+
+def test_saves_of_all_ranks_become_one_checkpoint_told_once_by_rank_0(crew, state):
+    made = crew(3)
+    handles = made.save(flatten(state()), 10)
+    made.finish()
+    assert [type(f) for f in made.told] == [CheckpointCommitted]
+    fact = made.told[0]
+    assert (fact.trainer, fact.step, fact.path) == ("t0", 10, str(made.directory / "step-00000010"))
+    assert fact.bytes == Store(made.directory).latest().bytes
+    assert all(h.staged.is_set() and h.local.is_set() and h.ended.is_set() for h in handles)
+    assert handles[0].committed
+
+
+def test_state_may_change_as_soon_as_before_update_returns(crew):
+    made = crew(1)
+    weights = {"w": torch.ones(1 << 20)}
+    made.save(flatten(weights), 1)
+    weights["w"].zero_()
+    made.finish()
+    assert unflatten(Store(made.directory).open())["w"].min() == 1
+
+
+def test_disk_that_hangs_holds_up_neither_save_nor_update_and_a_third_save_is_skipped(crew, state):
+    made, disk = crew(1), Disk()
+    arm("before-pack-sync", disk)
+    first = made.save(flatten(state(1)), 1)[0]
+    assert disk.reached.wait(10)
+    second, third = made.save(flatten(state(2)), 2)[0], made.save(flatten(state(3)), 3)[0]
+    assert second.staged.is_set()
+    assert not first.local.is_set()
+    disk.go_on.set()
+    assert third.ended.wait(10)
+    made.finish()
+    assert steps_of(made.told, CheckpointCommitted) == [1, 2]
+    assert problems(made.told) == [
+        "writer-failed: rank 0: skipped: 2 earlier saves are still being written; save less often, or to a faster disk"
+    ]
+    assert digest(Store(made.directory).open()) == digest(flatten(state(2)))
+
+
+def test_full_disk_is_told_once_training_goes_on_and_the_next_save_counts(crew, state):
+    made = crew(2)
+    arm("before-pack-sync", full_disk)
+    made.save_and_wait(flatten(state(1)), 1)
+    assert len(problems(made.told)) == 1
+    assert "No space left on device; the next save tries again" in problems(made.told)[0]
+    assert len(list(made.directory.glob("step-00000001/*.safetensors"))) == 1
+    made.save_and_wait(flatten(state(2)), 2)
+    made.finish()
+    assert steps_of(made.told, CheckpointCommitted) == [2]
+    assert [p.name for p in made.directory.iterdir()] == ["step-00000002"]
+
+
+def test_folder_that_cannot_be_made_is_told_by_each_rank(crew, state, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    made = crew(2, directory=tmp_path / "file" / "checkpoints")
+    handles = made.save(flatten(state()), 1)
+    assert all(h.ended.wait(10) for h in handles)
+    assert sorted(f.trainer for f in made.told) == ["t0", "t1"]
+    assert all("Not a directory" in p for p in problems(made.told))
+
+
+def test_type_that_a_pack_cannot_hold_fails_the_save_by_name(crew):
+    made = crew(1)
+    made.save_and_wait(flatten({"z": torch.ones(2, dtype=torch.complex64)}), 1)
+    assert "tensor 'z' has type torch.complex64" in problems(made.told)[0]
+
+
+def test_ranks_that_hold_unlike_states_make_no_checkpoint(crew):
+    made = crew(2)
+    made.writers[0].save(flatten({"w": torch.ones(2)}), step=1, epoch=1, rank=0, size=2)
+    made.writers[1].save(flatten({"w": torch.ones(3)}), step=1, epoch=1, rank=1, size=2)
+    made.finish()
+    assert problems(made.told)[0].startswith("unlike-states: ranks [1] hold other tensor names, types or shapes")
+    assert Store(made.directory).list() == []
+
+
+def test_rank_that_becomes_0_after_a_loss_commits_what_was_begun_before(crew, state):
+    made = crew(2)
+    survivor = made.save(flatten(state()), 1, ranks=[1])[0]
+    assert survivor.local.wait(10)
+    arm("before-link", full_disk, skip=1)  # the sidecar of rank 0 is linked, its commit record never
+    lost = made.save(flatten(state()), 1, ranks=[0])[0]
+    assert lost.ended.wait(10)
+    assert not lost.committed
+    assert not survivor.ended.is_set()
+    made.writers[1].regrouped(epoch=2, rank=0, size=1)
+    assert survivor.ended.wait(10)
+    assert survivor.committed
+    assert [f.trainer for f in made.told if isinstance(f, CheckpointCommitted)] == ["t1"]
+    assert digest(Store(made.directory).open()) == digest(flatten(state()))
+
+
+def test_save_whose_other_ranks_never_write_is_given_up_at_the_end(crew, state):
+    made = crew(2)
+    handle = made.save(flatten(state()), 1, ranks=[0])[0]
+    made.writers[0].finish(0.6)
+    assert handle.ended.wait(5)
+    assert len(problems(made.told)) == 1
+    assert not handle.committed
+
+
+def test_save_whose_other_ranks_never_write_is_given_up_in_time(crew, state, tmp_path):
+    told, clock = [], HandClock()
+    writer = Writer(tmp_path / "c", run="r", trainer="t", tell=told.append, keep=1, clock=clock)
+    handle = writer.save(flatten(state()), step=4, epoch=2, rank=0, size=3)
+    assert handle.local.wait(10)
+    clock.at = 61.0
+    assert handle.ended.wait(10)
+    writer.finish(5)
+    assert problems(told) == ["ranks [1, 2] of epoch 2 wrote nothing; the next save goes on"]
+
+
+def test_only_the_last_steps_are_kept_and_leftovers_go_with_them(crew, state):
+    made = crew(1, keep=2)
+    made.save_and_wait(flatten(state()), 1, 2)
+    (made.directory / "step-00000001" / COMMIT).unlink()
+    made.save_and_wait(flatten(state()), 3, 4, 5)
+    made.finish()
+    assert sorted(p.name for p in made.directory.iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_step_that_another_run_committed_in_the_same_folder_is_not_replaced(crew, state):
+    first = crew(2, run="first")
+    first.save_and_wait(flatten(state(1)), 1)
+    second = crew(2, run="second", keep=1)
+    second.save_and_wait(flatten(state(2)), 1, 2)
+    second.finish()
+    assert problems(second.told)[0].startswith("other-run: step 1 of run first lies in ")
+    store = Store(first.directory)
+    assert [(c.step, c.run) for c in store.list()] == [(1, "first"), (2, "second")]
+    assert store.verify(1).ok
+    assert digest(store.open(1)) == digest(flatten(state(1)))
+
+
+def test_same_step_saved_again_by_a_later_epoch_counts_as_committed(crew, state):
+    first = crew(2)
+    first.save_and_wait(flatten(state(1)), 1)
+    again = crew(3, directory=first.directory, epoch=2)
+    again.save_and_wait(flatten(state(1)), 1)
+    again.finish()
+    assert steps_of(again.told, CheckpointCommitted) == [1]
+    assert len(list(first.directory.glob("step-00000001/*.safetensors"))) == 2
+
+
+def test_checkpoint_that_does_not_read_back_is_told_and_older_ones_stay(crew, state):
+    made = crew(1, keep=1)
+    made.save_and_wait(flatten(state(1)), 1)
+
+    def flip():
+        pack = next(made.directory.glob("step-00000002/*.safetensors"))
+        data = bytearray(pack.read_bytes())
+        data[-1] ^= 1
+        pack.write_bytes(data)
+
+    arm("after-link", flip, skip=1)
+    made.save_and_wait(flatten(state(2)), 2)
+    made.finish()
+    assert "committed, but it does not read back" in problems(made.told)[0]
+    assert [c.step for c in Store(made.directory).list()] == [1, 2]
+
+
+def test_closing_without_waiting_ends_the_threads_and_says_what_was_lost(crew, state):
+    made, disk = crew(1), Disk()
+    arm("before-pack-sync", disk)
+    made.save(flatten(state()), 1)
+    assert disk.reached.wait(10)
+    made.save(flatten(state()), 2)
+    made.writers[0].finish(0.0)
+    assert sorted(steps_of(made.told, CheckpointFailed)) == [1, 2]
+    disk.go_on.set()
+    made.writers[0]._threads[1].join(10)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_more_ranks_than_tensors_write_a_checkpoint_too(crew, size):
+    made = crew(size)
+    made.save_and_wait(flatten({"only": torch.ones(3), "n": 1}), 1)
+    assert unflatten(Store(made.directory).open())["only"].tolist() == [1, 1, 1]
