@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from atoll.errors import CheckpointError, NotFoundError
 from atoll.schema.views import RunView
 
 if TYPE_CHECKING:
-    from atoll.checkpoint.fs_store import Report
+    from atoll.checkpoint.report import Report
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -83,11 +84,7 @@ def place_of(path: Path) -> Place:
     return Place(directory=path.parent, step=int(match[1])) if match else Place(directory=path)
 
 
-def _reports(directory: Path, step: int | None) -> list[Report]:
-    from atoll.checkpoint.fs_store import Store  # noqa: PLC0415 - torch takes seconds
+def _reports(directory: Path, step: int | None) -> Sequence[Report]:
+    from atoll.checkpoint.fs_inspect import verify as read_back  # noqa: PLC0415 - torch takes seconds
 
-    store = Store(directory)
-    steps = [step] if step is not None else [stored.step for stored in store.list()]
-    if not steps:
-        raise NotFoundError(f"no committed checkpoint in {directory}; give a run, its checkpoints folder or one step")
-    return [store.verify(each) for each in steps]
+    return read_back(directory, step)

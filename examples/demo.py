@@ -23,7 +23,7 @@ from train_gpt import corpus, train
 
 import atoll
 from atoll import config, launch, launch_spec
-from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.fs_inspect import verify
 from atoll.clock import SystemClock
 from atoll.schema.spec import JobKind
 from atoll.workers.account import merge
@@ -137,8 +137,7 @@ def figures(home, run, view, story):
     """The account of the run, from what the loaders really fed and from what lies on the disk."""
     files = (home / "runs" / run / "account").glob("*.jsonl")
     account = merge(line for file in files for line in file.read_text().splitlines())
-    store = Store(Path(view.checkpoint.path).parent)
-    reports = [store.verify(stored.step) for stored in store.list()]
+    reports = verify(Path(view.checkpoint.path).parent)
     return {
         "steps": account.steps,
         "loss_first": round(story.points[0].metrics["loss"], 4),

@@ -13,6 +13,7 @@ from typing import Any
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Writer
+from atoll.clock import SystemClock
 from atoll.errors import BatchError, CheckpointError
 from atoll.workers.host import Host
 from atoll.workers.peers import Comm
@@ -85,9 +86,12 @@ class Saving:
 
         The run's own newest one comes first (all members were lost at once), then the one that it was told to resume.
         """
-        mine = [found for found in Store(self._directory).list() if found.run == self._host.identity.run]
+        run, store = self._host.identity.run, Store(self._directory)
+        # Nobody writes now: what lies there whole and lacks only its record is a checkpoint, too.
+        store.complete(run, now=SystemClock().now())
+        mine = [found for found in store.list() if found.run == run]
         if mine:
-            return load_flat(Store(self._directory).open(mine[-1].step), managed, plan)
+            return load_flat(store.open(mine[-1].step), managed, plan)
         return self._resumed(Path(self._resume), managed, plan) if self._resume else 0
 
     def _resumed(self, path: Path, managed: Managed, plan: Plan) -> int:
