@@ -90,7 +90,7 @@ def by_hand():
     assert left == []
 
 
-def test_ray_job_submit_runs_the_script_and_gives_its_result(by_hand):
+def test_ray_job_submit_runs_the_script_and_gives_its_result(by_hand, eventually):
     command = [
         RAY,
         "job",
@@ -102,7 +102,13 @@ def test_ray_job_submit_runs_the_script_and_gives_its_result(by_hand):
     ]
     command += ["--submission-id", "tiny-by-ray", "--runtime-env-json"]
     command += [f'{{"env_vars": {{"ATOLL_HOME": "{by_hand.env["ATOLL_HOME"]}"}}}}', "--", sys.executable, "tiny.py"]
-    done = subprocess.run(command, env=by_hand.env, capture_output=True, text=True, timeout=150, check=False)
+
+    def submitted():
+        # Ray's own job agent comes up some seconds after `ray start` has returned.
+        done = subprocess.run(command, env=by_hand.env, capture_output=True, text=True, timeout=150, check=False)
+        return None if "No available agent" in done.stderr else done
+
+    done = eventually(submitted, 90)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     from atoll.workers.fs_account import read_account
@@ -134,7 +140,7 @@ def test_two_minutes_without_rays_controller_cost_no_step(by_hand, eventually):
         eventually(lambda: now() - struck > OUTAGE_S, OUTAGE_S + 10)
         by_hand.start()
         back = now()
-        eventually(lambda: client.run(run).last.at > back, 60)
+        eventually(lambda: (last := client.run(run).last) and last.at > back, 60)
         client.stop(run, reason="seen enough")
         eventually(lambda: client.run(run).state.ended, 60)
         view, points = client.run(run), client.metrics(run)
