@@ -75,7 +75,7 @@ def up(
     info = launch.up(settings, address, port, lambda text: console.print(text, style="dim", markup=False))
     console.print(f"Atoll is up at {info.rest_url}", markup=False, soft_wrap=True)
     console.print(
-        f"  sign in with the token in {settings.home / 'token'}, or open `atoll status --link`",
+        f"  sign in with the token in {settings.home / 'token'}, or at the link that `atoll status --link` prints",
         markup=False,
         soft_wrap=True,
     )

@@ -148,7 +148,7 @@ def _conclude(client: Client, view: RunView, console: Console) -> None:
     traceback = _traceback(client, view)
     if traceback:
         console.print(traceback, markup=False, highlight=False, soft_wrap=True)
-    text = f"atoll: run {view.run} failed at step {view.step}: {view.reason}; see `atoll logs {view.run}`"
+    text = f"atoll: run {view.run} failed: {view.reason}; see `atoll logs {view.run}`"
     console.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -12,16 +12,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from atoll._client_sse import FollowItem
-from atoll.schema.views import EventView, MetricPoint, RunView
+from atoll.schema.views import EventView, MetricPoint, RunState, RunView
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-# Bookkeeping that tells a watcher nothing; `atoll story` has it.
-_QUIET = frozenset({"seat-taken", "seat-freed", "assigned", "began", "gone", "submitted", "dismissed"})
+# What a watcher wants to see; the bookkeeping around it is in `atoll story`, the end is told when the view closes.
+_SHOWN = frozenset(
+    {"ready", "epoch", "joined", "lost", "finished", "failed", "checkpoint", "checkpoint-failed", "stopping"}
+    | {"serving", "seat-failed", "node-lost"}
+)
 _LOUD = frozenset({"lost", "failed", "epoch"})
 # Rates are taken over this many steps: one step's time jumps about.
 _RATE_STEPS = 20
+# Beyond it four decimals are noise.
+_LARGE_LOSS = 1e6
 # A status line this often where there is no terminal.
 _PLAIN_EVERY_S = 5.0
 
@@ -35,6 +40,7 @@ class Progress:
         self.newest: dict[str, float] = {}
         self.after = 0
         self.after_step = -1
+        self._regrouped = ""
         self._recent: deque[MetricPoint] = deque(maxlen=_RATE_STEPS)
 
     def take(self, item: FollowItem) -> str | None:
@@ -42,7 +48,7 @@ class Progress:
         match item:
             case EventView():
                 self.after = max(self.after, item.seq)
-                return None if item.kind in _QUIET else f"{item.subject}  {item.kind}: {item.text}"
+                return self._event_line(item)
             case MetricPoint():
                 self.after_step = max(self.after_step, item.step)
                 self.point = item
@@ -53,6 +59,17 @@ class Progress:
                 before, self.view = self.view, item
                 new_endpoint = item.endpoint and (before is None or before.endpoint != item.endpoint)
                 return f"{item.run}  serving at {item.endpoint}" if new_endpoint else None
+
+    def _event_line(self, event: EventView) -> str | None:
+        if event.kind not in _SHOWN:
+            return None
+        if event.kind == "joined":  # each member says so; one line tells it
+            before, self._regrouped = self._regrouped, event.text
+            return f"training goes on: {event.text}" if event.text != before else None
+        if event.kind == "checkpoint":
+            return f"checkpoint: {event.text.partition(' at /')[0]}"
+        whom = "" if event.subject == event.run else event.subject.removeprefix(f"{event.run}-") + " "
+        return f"{whom}ready" if event.kind == "ready" else f"{whom}{event.kind}: {event.text}"
 
     def rate(self) -> tuple[float, str]:
         """Units a second over the last steps: tokens where steps report `tokens`, else samples."""
@@ -65,27 +82,45 @@ class Progress:
 
     def facts(self) -> list[tuple[str, str]]:
         """(name, value) of what the status shows, in reading order."""
-        rows = [("state", self.view.state.value if self.view else "connecting")]
+        view = self.view
+        rows = [("state", _state(view, begun=self.point is not None))]
         if self.point is not None:
             rate, unit = self.rate()
             rows += [
                 ("step", str(self.point.step)),
                 *(
-                    (name.replace("heldout", "held-out").replace("_", " "), f"{self.newest[name]:.4f}")
+                    (name.replace("heldout", "held-out").replace("_", " "), _loss(self.newest[name]))
                     for name in self._losses()
                 ),
                 (unit, f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"),  # noqa: PLR2004 - two digits are enough
             ]
-        if self.view is not None:
+        if view is not None:
+            # A committed step may be told before the view of the epoch that committed it.
+            newer = self.point is not None and self.point.epoch > view.epoch
+            members, epoch = (
+                (self.point.members, self.point.epoch) if self.point and newer else (view.members, view.epoch)
+            )
             rows += [
-                ("members", f"{self.view.members} of {self.view.workers_wanted}, {self.view.spares} spare"),
-                ("epoch", str(self.view.epoch)),
-                ("checkpoint", f"step {self.view.checkpoint.step}" if self.view.checkpoint else "none yet"),
+                ("members", f"{members} of {view.workers_wanted}, {view.spares} spare{'s' * (view.spares != 1)}"),
+                ("epoch", str(epoch)),
+                ("checkpoint", f"step {view.checkpoint.step}" if view.checkpoint else "none yet"),
             ]
         return rows
 
     def _losses(self) -> list[str]:
         return [name for name in ("loss", "heldout_loss") if name in self.newest]
+
+
+def _state(view: RunView | None, *, begun: bool) -> str:
+    if view is None:
+        return "connecting"
+    if view.state is RunState.QUEUED and view.reason:
+        return f"queued, {view.reason}"
+    return RunState.RUNNING.value if begun and view.state is RunState.PLACED else view.state.value
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < _LARGE_LOSS else f"{value:.4g}"
 
 
 class Display:

@@ -25,7 +25,7 @@ from atoll import config
 from atoll.config import ClusterFile, Config, Target
 from atoll.errors import AtollError, ConnectError, ScriptNotFound, UserError
 from atoll.launch_spec import JobOptions, build, script
-from atoll.schema.ids import RunId
+from atoll.schema.ids import TRAINER_MARK, RunId
 
 if TYPE_CHECKING:
     from atoll.control_plane.ray_bootstrap import ClusterInfo
@@ -70,8 +70,8 @@ def run(fn: Callable[..., Any] | None = None, **options: Unpack[JobOptions]) -> 
     merged: JobOptions = {**options, **overrides.options}
     if overrides.config:
         merged["config"] = {**(options.get("config") or {}), **overrides.config}
+    _refuse_inside_trainer()
     with reported():
-        _refuse_inside_trainer()
         code = _run(fn, merged, print_id=overrides.print_id)
     if code != 0:
         raise SystemExit(code)
@@ -137,8 +137,7 @@ def _say(console: Any, text: str) -> None:
 
 def _refuse_inside_trainer() -> None:
     """Trainers import the script; a call without a `__main__` guard would start runs without end."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if spec is not None and spec.name.startswith("atoll.workers."):
+    if getattr(sys.modules.get("__main__"), TRAINER_MARK, False):
         raise UserError(
             'atoll.run was called while a trainer loaded the script; put the call under `if __name__ == "__main__":`'
         )

@@ -1,60 +1,36 @@
-"""Connections between the ranks of an epoch: a listener that outlives epochs, and how two ranks meet.
+"""Connections between the ranks of an epoch: a listener that outlives epochs, and the dialing side.
 
-The higher rank dials the lower. The dialer says (run, trainer, epoch, rank), both prove the run's secret by HMAC over
-the other's nonce, then the socket carries frames. A dial for an epoch that the listener's owner has not heard of yet is
-kept until the owner asks for it; dials of epochs older than the one last asked for are refused.
+The higher rank dials the lower. A dial for an epoch that the listener's owner has not heard of yet is kept until the
+owner asks for it (`claim`); dials of epochs older than the one last asked for are told so and refused, and those kept
+for them are closed. A listener answers by itself, so no two members wait for each other.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
+from atoll.collectives.tcp_handshake import (
+    HANDSHAKE_S,
+    SLICE_S,
+    Greeting,
+    Patience,
+    Verdict,
+    introduce,
+    reach,
+    receive_introduction,
+)
 from atoll.errors import HandshakeError, PeerLost
-from atoll.schema.handshake import MAC_BYTES, NONCE_BYTES, check, proof
-from atoll.schema.messages import PROTOCOL, Member
+from atoll.schema.ids import TrainerId
+from atoll.schema.messages import Member
 
-HELLO_LIMIT_BYTES = 4096
-# A peer that connects and then says nothing must not hold a thread for long.
-HANDSHAKE_S = 5.0
-_BUFFER_BYTES = 4 << 20
-_POLL_S = 0.05
-
-
-def _receive(sock: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        piece = sock.recv(count - len(data))
-        if not piece:
-            raise HandshakeError("the peer closed the connection during the handshake")
-        data += piece
-    return bytes(data)
-
-
-def _send_blob(sock: socket.socket, data: bytes) -> None:
-    sock.sendall(len(data).to_bytes(2, "big") + data)
-
-
-def _receive_blob(sock: socket.socket) -> bytes:
-    length = int.from_bytes(_receive(sock, 2), "big")
-    if length > HELLO_LIMIT_BYTES:
-        raise HandshakeError(f"a greeting of {length} bytes; at most {HELLO_LIMIT_BYTES}")
-    return _receive(sock, length)
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
-    # bbr, a common default, loses 20-35 % when several short flows share a link (measured).
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+# Strangers that connect and say nothing hold this many threads at most; ranks retry what was turned away.
+_GREETERS = 64
+_RETRY_S = 0.05
+_JOIN_S = 2.0
 
 
 class Listener:
@@ -63,38 +39,48 @@ class Listener:
     def __init__(self, host: str, secret: bytes, run: str) -> None:
         self._secret, self._run = secret, run
         self._socket = socket.create_server((host, 0), backlog=128)
-        self._socket.settimeout(_POLL_S * 4)
         self.host: str = host
         self.port: int = self._socket.getsockname()[1]
         self._changed = threading.Condition()
-        self._parked: dict[tuple[int, int], tuple[str, socket.socket]] = {}
+        self._parked: dict[tuple[int, int], tuple[Greeting, socket.socket]] = {}
         self._oldest = 0
         self._closed = False
         self._greeters: set[threading.Thread] = set()
         self._thread = threading.Thread(target=self._accept, name="atoll-listener", daemon=True)
         self._thread.start()
 
-    def claim(
-        self, epoch: int, rank: int, *, deadline: float, cancelled: Callable[[], bool]
-    ) -> tuple[str, socket.socket]:
-        """(trainer, socket) of the peer of `rank` in `epoch`. Raises `PeerLost` at `deadline` (monotonic seconds)."""
+    def enter(self, epoch: int) -> None:
+        """From now on only `epoch` and newer ones are taken; what was kept for older ones is closed."""
         with self._changed:
-            self._forget_below(epoch)
-            while (found := self._parked.pop((epoch, rank), None)) is None:
-                if self._closed or cancelled():
-                    raise PeerLost(f"epoch {epoch} was given up while waiting for rank {rank}")
-                if time.monotonic() >= deadline:
-                    raise PeerLost(f"rank {rank} did not connect in epoch {epoch}")
-                self._changed.wait(_POLL_S)
-            return found
+            self._oldest = max(self._oldest, epoch)
+            for key in [k for k in self._parked if k[0] < self._oldest]:
+                self._parked.pop(key)[1].close()
 
     def dial(
         self, peer: Member, *, me: Member, epoch: int, deadline: float, cancelled: Callable[[], bool]
     ) -> socket.socket:
-        """A proven connection to `peer`, tried again until `deadline`. Raises `PeerLost` or `HandshakeError`."""
-        return dial(
-            peer, me=me, run=self._run, epoch=epoch, secret=self._secret, deadline=deadline, cancelled=cancelled
-        )
+        """A proven connection to `peer`. Raises `PeerLost` at `deadline` (monotonic seconds), or `HandshakeError`."""
+        greeting = Greeting(run=self._run, epoch=epoch, rank=me.rank, trainer=me.trainer, to=peer.trainer)
+        patience = Patience(deadline=deadline, cancelled=lambda: self._closed or cancelled())
+        return dial(peer, greeting, self._secret, patience)
+
+    def claim(
+        self, peer: Member, *, me: TrainerId, epoch: int, deadline: float, cancelled: Callable[[], bool]
+    ) -> socket.socket:
+        """The connection that `peer` made to this listener for `epoch`. Raises `PeerLost` at `deadline`."""
+        self.enter(epoch)
+        with self._changed:
+            while True:
+                greeting, sock = self._parked.pop((epoch, peer.rank), (None, None))
+                if greeting is not None and sock is not None:
+                    if (greeting.trainer, greeting.to) == (peer.trainer, me):
+                        return sock
+                    sock.close()  # of a rank that this epoch does not know, or meant for who had this port before
+                if self._closed or cancelled():
+                    raise PeerLost(f"epoch {epoch} was given up while waiting for {peer.trainer}, rank {peer.rank}")
+                if time.monotonic() >= deadline:
+                    raise PeerLost(f"{peer.trainer}, rank {peer.rank}, did not connect in epoch {epoch}")
+                self._changed.wait(SLICE_S)
 
     def close(self) -> None:
         """Stop listening and close what nobody claimed."""
@@ -102,100 +88,80 @@ class Listener:
             self._closed = True
             parked, self._parked = list(self._parked.values()), {}
             self._changed.notify_all()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accept; a close alone would not
         self._socket.close()
         for _, sock in parked:
             sock.close()
-        self._thread.join(2.0)
+        self._thread.join(_JOIN_S)
         for greeter in list(self._greeters):
-            greeter.join(HANDSHAKE_S)
-
-    def _forget_below(self, epoch: int) -> None:
-        self._oldest = max(self._oldest, epoch)
-        for key in [k for k in self._parked if k[0] < epoch]:
-            self._parked.pop(key)[1].close()
+            greeter.join(_JOIN_S)
 
     def _accept(self) -> None:
         while not self._closed:
             try:
                 sock, _ = self._socket.accept()
-            except TimeoutError:
-                continue
             except OSError:
-                return
+                # Closed; or no file descriptor is left, which passes when someone else closes one.
+                time.sleep(0.0 if self._closed else _RETRY_S)
+                continue
+            if len(self._greeters) >= _GREETERS:
+                sock.close()
+                continue
             greeter = threading.Thread(target=self._greet, args=(sock,), name="atoll-greeter", daemon=True)
             self._greeters.add(greeter)
             greeter.start()
 
     def _greet(self, sock: socket.socket) -> None:
+        patience = Patience(deadline=time.monotonic() + HANDSHAKE_S, cancelled=lambda: self._closed)
         try:
-            sock.settimeout(HANDSHAKE_S)
-            self._park(sock, *self._handshake(sock))
-        except (OSError, HandshakeError, ValueError, KeyError, TypeError):
-            # A stranger or a dial that its maker gave up: nothing to tell anyone, the dialer sees the close.
+            greeting = receive_introduction(sock, self._run, self._secret, patience)
+            self._park(greeting, sock)
+        except (OSError, HandshakeError, PeerLost):
+            # A stranger, or a dial that its maker gave up: nothing to tell anyone, the dialer sees the close.
             sock.close()
         finally:
             self._greeters.discard(threading.current_thread())
 
-    def _park(self, sock: socket.socket, trainer: str, epoch: int, rank: int) -> None:
+    def _park(self, greeting: Greeting, sock: socket.socket) -> None:
         with self._changed:
-            if self._closed or epoch < self._oldest:
-                raise HandshakeError(f"epoch {epoch} is over")
-            stale = self._parked.pop((epoch, rank), None)
+            if self._closed or greeting.epoch < self._oldest:
+                sock.send(bytes([Verdict.EPOCH_IS_OVER]))
+                raise HandshakeError(f"epoch {greeting.epoch} is over")
+            sock.send(bytes([Verdict.WELCOME]))
+            _, stale = self._parked.pop((greeting.epoch, greeting.rank), (None, None))
             if stale is not None:
-                stale[1].close()
-            self._parked[epoch, rank] = (trainer, sock)
+                stale.close()
+            self._parked[greeting.epoch, greeting.rank] = (greeting, sock)
             self._changed.notify_all()
 
-    def _handshake(self, sock: socket.socket) -> tuple[str, int, int]:
-        hello_bytes = _receive_blob(sock)
-        hello: dict[str, Any] = json.loads(hello_bytes)
-        if hello["protocol"] != PROTOCOL or hello["run"] != self._run:
-            raise HandshakeError(f"a peer of run {hello['run']!r}, protocol {hello['protocol']}")
-        nonce = os.urandom(NONCE_BYTES)
-        answer = proof(self._secret, "listener", bytes.fromhex(hello["nonce"]), hello_bytes)
-        sock.sendall(nonce + answer)
-        if not check(self._secret, "dialer", nonce, hello_bytes, _receive(sock, MAC_BYTES)):
-            raise HandshakeError(f"trainer {hello['trainer']!r} does not hold the secret of run {self._run!r}")
-        _tune(sock)
-        sock.sendall(b"\x01")
-        return str(hello["trainer"]), int(hello["epoch"]), int(hello["rank"])
 
-
-def dial(
-    peer: Member, *, me: Member, run: str, epoch: int, secret: bytes, deadline: float, cancelled: Callable[[], bool]
-) -> socket.socket:
-    """A proven connection to `peer`, tried again until `deadline`. Raises `PeerLost` or `HandshakeError`."""
+def dial(peer: Member, greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
+    """A proven connection to `peer`, tried again while nothing answers. Raises `PeerLost` or `HandshakeError`."""
+    where = f"{peer.trainer} at {peer.host}:{peer.port}"
     problem: Exception | None = None
-    while not cancelled() and time.monotonic() < deadline:
+    while True:
         try:
-            return _dial_once(peer, me=me, run=run, epoch=epoch, secret=secret)
-        except (HandshakeError, OSError) as error:
+            patience.left()
+        except PeerLost as over:
+            raise PeerLost(f"{where} does not answer in epoch {greeting.epoch}: {problem or over}") from None
+        try:
+            return _dial_once(peer, greeting, secret, patience.at_most(HANDSHAKE_S))
+        except HandshakeError as error:
+            raise HandshakeError(f"{where}: {error}") from None
+        except (OSError, PeerLost) as error:
             problem = error
-        time.sleep(_POLL_S)
-    if isinstance(problem, HandshakeError):
-        raise HandshakeError(f"{peer.trainer} at {peer.host}:{peer.port}: {problem}") from None
-    raise PeerLost(f"{peer.trainer} at {peer.host}:{peer.port} does not answer in epoch {epoch}: {problem}")
+        time.sleep(_RETRY_S)
 
 
-def _dial_once(peer: Member, *, me: Member, run: str, epoch: int, secret: bytes) -> socket.socket:
-    sock = socket.create_connection((peer.host, peer.port), timeout=HANDSHAKE_S)
+def _dial_once(peer: Member, greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
+    sock = reach(peer.host, peer.port, patience)
     try:
-        _introduce(sock, me=me, run=run, epoch=epoch, secret=secret)
-        _tune(sock)
+        verdict = introduce(sock, greeting, secret, patience)
     except BaseException:
         sock.close()
         raise
+    if verdict is Verdict.EPOCH_IS_OVER:
+        sock.close()
+        raise HandshakeError(f"it is past epoch {greeting.epoch}; this trainer missed a newer one")
     return sock
-
-
-def _introduce(sock: socket.socket, *, me: Member, run: str, epoch: int, secret: bytes) -> None:
-    own = os.urandom(NONCE_BYTES)
-    hello = {"protocol": PROTOCOL, "run": run, "trainer": me.trainer, "epoch": epoch, "rank": me.rank}
-    hello_bytes = json.dumps(hello | {"nonce": own.hex()}).encode()
-    _send_blob(sock, hello_bytes)
-    answer = _receive(sock, NONCE_BYTES + MAC_BYTES)
-    nonce, mac = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
-    if not check(secret, "listener", own, hello_bytes, mac):
-        raise HandshakeError(f"the listener does not hold the secret of run {run!r}")
-    sock.sendall(proof(secret, "dialer", nonce, hello_bytes))
-    _receive(sock, 1)

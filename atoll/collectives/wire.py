@@ -1,16 +1,22 @@
-"""Frames between two ranks of one epoch: a fixed header, then `length` bytes.
+"""Frames between two ranks of one epoch: a fixed header, then `length` bytes; and how a stream is cut into them.
 
 Every frame carries its epoch, so that bytes of an older membership are refused and not summed. `lane` keeps point-to-
 point messages apart from collectives, `sequence` orders the messages of one lane, `part` those of one operation.
+
+`Reader` does no I/O: it names the memory where the next bytes of the stream belong (`space`), and is told how many came
+(`fed`). So a body is received straight into the memory of the operation that waits for it, wherever the stream is cut.
+After an error it stays in error: a stream that lost its frame boundary can never be trusted again.
 """
 
 from __future__ import annotations
 
 import enum
+import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from atoll.errors import HandshakeError
+from atoll.errors import HandshakeError, InternalError
 
 MAGIC = b"ATLF"
 PROTOCOL = 1
@@ -18,6 +24,9 @@ _HEADER = struct.Struct("!4sBBHIIIQ")
 HEADER_BYTES = _HEADER.size
 # A length above this is a damaged or foreign header, not a tensor of ours.
 LARGEST_BYTES = 1 << 40
+# A reason for people fits easily; anything longer is not an ABORT of ours.
+LARGEST_FAREWELL_BYTES = 1 << 16
+LANES = 1 << 16
 
 
 class Kind(enum.IntEnum):
@@ -26,6 +35,9 @@ class Kind(enum.IntEnum):
     DATA = 1
     ABORT = 2  # body: JSON {"reason", "culprit"}
     BYE = 3  # this side closes on purpose; what follows is the end of the stream
+
+
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,14 @@ class Header:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A whole frame."""
+
+    header: Header
+    body: memoryview
+
+
 def pack(header: Header) -> bytes:
     """The header's `HEADER_BYTES` bytes."""
     return _HEADER.pack(
@@ -49,9 +69,87 @@ def pack(header: Header) -> bytes:
 
 def unpack(data: bytes | bytearray | memoryview) -> Header:
     """The header in `data`. Raises `HandshakeError` for bytes that no peer of this protocol sends."""
-    magic, protocol, kind, lane, epoch, sequence, part, length = _HEADER.unpack(data)
+    magic, protocol, number, lane, epoch, sequence, part, length = _HEADER.unpack(data)
     if magic != MAGIC or protocol != PROTOCOL:
         raise HandshakeError(f"not a frame of protocol {PROTOCOL}: {bytes(data[:8])!r}")
-    if kind not in Kind._value2member_map_ or length > LARGEST_BYTES:
-        raise HandshakeError(f"frame of kind {kind} and {length} bytes: damaged stream")
-    return Header(Kind(kind), lane, epoch, sequence, part, length)
+    kind = _KINDS.get(number)
+    if kind is None or length > (LARGEST_BYTES if kind is Kind.DATA else LARGEST_FAREWELL_BYTES):
+        raise HandshakeError(f"frame of kind {number} and {length} bytes: damaged stream")
+    return Header(kind, lane, epoch, sequence, part, length)
+
+
+def farewell(kind: Kind, epoch: int, reason: str = "", culprit: str | None = None) -> bytes:
+    """The last frame of a stream: BYE, or ABORT with its reason and the name of the rank at fault."""
+    body = b""
+    if kind is Kind.ABORT:
+        # Cut, so that the receiver never takes a long reason for a damaged stream: JSON needs up to 12 bytes a letter.
+        body = json.dumps({"reason": reason[: LARGEST_FAREWELL_BYTES // 16], "culprit": culprit}).encode()
+    return pack(Header(kind, 0, epoch, 0, 0, len(body))) + body
+
+
+def read_abort(body: bytes | memoryview) -> tuple[str, str | None]:
+    """(reason, culprit) of an ABORT's body; a body that cannot be read still aborts."""
+    try:
+        said = json.loads(bytes(body))
+        return str(said["reason"]), None if said["culprit"] is None else str(said["culprit"])
+    except (ValueError, KeyError, TypeError):
+        return "a peer aborted and its reason cannot be read", None
+
+
+class Reader:
+    """Cuts one peer's stream into frames of `epoch`. `place` names the memory for a DATA body of its header's length."""
+
+    def __init__(self, epoch: int, place: Callable[[Header], memoryview]) -> None:
+        self._epoch, self._place = epoch, place
+        self._head = memoryview(bytearray(HEADER_BYTES))
+        self._header: Header | None = None
+        self._target = self._head
+        self._filled = 0
+        self._problem: str | None = None
+
+    @property
+    def at_boundary(self) -> bool:
+        """True where no frame is half received."""
+        return self._header is None and self._filled == 0
+
+    def space(self) -> memoryview:
+        """Where the next bytes of the stream go; never empty. Raises `HandshakeError` once the stream was damaged."""
+        if self._problem is not None:
+            raise HandshakeError(self._problem)
+        return self._target[self._filled :]
+
+    def fed(self, count: int) -> Frame | None:
+        """`count` bytes were put into `space()`; returns the frame that they complete, if any.
+
+        Raises `HandshakeError` for a damaged stream, `InternalError` for a body of another length than was expected.
+        """
+        self._filled += count
+        if self._filled < len(self._target):
+            return None
+        try:
+            return self._full()
+        except (HandshakeError, InternalError) as error:
+            self._problem = str(error)
+            raise
+
+    def _full(self) -> Frame | None:
+        if self._header is None:
+            self._header = self._checked(unpack(self._head))
+            self._target = self._body_of(self._header)
+            self._filled = 0
+            if self._header.length > 0:
+                return None
+        header, body = self._header, self._target
+        self._header, self._target, self._filled = None, self._head, 0
+        return Frame(header, body)
+
+    def _checked(self, header: Header) -> Header:
+        if header.epoch != self._epoch:
+            raise HandshakeError(f"a frame of epoch {header.epoch} in epoch {self._epoch}")
+        return header
+
+    def _body_of(self, header: Header) -> memoryview:
+        body = self._place(header) if header.kind is Kind.DATA else memoryview(bytearray(header.length))
+        if len(body) != header.length:
+            raise InternalError(f"{header.length} bytes came for {len(body)}: the ranks call different operations")
+        return body

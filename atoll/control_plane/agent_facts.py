@@ -14,6 +14,7 @@ from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
 from atoll.control_plane.state import Run, Trainer
+from atoll.control_plane.story import brief
 from atoll.errors import AtollError, UserError
 from atoll.fault.detector import MEMORY_S, Blame
 from atoll.schema import messages as m
@@ -41,7 +42,12 @@ def attached(desk: Desk, hello: m.AgentHello) -> None:
     """An agent is here: adopt what it holds, and say to it all that still holds."""
     node = desk.nodes.setdefault(hello.node, Node(node=hello.node))
     node.attached, node.heard_at, node.pid, node.lost = True, desk.clock, hello.pid, False
-    desk.note(None, hello.node, "agent-attached", f"process {hello.pid} with {len(hello.trainers)} trainers")
+    desk.note(
+        None,
+        hello.node,
+        "agent-attached",
+        f"process {hello.pid}, holds {len(hello.trainers)} trainer{'s' * (len(hello.trainers) != 1)}",
+    )
     keep = tuple(f.trainer for f in hello.trainers if _kept(desk, f))
     desk.send(hello.node, m.Adopt(incarnation=desk.cluster.incarnation, keep=keep))
     # All that stands first, then what ended: an epoch raised for a loss counts with every spare that is ready.
@@ -206,12 +212,12 @@ def _standing_fact(
                 desk.tell_membership(run, trainer)
         case m.TrainerReady():
             if not trainer.ready:
-                desk.note(run.run, trainer.trainer, "ready", f"warm, peers reach it at {fact.host}:{fact.port}")
+                desk.note(run.run, trainer.trainer, "ready", f"warm, listens at {fact.host}:{fact.port}")
             trainer.ready, trainer.host, trainer.port = True, fact.host, fact.port
             run.start_failures = 0
         case m.EpochJoined():
             if fact.epoch > trainer.joined:
-                desk.note(run.run, trainer.trainer, "joined", f"epoch {fact.epoch}, on at step {fact.step}")
+                desk.note(run.run, trainer.trainer, "joined", f"epoch {fact.epoch} from step {fact.step}")
             trainer.joined = max(trainer.joined, fact.epoch)
         case m.PeerDown():
             _blame(desk, run, trainer, fact)
@@ -224,7 +230,9 @@ def _blame(desk: Desk, run: Run, trainer: Trainer, fact: m.PeerDown) -> None:
     if fact.epoch != run.epoch:
         return
     run.blames.append(Blame(at=desk.clock, peer=fact.peer, epoch=fact.epoch, evidence=fact.evidence))
-    desk.note(run.run, fact.peer, "peer-down", f"{trainer.trainer} says in epoch {fact.epoch}: {fact.evidence}")
+    desk.note(
+        run.run, fact.peer, "peer-down", f"{trainer.trainer} lost its connection in epoch {fact.epoch}: {fact.evidence}"
+    )
 
 
 def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) -> None:
@@ -267,9 +275,12 @@ def _outcome(desk: Desk, run: Run, trainer: Trainer, fact: m.TrainerFinished | m
     if isinstance(fact, m.TrainerFinished):
         end_trainer(desk, run, trainer, r.End.FINISHED, f"its function returned after step {fact.step}")
         return
-    reason = f"{fact.code} at step {fact.step}: {fact.problem}"
+    when = f" after step {fact.step}" if fact.step else ""
+    reason = f"{fact.problem} ({fact.code}{when})"
     if fact.code in PROGRAM_FAULTS or fact.code not in EXIT_CODES:
         end_trainer(desk, run, trainer, r.End.FAILED, reason)
-        begin_stop(desk, run, RunState.FAILED, f"{trainer.trainer}: {reason}", EXIT_CODES.get(fact.code, 2))
+        begin_stop(
+            desk, run, RunState.FAILED, brief(run.run, f"{trainer.trainer}: {reason}"), EXIT_CODES.get(fact.code, 2)
+        )
     else:
         end_trainer(desk, run, trainer, r.End.LOST, reason)

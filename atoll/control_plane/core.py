@@ -168,7 +168,7 @@ class Core:
                 if seat.alive and not seat.creating and seat.seat not in alive:
                     # A lost seat is a fact, not a verdict: its trainer lives on while a new actor takes its name.
                     seat.alive = False
-                    desk.note(run.run, seat.seat, "seat-lost", "Ray lists it no more; it is made again")
+                    desk.note(run.run, seat.seat, "seat-lost", "Ray has lost it; it is made anew, its trainer goes on")
         if before != [room.node for room in desk.rooms()]:
             desk.room_changed = True
 

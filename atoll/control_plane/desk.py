@@ -13,7 +13,7 @@ from atoll.control_plane.events import NodeSeen
 from atoll.control_plane.placement import Room, units
 from atoll.control_plane.records import Record
 from atoll.control_plane.state import Cluster, Run, Trainer
-from atoll.control_plane.story import told
+from atoll.control_plane.story import brief, told
 from atoll.schema.ids import NodeId, RunId
 from atoll.schema.messages import AgentBeat, AgentCommand, Membership, TellTrainer, TrainerCommand
 
@@ -64,7 +64,8 @@ class Desk:
 
     def note(self, run: RunId | None, subject: str, kind: str, text: str) -> None:
         """Add a line to the story."""
-        self.effects.append(fx.Note(run=run, subject=subject, kind=kind, text=text, cause=self.cause, at=self.now))
+        told_text = brief(run, text) if run is not None else text
+        self.effects.append(fx.Note(run=run, subject=subject, kind=kind, text=told_text, cause=self.cause, at=self.now))
 
     def do(self, effect: fx.Effect) -> None:
         """Have something done after the records are durable."""

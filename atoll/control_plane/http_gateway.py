@@ -1,8 +1,8 @@
 """`/v1/*` on the cluster's own address: finds a replica that serves the asked model and passes the request on.
 
 The user's token is checked before (by the web server's guard); replicas see the run's secret instead. Replicas of one
-model take turns. One that cannot be reached is passed over as long as nothing was answered; a stream that breaks later
-ends with an error chunk.
+model take turns. One that cannot be reached, or that says it cannot serve, is passed over as long as nothing was
+answered; a stream that breaks later ends with an error chunk.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, SpecError
+from atoll.schema.http_requests import AskerGone, TooLargeError, json_object, read_body, while_there
 
 Servers = Callable[[], Awaitable[list[dict[str, Any]]]]
 # A replica on a busy machine may take this long to its first token; connecting never does.
 _TIMEOUT = httpx.Timeout(120.0, connect=2.0)
+_UNAVAILABLE = 503
+# What servers by custom write down for an asker that is gone; nobody reads it.
+_GONE_STATUS = 499
+_STREAM = "text/event-stream"
 
 
 class Unroutable(Exception):
@@ -63,42 +69,74 @@ def gateway(servers: Servers) -> APIRouter:
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        body = await request.body()
         try:
+            body = await read_body(request.stream())
             tries = candidates(await servers(), _model_in(body), next(turns))
-            return await _forward(tries, body)
+            return await while_there(request.receive, _forward(tries, body))
         except Unroutable as error:
             return _refusal(error.status, error.code, str(error))
+        except TooLargeError as error:
+            return _refusal(413, error.code, str(error))
+        except AskerGone:
+            return Response(status_code=_GONE_STATUS)
         except AtollError as error:
-            return _refusal(503, error.code, str(error))
+            return _refusal(_UNAVAILABLE, error.code, str(error))
 
     return router
 
 
 def _model_in(body: bytes) -> str | None:
     try:
-        model = json.loads(body).get("model")
-    except (ValueError, AttributeError) as error:
-        raise Unroutable(400, "bad-body", f"the body is no JSON object: {error}") from None
+        model = json_object(body).get("model")
+    except SpecError as error:
+        raise Unroutable(400, "bad-body", str(error)) from None
     if model is not None and not isinstance(model, str):
-        raise Unroutable(400, "bad-model", f"model={model!r}: a name")
+        raise Unroutable(400, "bad-model", "model: not a text; give the name of a served model")
     return model
 
 
 async def _forward(tries: Sequence[Mapping[str, Any]], body: bytes) -> Response:
-    client, problems = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False), []
-    for server in tries:
-        headers = {"authorization": f"Bearer {server['secret']}", "content-type": "application/json"}
-        url = f"http://{server['host']}:{server['port']}/v1/completions"
-        try:
-            answer = await client.send(client.build_request("POST", url, content=body, headers=headers), stream=True)
-        except httpx.TransportError as error:
-            problems.append(f"{server['trainer']}: {error or type(error).__name__}")
-            continue
-        kind = answer.headers.get("content-type", "application/json")
-        return StreamingResponse(_pass_on(client, answer), status_code=answer.status_code, media_type=kind)
-    await client.aclose()
-    raise Unroutable(503, "replica-unreachable", f"no replica answers ({'; '.join(problems)}); try again shortly")
+    client = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False)
+    # Closed here, whatever happens, unless a stream goes on and closes it at its end.
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(client.aclose)
+        problems = []
+        for server in tries:
+            try:
+                answer = await client.send(_request(client, server, body), stream=True)
+                if answer.status_code == _UNAVAILABLE:
+                    problems.append(f"{server['trainer']}: {_message(await answer.aread())}")
+                elif answer.headers.get("content-type", "").startswith(_STREAM):
+                    stack.pop_all()
+                    return StreamingResponse(_pass_on(client, answer), media_type=_STREAM)
+                else:
+                    kind = answer.headers.get("content-type", "application/json")
+                    return Response(await answer.aread(), status_code=answer.status_code, media_type=kind)
+            except httpx.ReadTimeout:
+                # It is at work; the next one would take as long, and the work would be done twice.
+                raise Unroutable(504, "replica-slow", _slow(server)) from None
+            except httpx.TransportError as error:
+                problems.append(f"{server['trainer']}: {error or type(error).__name__}")
+    raise Unroutable(
+        _UNAVAILABLE, "replica-unreachable", f"no replica answers ({'; '.join(problems)}); try again shortly"
+    )
+
+
+def _request(client: httpx.AsyncClient, server: Mapping[str, Any], body: bytes) -> httpx.Request:
+    host = f"[{server['host']}]" if ":" in server["host"] else server["host"]
+    headers = {"authorization": f"Bearer {server['secret']}", "content-type": "application/json"}
+    return client.build_request("POST", f"http://{host}:{server['port']}/v1/completions", content=body, headers=headers)
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json_object(body)["error"]["message"])
+    except (SpecError, KeyError, TypeError):
+        return "cannot serve now"
+
+
+def _slow(server: Mapping[str, Any]) -> str:
+    return f"replica {server['trainer']} did not answer within {_TIMEOUT.read:g} s; ask for fewer tokens, or set 'stream': true"
 
 
 async def _pass_on(client: httpx.AsyncClient, answer: httpx.Response) -> AsyncIterator[bytes]:

@@ -1,12 +1,27 @@
-"""How each decision reads in the story: (subject, kind, text), the same words in CLI, dashboard and log."""
+"""How each decision reads in the story: (subject, kind, text), the same words in CLI, dashboard and log.
+
+A kind is one word that reads on into its text: "t1 lost: killed by SIGKILL". Texts name trainers and seats of their own run
+by the short name, `t1`; the subject keeps the full id, by which `atoll story` finds it.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import assert_never
 
 from atoll.control_plane import records as r
+from atoll.schema.ids import RunId
+from atoll.schema.spec import JobSpec
+from atoll.schema.views import RunState
 
 Line = tuple[str, str, str]
+
+_STOPPING = {RunState.SUCCEEDED: "finishing", RunState.FAILED: "failing"}
+
+
+def brief(run: RunId, text: str) -> str:
+    """`text` with `t1` for `my-run-t1`: in a line of that run its name only takes room."""
+    return re.sub(rf"(?<![\w.-]){re.escape(run)}-(?=[ts]\d)", "", text)
 
 
 def told(record: r.Record) -> Line | None:
@@ -17,12 +32,12 @@ def told(record: r.Record) -> Line | None:
         case r.TrainerAssigned() | r.TrainerBegan() | r.TrainerEnded() | r.TrainerGone():
             return _trainer_line(record)
         case r.SeatTaken():
-            return record.seat, "seat-taken", f"resources for one trainer on {record.node}"
+            return record.seat, "seat-taken", f"resources for one trainer are held on {record.node}"
         case r.SeatFreed():
-            return record.seat, "seat-freed", "resources given back"
+            return record.seat, "seat-freed", "its resources are free again"
         case r.EpochRaised():
             names = ", ".join(m.trainer for m in record.members)
-            return record.run, "epoch", f"epoch {record.epoch}: {record.reason}; members: {names}"
+            return record.run, "epoch", f"{record.epoch}: {record.reason}; members {names}"
         case r.CheckpointKept():
             return record.run, "checkpoint", f"step {record.step} is durable at {record.path}"
         case _:
@@ -33,27 +48,33 @@ def _run_line(record: r.RunSubmitted | r.RunPlaced | r.RunServing | r.RunStoppin
     match record:
         case r.RunSubmitted():
             spec = record.spec
-            return record.run, "submitted", f"{spec.kind} {spec.file}:{spec.function} on {spec.workers} workers"
+            return record.run, "submitted", f"{spec.kind} {spec.file}:{spec.function}, {_crew(spec)}"
         case r.RunPlaced():
-            return record.run, "placed", "all its seats are reserved"
+            return record.run, "placed", "the cluster has room for all its workers"
         case r.RunServing():
             return record.run, "serving", "the first replica answers"
         case r.RunStopping():
-            return record.run, "stopping", f"towards {record.goal}: {record.reason}"
+            return record.run, _STOPPING.get(record.goal, "stopping"), record.reason
         case r.RunEnded():
-            return record.run, "ended", "all trainers are gone and all seats free"
+            return record.run, "ended", "its processes are gone and its resources free"
         case _:
             assert_never(record)
+
+
+def _crew(spec: JobSpec) -> str:
+    workers = f"{spec.workers} worker{'s' * (spec.workers != 1)}"
+    return f"{workers} and {spec.spares} spare{'s' * (spec.spares != 1)}" if spec.spares else workers
 
 
 def _trainer_line(record: r.TrainerAssigned | r.TrainerBegan | r.TrainerEnded | r.TrainerGone) -> Line:
     match record:
         case r.TrainerAssigned():
-            return record.trainer, "assigned", f"to live in {record.seat}"
+            return record.trainer, "assigned", f"to seat {record.seat}"
         case r.TrainerBegan():
-            return record.trainer, "began", f"as process {record.pid}"
+            return record.trainer, "started", f"process {record.pid}"
         case r.TrainerEnded():
-            return record.trainer, record.end.value, record.reason
+            dismissed = record.end is r.End.DISMISSED
+            return record.trainer, record.end.value, "the run is over" if dismissed else record.reason
         case r.TrainerGone():
             return record.trainer, "gone", record.evidence
         case _:

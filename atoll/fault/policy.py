@@ -60,7 +60,7 @@ def decide(
 ) -> Decision:
     """The next epoch's members. `broken` is the evidence of a broken link: the same members, a new epoch."""
     if epoch == 0:
-        return _first(standings, wanted, "first members ready")
+        return _first(standings, wanted, "all members are ready")
     known = {s.trainer: s for s in standings}
     old = [known[m.trainer] for m in members]
     survivors = [s for s in old if s.active]
@@ -88,7 +88,7 @@ def _anew(lost: list[Standing], standings: tuple[Standing, ...], wanted: int) ->
         return Hold(reason=f"no member survives, and the death of {', '.join(unproven)} is not proven")
     able = sum(1 for s in standings if s.active)
     names = ", ".join(s.trainer for s in lost)
-    return _first(standings, min(wanted, max(able, 1)), f"all members lost ({names}): on from the last checkpoint")
+    return _first(standings, min(wanted, max(able, 1)), f"all members were lost ({names}), on from the last checkpoint")
 
 
 def _last(survivors: list[Standing], lost: list[Standing], broken: str) -> Decision:
@@ -111,12 +111,12 @@ def _ranked(chosen: list[Standing]) -> tuple[Member, ...]:
 def _reason(lost: list[Standing], joiners: list[Standing], broken: str) -> str:
     parts = []
     if lost:
-        parts.append(f"lost {', '.join(s.trainer for s in lost)}")
+        parts.append(f"{', '.join(s.trainer for s in lost)} {'was' if len(lost) == 1 else 'were'} lost")
     if joiners:
-        parts.append(f"{', '.join(s.trainer for s in joiners)} joins")
+        parts.append(f"{', '.join(s.trainer for s in joiners)} join{'s' * (len(joiners) == 1)}")
     if broken:
         parts.append(broken)
-    return "; ".join(parts)
+    return ", ".join(parts)
 
 
 def loss_budget(workers: int) -> int:

@@ -15,6 +15,9 @@ Step = NewType("Step", int)
 Incarnation = NewType("Incarnation", int)
 Seconds = NewType("Seconds", float)
 
+# Set in `__main__` of a trainer, so that code of the user's file can be told from the same code in a driver.
+TRAINER_MARK = "__atoll_trainer__"
+
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 

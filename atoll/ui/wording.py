@@ -71,10 +71,11 @@ _KIND_TONES: tuple[tuple[Tone, tuple[str, ...]], ...] = (
 # Kinds whose bare word says too little to someone who does not know the control plane.
 _TITLES = {
     "epoch": "new epoch",
-    "gone": "process has ended",
-    "began": "process started",
-    "assigned": "given a seat",
+    "gone": "process ended",
+    "started": "process started",
+    "assigned": "seat assigned",
     "ended": "run ended",
+    "peer-down": "connection lost",
 }
 
 

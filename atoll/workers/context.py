@@ -8,7 +8,9 @@ DDP, seeded generators), runs the function, sees to it that its last step is set
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atoll.clock import SystemClock
-from atoll.errors import AtollError, DeviceError, ProgramFailed
+from atoll.errors import AtollError, BatchError, DeviceError, ProgramFailed, UserError
 from atoll.schema.ids import RunId
 from atoll.schema.ids import Step as StepNumber
 from atoll.schema.messages import TrainerFailed, TrainerFinished
@@ -26,7 +28,7 @@ from atoll.workers.epoch_runtime import StoppedWaiting
 from atoll.workers.host import Host
 from atoll.workers.peers import Connect
 from atoll.workers.program_runtime import user_traceback
-from atoll.workers.samples import make_plan
+from atoll.workers.samples import Plan, make_plan
 from atoll.workers.torch_ddp import solo_group
 from atoll.workers.torch_engine import Lost
 from atoll.workers.torch_grains import seed_all
@@ -115,6 +117,7 @@ class Context:
         plan = make_plan(
             seed=self.seed, size=len(rows), global_batch=global_batch, micro_batch=micro_batch, steps=steps
         )
+        _check_shares(plan, self._host.identity.spec.workers)
         self._session.begin(rows, plan, loaders)
         return self._session.steps()
 
@@ -130,6 +133,15 @@ class Context:
         took = self._clock.monotonic() - began
         if took > limit_s:
             sys.stderr.write(f"atoll: {what} took {took:.1f} s, over its limit of {limit_s:g} s\n")
+
+
+def _check_shares(plan: Plan, workers: int) -> None:
+    if plan.grains < workers:
+        raise BatchError(
+            f"global_batch={plan.global_batch} in micro-batches of {plan.micro_batch} makes {plan.grains} for "
+            f"{workers} workers, one of them would have nothing to do; use a global_batch of at least "
+            f"{plan.micro_batch * workers}, a smaller micro_batch or fewer workers"
+        )
 
 
 def run_function(host: Host, function: Callable[[Context], Any], *, connect: Connect | None = None) -> int:
@@ -177,27 +189,30 @@ def _device(host: Host) -> torch.device:
 
 
 def _tell_failure(host: Host, session: Session, error: BaseException) -> int:
-    traceback.print_exception(error)
     session.settle_what_is_decided()
     known, spec = _explained(error), host.identity.spec
-    host.tell(
-        TrainerFailed(
-            trainer=host.identity.trainer,
-            step=StepNumber(session.standing.committed),
-            code=known.code,
-            problem=" ".join(str(known).split()),
-            traceback=user_traceback(error, Path(spec.working_dir, spec.file)),
-        )
+    fact = TrainerFailed(
+        trainer=host.identity.trainer,
+        step=StepNumber(session.standing.committed),
+        code=known.code,
+        problem=" ".join(str(known).split()),
+        traceback=user_traceback(error, Path(spec.working_dir, spec.file)),
     )
+    # What Atoll refuses is said in one line with its place; only what the program raised needs its frames.
+    frames = "" if isinstance(error, UserError) else fact.traceback
+    sys.stderr.write(f"{frames}atoll: {fact.problem} ({fact.code})\n")
+    host.tell(fact)
     return known.exit_code
 
 
 def _explained(error: BaseException) -> AtollError:
     """The error as one of Atoll's, with the place in the user's code."""
+    where = _user_line(error)
+    if isinstance(error, UserError):
+        return type(error)(f"{error}{where}")
     if isinstance(error, AtollError):
         return error
     text = f"{type(error).__name__}: {error}"
-    where = _user_line(error)
     if isinstance(error, RuntimeError | AssertionError) and _is_about_devices(str(error)):
         return DeviceError(f"{text}{where}; move model and batch with .to(ctx.device)")
     return ProgramFailed(f"{text}{where}")
@@ -209,7 +224,8 @@ def _is_about_devices(text: str) -> bool:
 
 
 def _user_line(error: BaseException) -> str:
-    """The last frame outside installed packages, as ` (file:line)`."""
+    """The last frame of the user's own code, as ` (file:line)`."""
+    others = (sysconfig.get_path("stdlib"), f"{Path(__file__).parents[1]}{os.sep}", "<")
     frames = traceback.extract_tb(error.__traceback__)
-    mine = [f for f in frames if "site-packages" not in f.filename and "/atoll/workers/" not in f.filename]
+    mine = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(others)]
     return f" ({mine[-1].filename}:{mine[-1].lineno})" if mine else ""

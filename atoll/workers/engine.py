@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from atoll.errors import AtollError
+
 if TYPE_CHECKING:
     import torch
 
@@ -46,20 +48,28 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What one step gave one request: a token (None at an abort), and the reason if it was the last."""
+    """What one step gave one request: a token (None at an abort), and the reason if it was the last.
+
+    `error` says what ended this request alone, and then `finish` is ABORT.
+    """
 
     request: str
     token: int | None
     finish: Finish | None = None
+    error: AtollError | None = None
 
 
 class Engine(Protocol):
-    """One model, many requests. Not thread-safe: one thread calls it."""
+    """One model, many requests. Not thread-safe: one thread calls it.
+
+    `context` is the most tokens of a request, prompt and answer together; token ids are below `vocab`.
+    """
 
     context: int
+    vocab: int
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises `SpecError` for one that can never fit."""
+        """Queue a request. Raises `SpecError` for one that can never run, or whose id is in use."""
         ...
 
     def abort(self, request: str) -> list[Output]:
@@ -80,5 +90,5 @@ class Engine(Protocol):
 
     @property
     def busy(self) -> bool:
-        """True while requests wait or run."""
+        """True while a step would go on with a request: some wait or run, and the engine is not paused."""
         ...

@@ -10,6 +10,8 @@ Sarathi-Serve, OSDI 2024). A request holds a slot of the key/value cache from it
 | prefill  | prompt computed    | decode   |
 | decode   | last token, length | gone     |
 | any      | abort              | gone     |
+
+The budget is at least the number of slots, so that each running request gets its token in every step.
 """
 
 from __future__ import annotations
@@ -20,6 +22,21 @@ from dataclasses import dataclass, field
 
 from atoll.errors import SpecError
 from atoll.workers.engine import Finish, Request
+
+
+def check_prompt(prompt: Sequence[int], *, context: int, vocab: int) -> None:
+    """Raises `SpecError` for a prompt that is empty, leaves no room for a token, or has ids that the model lacks."""
+    if not prompt:
+        raise SpecError("prompt is empty: give at least one token")
+    if len(prompt) >= context:
+        raise SpecError(
+            f"prompt has {len(prompt)} tokens, the model's context is {context}: shorten the prompt to "
+            f"{context - 1} tokens or fewer"
+        )
+    at = next((i for i, token in enumerate(prompt) if not 0 <= token < vocab), None)
+    if at is not None:
+        # By its place: the id itself may be a number of thousands of digits.
+        raise SpecError(f"prompt: the token at place {at} is not in the vocabulary, give ids from 0 to {vocab - 1}")
 
 
 @dataclass(slots=True)
@@ -35,6 +52,11 @@ class Entry:
     def tokens(self) -> tuple[int, ...]:
         """Prompt and emitted tokens."""
         return (*self.request.prompt, *self.emitted)
+
+    @property
+    def length(self) -> int:
+        """How many tokens there are."""
+        return len(self.request.prompt) + len(self.emitted)
 
     @property
     def decoding(self) -> bool:
@@ -64,8 +86,12 @@ class Batch:
 class Scheduler:
     """Slots, queue and budget of one engine."""
 
-    def __init__(self, *, slots: int, context: int, budget: int) -> None:
-        self.context = context
+    def __init__(self, *, slots: int, context: int, budget: int, vocab: int) -> None:
+        if not 1 <= slots <= budget:
+            raise SpecError(
+                f"slots={slots}, budget={budget}: at least one slot, and a budget of as many tokens as slots"
+            )
+        self._context, self._vocab = context, vocab
         self._budget = budget
         self._free = list(range(slots - 1, -1, -1))
         self._waiting: deque[Entry] = deque()
@@ -77,16 +103,12 @@ class Scheduler:
         return bool(self._waiting or self._running)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises `SpecError` where its prompt leaves no room for a token."""
-        if not request.prompt:
-            raise SpecError("prompt is empty: give at least one token")
-        if len(request.prompt) >= self.context:
-            raise SpecError(
-                f"prompt has {len(request.prompt)} tokens, the model's context is {self.context}: shorten the prompt to "
-                f"{self.context - 1} tokens or fewer"
-            )
+        """Queue a request. Raises `SpecError` where it can never run, or where its id is in use."""
+        check_prompt(request.prompt, context=self._context, vocab=self._vocab)
         if request.sampling.max_tokens < 1:
             raise SpecError(f"max_tokens={request.sampling.max_tokens}: at least 1")
+        if request.id in self._running or any(e.request.id == request.id for e in self._waiting):
+            raise SpecError(f"request {request.id!r} is here already: give each request an id of its own")
         self._waiting.append(Entry(request))
 
     def abort(self, request: str) -> bool:
@@ -132,13 +154,13 @@ class Scheduler:
     def sampling_of(self, request: str) -> tuple[Request, int]:
         """The request and the place of the token to choose next, counted from the first of the prompt."""
         sequence = self._running[request]
-        return sequence.request, len(sequence.tokens)
+        return sequence.request, sequence.length
 
     def _finish(self, sequence: Entry, token: int) -> Finish | None:
         sampling = sequence.request.sampling
         if token in sampling.stop_tokens:
             return Finish.STOP
-        full = len(sequence.tokens) >= self.context
+        full = sequence.length >= self._context
         return Finish.LENGTH if full or len(sequence.emitted) >= sampling.max_tokens else None
 
     def _prefill(self, sequence: Entry, budget: int, into: list[Chunk]) -> int:
@@ -156,7 +178,7 @@ class Scheduler:
             slot=sequence.slot,
             tokens=sequence.tokens[start : start + count],
             start=start,
-            last=start + count == len(sequence.tokens),
+            last=start + count == sequence.length,
         )
 
     def _release(self, request: str) -> bool:

@@ -1,7 +1,8 @@
 """A serving replica: builds the model, fills it from a checkpoint, and answers OpenAI-style requests over HTTP.
 
 It listens on the node's address behind the run's secret; people reach it through the gateway, which checks their tokens.
-A wish to stop, or SIGTERM, lets the requests in hand finish (up to `_DRAIN_S`) and takes no new ones.
+A wish to stop, or SIGTERM, lets the requests in hand finish (up to `_DRAIN_S`) and takes no new ones. An engine that
+cannot go on ends the replica with the reason.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import hmac
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -25,22 +27,25 @@ from torch import nn
 
 from atoll.checkpoint.fs_store import Store
 from atoll.clock import SystemClock
-from atoll.errors import AtollError, AuthError, CheckpointError, SpecError
+from atoll.errors import AtollError, AuthError, CheckpointError, ClusterError, SpecError
+from atoll.schema.http_requests import AskerGone, TooLargeError, json_object, read_body, while_there
 from atoll.schema.ids import Step
 from atoll.schema.messages import ServerReady
 from atoll.schema.spec import JobSpec
-from atoll.workers.engine import Finish, Output, Sampling
+from atoll.workers.engine import Finish, Output
 from atoll.workers.engine import Request as EngineRequest
 from atoll.workers.host import Host
-from atoll.workers.http_completions import Completion, StopWatch, chunk, parse, problem
+from atoll.workers.http_completions import Completion, StopWatch, chunk, parse, problem, usage
 from atoll.workers.program_runtime import load_function
-from atoll.workers.serving_runtime import EngineThread
+from atoll.workers.serving_runtime import EngineThread, warm
 from atoll.workers.tokenizer_runtime import Tokenizer, load
 from atoll.workers.torch_serving import TorchEngine
 
 _DRAIN_S = 10
 _POLL_S = 0.2
-_STATUS = {AuthError.code: 401, SpecError.code: 400}
+_STATUS = {AuthError.code: 401, SpecError.code: 400, TooLargeError.code: 413, ClusterError.code: 503}
+# What servers by custom write down for an asker that is gone; nobody reads it.
+_GONE_STATUS = 499
 _MODEL_PREFIX = "model."
 _DDP_PREFIX = "module."
 
@@ -53,17 +58,19 @@ def serve(host: Host) -> None:
     model = load_function(spec, spec.model)()
     if not isinstance(model, nn.Module):
         raise SpecError(f"model={spec.model!r} returned {type(model).__name__}; it must return a torch.nn.Module")
-    engine = TorchEngine(model)
+    engine = TorchEngine(model.to("cuda") if spec.gpus_per_worker > 0 and torch.cuda.is_available() else model)
     step = _fill(engine, spec)
-    _warm(engine)
+    tokenizer = load(spec.tokenizer, Path(spec.working_dir))
+    warm(engine)
     thread = EngineThread(engine)
-    replica = Replica(thread, load(spec.tokenizer, Path(spec.working_dir)), spec.name, host.identity.secret.hex())
-    listener = socket.create_server((host.listener.host, 0), backlog=128)
     try:
-        _run(replica, listener, host, step)
+        replica = Replica(thread, tokenizer, spec.name, host.identity.secret.hex())
+        with socket.create_server((host.listener.host, 0), backlog=128) as listener:
+            _run(replica, listener, host, step)
     finally:
-        listener.close()
         thread.close()
+    if thread.failure is not None:
+        raise thread.failure
 
 
 def _fill(engine: TorchEngine, spec: JobSpec) -> int:
@@ -85,13 +92,6 @@ def _fill(engine: TorchEngine, spec: JobSpec) -> int:
     return step or 0
 
 
-def _warm(engine: TorchEngine) -> None:
-    """One request, so that the first real one does not pay for first-time work."""
-    engine.add(EngineRequest(id="warm", prompt=(0,), sampling=Sampling(max_tokens=1, temperature=0)))
-    while engine.busy:
-        engine.step()
-
-
 def _run(replica: Replica, listener: socket.socket, host: Host, step: int) -> None:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -105,7 +105,7 @@ def _run(replica: Replica, listener: socket.socket, host: Host, step: int) -> No
                 step=Step(step),
             )
         )
-        watch = asyncio.create_task(_stop_when_asked(server, host))
+        watch = asyncio.create_task(_stop_when_asked(server, host, replica.engine))
         yield
         watch.cancel()
 
@@ -117,8 +117,9 @@ def _run(replica: Replica, listener: socket.socket, host: Host, step: int) -> No
     server.run(sockets=[listener])
 
 
-async def _stop_when_asked(server: uvicorn.Server, host: Host) -> None:
-    while host.mailbox.stop is None:  # noqa: ASYNC110 - the wish is set by another thread, in a mailbox without a loop
+async def _stop_when_asked(server: uvicorn.Server, host: Host, engine: EngineThread) -> None:
+    # Both are set by other threads, which know of no event loop.
+    while host.mailbox.stop is None and engine.failure is None:  # noqa: ASYNC110 - as said
         await asyncio.sleep(_POLL_S)
     server.should_exit = True
 
@@ -131,11 +132,10 @@ class Replica:
     tokenizer: Tokenizer
     model: str
     secret: str
-    served: int = 0
 
     async def text_of(
         self, ident: str, index: int, wanted: Completion
-    ) -> AsyncIterator[tuple[str, Finish | None, int]]:
+    ) -> AsyncGenerator[tuple[str, Finish | None, int], None]:
         """Pieces of one prompt's completion: (text, reason if the last, tokens so far)."""
         request = EngineRequest(id=f"{ident}-{index}", prompt=wanted.prompts[index], sampling=wanted.sampling)
         outputs, decoder, watch = self.engine.submit(request), self.tokenizer.decoder(), StopWatch(wanted.stops)
@@ -177,6 +177,8 @@ def application(replica: Replica, lifespan: Any = None) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
+        if replica.engine.failure is not None:
+            raise ClusterError(str(replica.engine.failure))
         return {"status": "ok"}
 
     @app.get("/v1/models")
@@ -187,23 +189,21 @@ def application(replica: Replica, lifespan: Any = None) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         _check(request, replica.secret)
-        wanted = parse(await _json(request), replica.tokenizer, seed=int.from_bytes(os.urandom(4), "big"))
-        for prompt in wanted.prompts:
-            _check_length(prompt, replica.engine.context)
-        replica.served += 1
+        engine, seed = replica.engine, int.from_bytes(os.urandom(4), "big")
+        body = json_object(await read_body(request.stream()))
+        wanted = parse(body, replica.tokenizer, seed=seed, context=engine.context, vocab=engine.vocab)
+        if engine.failure is not None:
+            # Before a stream begins: the gateway can still ask another replica.
+            raise ClusterError(str(engine.failure))
         ident, created = f"cmpl-{os.urandom(8).hex()}", int(clock.now())
         if wanted.stream:
             return StreamingResponse(_stream(replica, ident, created, wanted), media_type="text/event-stream")
-        return JSONResponse(await _whole(replica, ident, created, wanted))
+        try:
+            return JSONResponse(await while_there(request.receive, _whole(replica, ident, created, wanted)))
+        except AskerGone:
+            return Response(status_code=_GONE_STATUS)
 
     return app
-
-
-async def _json(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except ValueError as error:
-        raise SpecError(f"the body is not JSON: {error}") from None
 
 
 def _check(request: Request, secret: str) -> None:
@@ -213,33 +213,41 @@ def _check(request: Request, secret: str) -> None:
         raise AuthError("a replica answers its gateway only; ask the cluster's own address with your token")
 
 
-def _check_length(prompt: tuple[int, ...], context: int) -> None:
-    if not 0 < len(prompt) < context:
-        raise SpecError(f"prompt has {len(prompt)} tokens; this model takes 1 to {context - 1}")
-
-
 async def _stream(replica: Replica, ident: str, created: int, wanted: Completion) -> AsyncIterator[bytes]:
+    made = 0
     try:
-        async for text, finish, _count in replica.text_of(ident, 0, wanted):
-            if text or finish:
-                data = json.dumps(chunk(ident, created, replica.model, 0, text, finish))
-                yield f"data: {data}\n\n".encode()
+        async with aclosing(replica.text_of(ident, 0, wanted)) as pieces:
+            async for text, finish, made in pieces:  # noqa: B007 - the last one counts
+                if text or finish:
+                    yield _event(chunk(ident, created, replica.model, 0, text, finish))
+        if wanted.usage:
+            last = chunk(ident, created, replica.model, 0, "", None)
+            yield _event({**last, "choices": [], "usage": usage(len(wanted.prompts[0]), made)})
     except AtollError as error:
-        yield f"data: {json.dumps(problem(str(error), error.code))}\n\n".encode()
+        yield _event(problem(str(error), error.code))
     yield b"data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data)}\n\n".encode()
 
 
 async def _whole(replica: Replica, ident: str, created: int, wanted: Completion) -> dict[str, Any]:
     async def one(index: int) -> tuple[str, Finish | None, int]:
-        pieces = [piece async for piece in replica.text_of(ident, index, wanted)]
+        async with aclosing(replica.text_of(ident, index, wanted)) as stream:
+            pieces = [piece async for piece in stream]
         return "".join(text for text, _, _ in pieces), pieces[-1][1], pieces[-1][2]
 
-    results = await asyncio.gather(*(one(i) for i in range(len(wanted.prompts))))
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(i)) for i in range(len(wanted.prompts))]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    results = [task.result() for task in tasks]
     answer = chunk(ident, created, replica.model, 0, "", None)
     answer["choices"] = [
         chunk(ident, created, replica.model, i, text, finish)["choices"][0]
         for i, (text, finish, _) in enumerate(results)
     ]
-    prompt_tokens, made = sum(map(len, wanted.prompts)), sum(count for _, _, count in results)
-    answer["usage"] = {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
+    answer["usage"] = usage(sum(map(len, wanted.prompts)), sum(made for _, _, made in results))
     return answer

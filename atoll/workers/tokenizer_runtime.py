@@ -6,8 +6,9 @@ import codecs
 from pathlib import Path
 from typing import Any, Protocol
 
-from atoll.errors import ScriptNotFound
+from atoll.errors import ScriptNotFound, SpecError
 
+_BYTES = 256
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -36,7 +37,7 @@ class Tokenizer(Protocol):
 
 
 def load(name: str, directory: Path) -> Tokenizer:
-    """`bytes`, or the path of a tokenizer.json relative to `directory`. Raises `ScriptNotFound`."""
+    """`bytes`, or the path of a tokenizer.json relative to `directory`. Raises `ScriptNotFound`, `SpecError`."""
     if name == "bytes":
         return BytesTokenizer()
     path = directory / name
@@ -49,7 +50,7 @@ class BytesTokenizer:
     """Each byte of UTF-8 is a token."""
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """256 token ids."""
+        """Token ids from 0 to 255."""
         return tuple(text.encode())
 
     def decoder(self) -> Decoder:
@@ -62,7 +63,8 @@ class _BytesDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
-        return self._decoder.decode(bytes([token & 0xFF]))
+        # A model may have more tokens than there are bytes, for ends and the like: they are no text.
+        return self._decoder.decode(bytes([token])) if 0 <= token < _BYTES else ""
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -74,7 +76,11 @@ class FileTokenizer:
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer as Library  # noqa: PLC0415 - byte models do without
 
-        self._library = Library.from_file(str(path))
+        try:
+            self._library = Library.from_file(str(path))
+        except Exception as error:
+            # The library raises nothing narrower.
+            raise SpecError(f"{path} is no tokenizer.json: {error}; save it with the `tokenizers` library") from None
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids, special tokens as the file says."""
@@ -86,19 +92,28 @@ class FileTokenizer:
 
 
 class _LibraryDecoder:
-    """Decodes a growing list and gives out what is new, once it does not end within a character."""
+    """Gives out text once it does not end within a character.
+
+    A token's text may depend on the token before it (a leading space), so that the last ones given out are decoded again
+    with the new ones, and their text is taken off.
+    """
 
     def __init__(self, library: Any) -> None:
-        self._library, self._tokens, self._given = library, list[int](), 0
+        self._library = library
+        self._given, self._new = list[int](), list[int]()
 
     def feed(self, token: int) -> str:
-        self._tokens.append(token)
-        text = str(self._library.decode(self._tokens))
-        return "" if text.endswith(_REPLACEMENT) else self._give(text)
+        self._new.append(token)
+        text = self._text()
+        if not text or text.endswith(_REPLACEMENT):
+            return ""
+        self._given, self._new = self._new, []
+        return text
 
     def flush(self) -> str:
-        return self._give(str(self._library.decode(self._tokens)))
+        text, self._given, self._new = self._text(), self._new, []
+        return text
 
-    def _give(self, text: str) -> str:
-        new, self._given = text[self._given :], len(text)
-        return new
+    def _text(self) -> str:
+        before = str(self._library.decode(self._given))
+        return str(self._library.decode(self._given + self._new))[len(before) :]

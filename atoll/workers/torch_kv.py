@@ -18,6 +18,7 @@ class SlotCache:
         self._slots, self._context = slots, context
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rows = torch.zeros(0, dtype=torch.int64)
+        self._fresh = torch.zeros(0, dtype=torch.int64)
         self._span = 0
         self._mask = torch.zeros(0, dtype=torch.bool)
         self.positions = torch.zeros(0, 0, dtype=torch.int64)
@@ -25,6 +26,8 @@ class SlotCache:
     def aim(self, slots: torch.Tensor, positions: torch.Tensor) -> None:
         """The next forward computes `positions` [batch, length] of `slots` [batch]."""
         self._rows = slots
+        # A new request's slot is wiped: what is masked counts as zero times its value, and a NaN left there would show.
+        self._fresh = slots[positions[:, 0] == 0]
         self.positions = positions
         self._span = int(positions.max()) + 1
         keys = torch.arange(self._span, device=positions.device)
@@ -37,6 +40,8 @@ class SlotCache:
         `k` and `v` are [batch, kv_heads, length, head_dim]; `heads` is a multiple of `kv_heads`.
         """
         keys, values = self._memory(layer, k, v)
+        if self._fresh.numel():
+            keys[self._fresh], values[self._fresh] = 0, 0
         rows = self._rows[:, None]
         # Indexed by [batch, length] on the slot and place dimensions: the heads come last.
         keys[rows, self.positions] = k.transpose(1, 2)

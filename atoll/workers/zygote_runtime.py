@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from atoll.clock import SystemClock
 from atoll.schema.codec import Registry, encode
+from atoll.schema.ids import TRAINER_MARK
 from atoll.workers import trainer_runtime
 from atoll.workers.fork_messages import (
     ZYGOTE_REQUESTS,
@@ -172,7 +173,9 @@ def _import_if_there(name: str) -> None:
 
 def _be_nobody() -> None:
     """Give the trainer an empty `__main__`, so that the loader processes it spawns do not import this module."""
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    main = types.ModuleType("__main__")
+    main.__dict__[TRAINER_MARK] = True
+    sys.modules["__main__"] = main
 
 
 if __name__ == "__main__":

@@ -46,19 +46,19 @@ PAUSE_S = 0.8
 DIVERGED = "non-finite: the loss of step 42 is nan on rank 0; lower the rate or clip gradients. Nothing was committed."
 TOLD = (
     (0.1, "", "submitted", "train examples/train_gpt.py:train on 4 workers"),
-    (0.6, "", "placed", "all its seats are reserved"),
-    (1.9, "", "epoch", "epoch 1: all 4 workers are warm; members: t1, t2, t3, t4"),
+    (0.6, "", "placed", "the cluster has room for all its workers"),
+    (1.9, "", "epoch", "1: all members are ready; members t1, t2, t3, t4"),
     (13.0, "", "checkpoint", "step 50 is durable, 61.4 MiB"),
-    (24.0, "t3", "lost", "process 4121 was ended by signal 9; two peers saw its connection reset"),
-    (24.1, "", "epoch", "epoch 2: t3 was lost and spare t5 takes rank 2; step 103 is tried again"),
-    (24.8, "t5", "joined", "epoch 2, on at step 103"),
-    (26.0, "t6", "ready", "warm, peers reach it at 10.0.0.4:40413"),
+    (24.0, "t3", "lost", "killed by SIGKILL"),
+    (24.1, "", "epoch", "2: t3 was lost, t5 joins; members t1, t2, t4, t5"),
+    (24.8, "t5", "joined", "epoch 2 from step 103"),
+    (26.0, "t6", "ready", "warm, listens at 10.0.0.4:40413"),
     (34.0, "", "checkpoint", "step 150 is durable, 61.4 MiB"),
-    (43.5, "t6", "lost", "process 4142 was ended by signal 9"),
-    (44.0, "t1", "lost", "process 4107 was ended by signal 9; no spare is ready"),
-    (44.1, "", "epoch", "epoch 3: t1 was lost; 16 grains are shared as 6, 5 and 5"),
-    (52.0, "", "epoch", "epoch 4: t7 is warm and takes rank 3 with the state of step 219"),
-    (52.4, "t8", "ready", "warm, peers reach it at 10.0.0.4:40951"),
+    (43.5, "t6", "lost", "killed by SIGKILL"),
+    (44.0, "t1", "lost", "killed by SIGKILL"),
+    (44.1, "", "epoch", "3: t1 was lost; members t2, t4, t5"),
+    (52.0, "", "epoch", "4: t7 joins; members t2, t4, t5, t7"),
+    (52.4, "t8", "ready", "warm, listens at 10.0.0.4:40951"),
 )
 
 

@@ -98,7 +98,7 @@ def test_failed_run_shows_the_programs_traceback_and_one_line_with_the_next_step
     assert code == 2
     assert 'Traceback (most recent call last):\n  File "train.py", line 3\nValueError: no data\n' in out
     assert "bye" not in out
-    assert "atoll: run train-1 failed at step 0: ValueError: no data (program-failed); see `atoll logs train-1`" in out
+    assert "atoll: run train-1 failed: ValueError: no data (program-failed); see `atoll logs train-1`" in out
     assert err == ""
 
 
