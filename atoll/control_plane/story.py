@@ -37,7 +37,7 @@ def told(record: r.Record) -> Line | None:
             return record.seat, "seat-freed", "its resources are free again"
         case r.EpochRaised():
             names = ", ".join(m.trainer for m in record.members)
-            return record.run, "epoch", f"{record.epoch}: {record.reason}; members {names}"
+            return record.run, "epoch", f"{record.epoch} of {names}: {record.reason}"
         case r.CheckpointKept():
             return record.run, "checkpoint", f"step {record.step} is durable at {record.path}"
         case _:

@@ -79,7 +79,7 @@ def parse(body: Mapping[str, Any], tokenizer: Tokenizer, *, seed: int, context: 
 
 def _number(body: Mapping[str, Any], key: str) -> Any:
     kind, least, most = _NUMBERS[key]
-    value = body[key]
+    value: Any = body[key]
     # A comparison that NaN fails, too.
     if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
         what = "whole number" if kind is int else "number"

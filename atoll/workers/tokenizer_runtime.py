@@ -78,8 +78,7 @@ class FileTokenizer:
 
         try:
             self._library = Library.from_file(str(path))
-        except Exception as error:
-            # The library raises nothing narrower.
+        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
             raise SpecError(f"{path} is no tokenizer.json: {error}; save it with the `tokenizers` library") from None
 
     def encode(self, text: str) -> tuple[int, ...]:

@@ -47,17 +47,17 @@ DIVERGED = "non-finite: the loss of step 42 is nan on rank 0; lower the rate or 
 TOLD = (
     (0.1, "", "submitted", "train examples/train_gpt.py:train on 4 workers"),
     (0.6, "", "placed", "the cluster has room for all its workers"),
-    (1.9, "", "epoch", "1: all members are ready; members t1, t2, t3, t4"),
+    (1.9, "", "epoch", "1 of t1, t2, t3, t4: all members are ready"),
     (13.0, "", "checkpoint", "step 50 is durable, 61.4 MiB"),
     (24.0, "t3", "lost", "killed by SIGKILL"),
-    (24.1, "", "epoch", "2: t3 was lost, t5 joins; members t1, t2, t4, t5"),
+    (24.1, "", "epoch", "2 of t1, t2, t4, t5: t3 was lost, t5 joins"),
     (24.8, "t5", "joined", "epoch 2 from step 103"),
     (26.0, "t6", "ready", "warm, listens at 10.0.0.4:40413"),
     (34.0, "", "checkpoint", "step 150 is durable, 61.4 MiB"),
     (43.5, "t6", "lost", "killed by SIGKILL"),
     (44.0, "t1", "lost", "killed by SIGKILL"),
-    (44.1, "", "epoch", "3: t1 was lost; members t2, t4, t5"),
-    (52.0, "", "epoch", "4: t7 joins; members t2, t4, t5, t7"),
+    (44.1, "", "epoch", "3 of t2, t4, t5: t1 was lost"),
+    (52.0, "", "epoch", "4 of t2, t4, t5, t7: t7 joins"),
     (52.4, "t8", "ready", "warm, listens at 10.0.0.4:40951"),
 )
 

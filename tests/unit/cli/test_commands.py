@@ -75,7 +75,7 @@ def test_attached_run_shows_progress_and_ends_with_the_runs_exit_code(atoll, clu
     cluster.control._submit = finish
     code, out, _ = atoll("run", "train.py")
     assert code == 0
-    assert "train-1-t1  lost: killed by signal 9" in out
+    assert "t1 lost: killed by signal 9" in out
     assert "step 1  loss 2.5000  held-out loss 2.7500  tokens/s 640" in out
     assert f"dashboard: {cluster.url}/runs/train-1" in out
     assert "run train-1 succeeded" in out

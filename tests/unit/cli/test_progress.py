@@ -11,7 +11,7 @@ from atoll.cli_run import parse_settings, split_path
 from atoll.cli_tables import ago, size
 from atoll.control_plane.rest_memory import running
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, RunState
 
 
 def a_point(step, *, at=None, **metrics):
@@ -57,8 +57,20 @@ def test_facts_name_members_epoch_and_the_last_durable_checkpoint():
 def test_bookkeeping_events_are_kept_quiet_and_losses_shown():
     progress = Progress()
     assert progress.take(an_event("seat-taken")) is None
-    assert progress.take(an_event("lost", seq=9)) == "r-t1  lost: text"
+    assert progress.take(an_event("lost", seq=9)) == "t1 lost: text"
     assert progress.after == 9
+
+
+def test_regroup_is_told_once_however_many_members_join():
+    progress = Progress()
+    joined = [dataclasses.replace(an_event("joined", seq), text="epoch 2 from step 9") for seq in (1, 2)]
+    assert [progress.take(event) for event in joined] == ["training goes on: epoch 2 from step 9", None]
+
+
+def test_queued_run_says_what_it_waits_for():
+    progress = Progress()
+    progress.take(dataclasses.replace(a_view(), state=RunState.QUEUED, reason="waiting for room"))
+    assert dict(progress.facts())["state"] == "queued, waiting for room"
 
 
 def test_plain_display_prints_lines_and_a_status_every_few_seconds():
@@ -69,7 +81,7 @@ def test_plain_display_prints_lines_and_a_status_every_few_seconds():
             display.show(a_point(step, loss=1.0))
     lines = out.getvalue().splitlines()
     assert lines[0] == "r  dashboard: http://127.0.0.1:1/runs/r"
-    assert lines[1] == "r-t1  epoch: text"
+    assert lines[1] == "t1 epoch: text"
     assert [line.split()[3] for line in lines[2:]] == ["1", "6", "11", "11"]
 
 
