@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from gpt import CONTEXT, GPT
+from gpt import GPT
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -24,6 +24,7 @@ from train_gpt import corpus, train
 import atoll
 from atoll import config, launch, launch_spec
 from atoll.checkpoint.fs_inspect import verify
+from atoll.cli_progress import Progress
 from atoll.clock import SystemClock
 from atoll.schema.spec import JobKind
 from atoll.workers.account import merge
@@ -39,7 +40,6 @@ class Story:
     """What the demo saw of the run."""
 
     points: list = dataclasses.field(default_factory=list)
-    events: int = 0
     killed_at: float | None = None
     killed_in: int = 0
 
@@ -48,41 +48,30 @@ class Story:
         return next((p.metrics[name] for p in reversed(self.points) if name in p.metrics), NAN)
 
 
-def screen(view, story, url):
+def screen(progress, url):
     """One look at a living run."""
-    recent = story.points[-10:]
-    speed = sum(p.samples for p in recent) * CONTEXT / max(1e-9, sum(p.step_s for p in recent))
-    rows = {
-        "step": f"{view.step} of {STEPS}",
-        "loss": f"{story.metric('loss'):.3f}",
-        "held-out loss": f"{story.metric('heldout_loss'):.3f}",
-        "tokens/s": f"{speed:,.0f}",
-        "members": f"{view.members} of {view.workers_wanted}, {view.spares} spare",
-        "epoch": str(view.epoch),
-        "last durable checkpoint": f"step {view.checkpoint.step}" if view.checkpoint else "none yet",
-        "dashboard": url,
-    }
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", value)
+    for name, value in [*progress.facts(), ("dashboard", url)]:
+        table.add_row(f"[bold]{name}[/]", f"{value} of {STEPS}" if name == "step" else value)
     return table
 
 
 def follow(client, run):
     """Watch the run to its end; half-way, end one worker without warning."""
-    story, printed, url = Story(), 0.0, f"{client.url}/runs/{run}"
+    story, progress, printed, url = Story(), Progress(), 0.0, f"{client.url}/runs/{run}"
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while True:
-            view = client.run(run)
-            story.points += client.metrics(run, after_step=story.points[-1].step if story.points else -1)
-            for event in client.events(run, after=story.events):
-                story.events = event.seq
-                console.print(f"[cyan]{event.subject}[/] {event.text}", markup=True)
+            view, points = client.run(run), client.metrics(run, after_step=progress.after_step)
+            story.points += points
+            for item in [*client.events(run, after=progress.after), *points, view]:
+                line = progress.take(item)
+                if line:
+                    console.print(f"[cyan]{line}[/]")
             if view.state.ended:
                 return view, story
-            look = screen(view, story, url)
+            look = screen(progress, url)
             live.update(look)
-            if not console.is_terminal and story.points and time.monotonic() - printed > 10:
+            if not console.is_terminal and points and time.monotonic() - printed > 10:
                 printed = time.monotonic()
                 console.print(look)
             if story.killed_at is None and view.step >= STEPS // 2:

@@ -57,7 +57,7 @@ class TokenFile:
             raise DataError(f"window={window}: at least 1 token")
         if dtype not in _TOKEN_TYPES:
             raise DataError(f"dtype={dtype!r}: one of {', '.join(_TOKEN_TYPES)}")
-        self.window = window
+        self.window = self.tokens_per_row = window
         self._dtype = dtype
         self._path = Path(source) if isinstance(source, str | Path) else None
         self._tokens: np.ndarray | None = None if self._path else _as_tokens(source)

@@ -22,7 +22,7 @@ _SHOWN = 80
 _UNSUPPORTED: Mapping[str, Sequence[Any]] = {
     "n": (None, 1),
     "best_of": (None, 1),
-    "logprobs": (None, False),
+    "logprobs": (None,),
     "suffix": (None, ""),
     "logit_bias": (None, {}),
     "presence_penalty": (None, 0),

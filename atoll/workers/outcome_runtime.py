@@ -65,6 +65,8 @@ class Outcomes:
         self._waiting: deque[tuple[Outcome, _Round]] = deque()
         self._regrouped: _Round | None = None
         self._regrouped_at = 0
+        # Of data that is text: steps then tell their tokens, for rates.
+        self.tokens_per_row = 0
         # A rank 0 tells of step s at the latest when it begins s + 2, which nobody commits without it.
         self._shown: deque[StepCommitted] = deque(maxlen=2)
 
@@ -122,12 +124,15 @@ class Outcomes:
             at=self._clock.now(),
             step_s=outcome.seconds,
             samples=outcome.samples,
-            metrics=means(sums),
+            metrics=means(sums) | self._tokens(outcome.samples),
         )
         self._shown.append(fact)
         self._host.tell(fact if around.leader else replace(fact, metrics={}))
         for call in outcome.calls:
             call()
+
+    def _tokens(self, samples: int) -> dict[str, float]:
+        return {"tokens": float(samples * self.tokens_per_row)} if self.tokens_per_row else {}
 
 
 def _encode(late: dict[int, Sums]) -> bytes:

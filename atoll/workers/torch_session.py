@@ -73,6 +73,7 @@ class Session:
         check_rows(rows)
         flat_state(self.managed.state(), plan, 0)  # refuse what cannot be saved now, not at the first checkpoint
         self._plan = plan
+        self._outcomes.tokens_per_row = getattr(rows, "tokens_per_row", 0)
         self._loader = SpawnedLoader(rows, plan, loaders, self._following) if loaders else LocalLoader(rows, plan)
         parts = Parts(
             host=self._host,
