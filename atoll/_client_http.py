@@ -92,7 +92,7 @@ def may_repeat(call: Call[Any], error: Exception) -> bool:
 def unreachable(url: str, error: Exception) -> ConnectError:
     """The error of a server that gives no answer."""
     why = str(error) or type(error).__name__
-    return ConnectError(f"nothing answers at {url} ({why}); see `atoll status`, or start the cluster with `atoll up`")
+    return ConnectError(f"nothing answers at {url} ({why}); start the cluster with `atoll up`, or correct the address")
 
 
 def transport_errors() -> tuple[type[Exception], ...]:

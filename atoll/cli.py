@@ -68,7 +68,7 @@ def up(
     address: Annotated[
         str | None, typer.Option(help="GCS address of a running Ray cluster; else one is started.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port of REST and dashboard.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of REST and dashboard.")] = None,
 ) -> None:
     """Start Atoll, on a Ray cluster of its own unless one is named, and leave it running."""
     console, settings = _console(), config.load()

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 # What a watcher wants to see; the bookkeeping around it is in `atoll story`, the end is told when the view closes.
 _SHOWN = frozenset(
-    {"ready", "epoch", "joined", "lost", "finished", "failed", "checkpoint", "checkpoint-failed", "stopping"}
+    {"ready", "epoch", "joined", "lost", "finished", "checkpoint", "checkpoint-failed", "stopping"}
     | {"serving", "seat-failed", "node-lost"}
 )
-_LOUD = frozenset({"lost", "failed", "epoch"})
+_LOUD = frozenset({"lost", "epoch"})
 # Rates are taken over this many steps: one step's time jumps about.
 _RATE_STEPS = 20
 # Beyond it four decimals are noise.

@@ -17,14 +17,21 @@ _STYLES = {
     RunState.FAILED: "bold red",
     RunState.STOPPING: "yellow",
 }
+_LARGE_LOSS = 1e6
 _UNITS = [("d", 86400), ("h", 3600), ("min", 60)]
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # An id that is broken over two lines cannot be copied.
+        table.add_column(column, overflow="fold", no_wrap=column == "RUN")
     return table
+
+
+def loss_text(value: float) -> str:
+    """A loss in four decimals, of which a very large one has none worth showing."""
+    return f"{value:.4f}" if abs(value) < _LARGE_LOSS else f"{value:.4g}"
 
 
 def ago(at: float, now: float) -> str:
@@ -54,7 +61,7 @@ def runs(views: Sequence[RunView], now: float) -> Table:
             view.kind.value,
             Text(view.state.value, style=_STYLES.get(view.state, "")),
             str(view.step),
-            "" if loss is None else f"{loss:.4f}",
+            "" if loss is None else loss_text(loss),
             f"{view.members}/{view.workers_wanted}+{view.spares}",
             str(view.epoch),
             ago(view.submitted_at, now),

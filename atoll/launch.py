@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from atoll import config
 from atoll.config import ClusterFile, Config, Target
-from atoll.errors import AtollError, ConnectError, ScriptNotFound, UserError
+from atoll.errors import AtollError, AuthError, ConnectError, ScriptNotFound, UserError
 from atoll.launch_spec import JobOptions, build, script
 from atoll.schema.ids import TRAINER_MARK, RunId
 
@@ -168,7 +168,7 @@ def find(settings: Config, address: str | None, *, may_embed: bool, say: Say) ->
         return Found(target=_target(_bootstrap().ensure(settings.ray_address, settings.home, progress=say)))
     for cluster in config.known_clusters(settings.home):
         target = Target(url=cluster.rest_url, token=config.read_token(settings))
-        if _answers(target):
+        if _answers(target, explicit=settings.token is not None):
             return Found(target=target)
     if not may_embed:
         raise ConnectError("a detached run needs a cluster that outlives this command; start one with `atoll up`")
@@ -211,12 +211,16 @@ def _target(info: ClusterInfo) -> Target:
     return Target(url=config.as_url(info.rest_url), token=info.token)
 
 
-def _answers(target: Target) -> bool:
+def _answers(target: Target, *, explicit: bool) -> bool:
     from atoll.client import Client  # noqa: PLC0415 - as above
 
     try:
         with Client(target.url, target.token, patience_s=0, answer_s=2) as client:
             client.version()
+    except AuthError:
+        if explicit:
+            raise
+        return False
     except AtollError:
         return False
     return True

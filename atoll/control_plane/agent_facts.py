@@ -15,7 +15,7 @@ from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
 from atoll.control_plane.state import Run, Trainer
 from atoll.control_plane.story import brief
-from atoll.errors import AtollError, UserError
+from atoll.errors import AtollError, CheckpointError, UserError
 from atoll.fault.detector import MEMORY_S, Blame
 from atoll.schema import messages as m
 from atoll.schema.ids import NodeId, RunId, TrainerId
@@ -35,7 +35,8 @@ def _tree(root: type[AtollError]) -> dict[str, int]:
 # What is worth knowing of a run that ended already: it happened before, and was on its way here meanwhile.
 LATE = (m.StepCommitted, m.CheckpointCommitted)
 EXIT_CODES = _tree(AtollError)
-PROGRAM_FAULTS = frozenset(_tree(UserError))
+# A checkpoint that one trainer finds damaged is so for whoever takes its place.
+FATAL = frozenset({*_tree(UserError), CheckpointError.code})
 
 
 def attached(desk: Desk, hello: m.AgentHello) -> None:
@@ -277,7 +278,7 @@ def _outcome(desk: Desk, run: Run, trainer: Trainer, fact: m.TrainerFinished | m
         return
     when = f" after step {fact.step}" if fact.step else ""
     reason = f"{fact.problem} ({fact.code}{when})"
-    if fact.code in PROGRAM_FAULTS or fact.code not in EXIT_CODES:
+    if fact.code in FATAL or fact.code not in EXIT_CODES:
         end_trainer(desk, run, trainer, r.End.FAILED, reason)
         begin_stop(
             desk, run, RunState.FAILED, brief(run.run, f"{trainer.trainer}: {reason}"), EXIT_CODES.get(fact.code, 2)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atoll.errors import ConnectError, PortInUse, SchemaError
+from atoll.errors import ClusterError, ConnectError, PortInUse, SchemaError
 from atoll.schema.codec import decode_as, to_plain
 
 DEFAULT_WEB_PORT = 8799
@@ -54,8 +54,14 @@ class ClusterRecord:
 
 
 def private_dir(path: Path) -> Path:
-    """`path`, made if need be, closed to others."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """`path`, made if need be, closed to others. Raises `ClusterError` where it cannot be made or written."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        problem = "" if os.access(path, os.W_OK | os.X_OK) else "it is not writable"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise ClusterError(f"cannot keep state in {path}: {problem}; set ATOLL_HOME to a directory that is yours")
     return path
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from atoll.errors import AtollError, SpecError
 from atoll.schema.http_requests import AskerGone, TooLargeError, json_object, read_body, while_there
@@ -107,8 +108,8 @@ async def _forward(tries: Sequence[Mapping[str, Any]], body: bytes) -> Response:
                 if answer.status_code == _UNAVAILABLE:
                     problems.append(f"{server['trainer']}: {_message(await answer.aread())}")
                 elif answer.headers.get("content-type", "").startswith(_STREAM):
-                    stack.pop_all()
-                    return StreamingResponse(_pass_on(client, answer), media_type=_STREAM)
+                    stack.push_async_callback(answer.aclose)
+                    return _Stream(answer, stack.pop_all())
                 else:
                     kind = answer.headers.get("content-type", "application/json")
                     return Response(await answer.aread(), status_code=answer.status_code, media_type=kind)
@@ -139,16 +140,25 @@ def _slow(server: Mapping[str, Any]) -> str:
     return f"replica {server['trainer']} did not answer within {_TIMEOUT.read:g} s; ask for fewer tokens, or set 'stream': true"
 
 
-async def _pass_on(client: httpx.AsyncClient, answer: httpx.Response) -> AsyncIterator[bytes]:
+class _Stream(StreamingResponse):
+    """A replica's stream. Its connection is closed at the end, also when the asker was gone before the first piece."""
+
+    def __init__(self, answer: httpx.Response, held: AsyncExitStack) -> None:
+        super().__init__(_pass_on(answer), media_type=_STREAM)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+async def _pass_on(answer: httpx.Response) -> AsyncIterator[bytes]:
     try:
         async for piece in answer.aiter_raw():
             yield piece
     except httpx.TransportError as error:
         text = f"the replica broke off: {error or type(error).__name__}; ask again"
         yield f"data: {json.dumps(_problem('replica-lost', text))}\n\n".encode()
-    finally:
-        await answer.aclose()
-        await client.aclose()
 
 
 def _problem(code: str, message: str) -> dict[str, Any]:

@@ -118,7 +118,9 @@ class Guard:
             return signed_in
         if scope["type"] == "http" and wants_page(scope):
             return RedirectResponse(f"{LOGIN}?next={quote(scope['path'])}", status_code=_SEE_OTHER)
-        problem = AuthError("no or wrong token; send `Authorization: Bearer TOKEN` (~/.atoll/token, or ATOLL_TOKEN)")
+        problem = AuthError(
+            "no or wrong token; send `Authorization: Bearer TOKEN` (the file `token` in ATOLL_HOME, ~/.atoll unless set, or ATOLL_TOKEN)"
+        )
         return problem_response(problem)
 
     def _without_token_in_url(self, scope: Scope) -> Response | None:

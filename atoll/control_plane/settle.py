@@ -98,8 +98,9 @@ def free_seat(desk: Desk, run: Run, seat: SeatId) -> None:
 
 
 def _check_over(desk: Desk, run: Run) -> None:
-    members = [run.trainers[t] for t in run.member_ids()]
-    if run.finished() and not any(t.active for t in members or run.active()):
+    # Whoever was named and never joined has nothing to finish: alone it would begin the run anew.
+    needed = [t for t in map(run.trainers.__getitem__, run.member_ids()) if t.holds] if run.members else run.active()
+    if run.finished() and not any(t.active for t in needed):
         begin_stop(desk, run, RunState.SUCCEEDED, f"finished after step {run.step}", 0)
     elif run.start_failures >= policy.START_BUDGET:
         reason = f"{run.start_failures} trainers in a row died before they were ready; {_last_words(run)}"
@@ -236,6 +237,7 @@ def _standing(run: Run, trainer: Trainer) -> policy.Standing:
         ready=trainer.ready,
         proven_gone=trainer.gone,
         finished=trainer.ended is not None and trainer.ended.end is r.End.FINISHED,
+        holds=trainer.holds,
     )
 
 

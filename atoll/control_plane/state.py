@@ -34,6 +34,7 @@ class Trainer:
     began: r.TrainerBegan | None = None
     ended: r.TrainerEnded | None = None
     gone: bool = False
+    founder: bool = False
     # volatile
     asked: bool = False
     ready: bool = False
@@ -48,6 +49,11 @@ class Trainer:
     def active(self) -> bool:
         """True while it has, or may get, a part in the run."""
         return self.ended is None
+
+    @property
+    def holds(self) -> bool:
+        """True once it may hold the run's state: it joined an epoch, or is of the first one (or of one begun anew)."""
+        return self.founder or self.joined > NO_EPOCH
 
 
 @dataclass(slots=True)
@@ -206,6 +212,9 @@ def _apply_epoch(run: Run, record: r.EpochRaised) -> None:
     if record.epoch != run.epoch + 1:
         raise TransitionError(f"run {run.run}: epoch {record.epoch} cannot follow {run.epoch}")
     run.state = after(run.run, run.state, Move.START)
+    if not any(run.trainers[t].active for t in run.member_ids()):
+        for member in record.members:
+            run.trainers[member.trainer].founder = True
     run.epoch, run.members, run.reason = record.epoch, record.members, record.reason
 
 

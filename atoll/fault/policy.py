@@ -1,7 +1,8 @@
 """What is done about losses: who the members of the next epoch are, and when a program has failed too often.
 
 Survivors keep their order, so the lowest rank stays with whoever held it longest; spares and replacements come after.
-Law 1: if no member of the old epoch survives, a new one may begin only with proof that all of them are dead.
+Law 1: if no member of the old epoch survives, a new one may begin only with proof that all of them are dead. A member
+that was named and never joined is no survivor in this sense: nobody waits for its vote, and it holds no state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BACKOFF_S = (0.0, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A trainer as the policy sees it."""
+    """A trainer as the policy sees it. `holds`: it joined an epoch, or is of the first, so it may hold the run's state."""
 
     trainer: TrainerId
     node: NodeId
@@ -30,6 +31,7 @@ class Standing:
     ready: bool
     proven_gone: bool
     finished: bool
+    holds: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +67,10 @@ def decide(
     old = [known[m.trainer] for m in members]
     survivors = [s for s in old if s.active]
     lost = [s for s in old if not s.active and not s.finished]
+    holders = [s for s in survivors if s.holds]
     if any(s.finished for s in standings):
-        return _last(survivors, lost, broken)
-    if not survivors:
+        return _last(holders, lost, broken)
+    if not survivors or (lost and not holders):
         return _anew(lost, standings, wanted)
     joiners = _joiners(members, standings)[: wanted - len(survivors)]
     if not lost and not broken and not joiners:

@@ -138,8 +138,8 @@ class Context:
 def _check_shares(plan: Plan, workers: int) -> None:
     if plan.grains < workers:
         raise BatchError(
-            f"global_batch={plan.global_batch} in micro-batches of {plan.micro_batch} makes {plan.grains} for "
-            f"{workers} workers, one of them would have nothing to do; use a global_batch of at least "
+            f"global_batch={plan.global_batch} in micro-batches of {plan.micro_batch} makes {plan.grains}, too few for "
+            f"{workers} workers to share; use a global_batch of at least "
             f"{plan.micro_batch * workers}, a smaller micro_batch or fewer workers"
         )
 

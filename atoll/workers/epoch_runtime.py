@@ -8,6 +8,7 @@ is told as evidence (`PeerDown`); what follows from it is not decided here.
 
 from __future__ import annotations
 
+import functools
 import threading
 
 from atoll.errors import PeerError
@@ -63,7 +64,7 @@ class EpochLink:
             comm = self._try(membership)
             if comm is None:
                 continue
-            comm.on_poison(self._poisoned)
+            comm.on_poison(functools.partial(self._poisoned, membership.epoch))
             with self._changed:
                 self._comm, self.epoch = comm, membership.epoch
                 overtaken = self._newest is not None and self._newest.epoch > membership.epoch
@@ -135,8 +136,8 @@ class EpochLink:
                 self._tell_down(membership.epoch, TrainerId(error.culprit) if error.culprit else None, str(error))
             return None
 
-    def _poisoned(self, poison: PoisonLike) -> None:
-        self._tell_down(self.epoch, poison.culprit, poison.reason)
+    def _poisoned(self, epoch: Epoch, poison: PoisonLike) -> None:
+        self._tell_down(epoch, poison.culprit, poison.reason)
 
     def _tell_down(self, epoch: Epoch, peer: TrainerId | None, evidence: str) -> None:
         me = self._host.identity.trainer

@@ -80,8 +80,9 @@ def parse(body: Mapping[str, Any], tokenizer: Tokenizer, *, seed: int, context: 
 def _number(body: Mapping[str, Any], key: str) -> Any:
     kind, least, most = _NUMBERS[key]
     value: Any = body[key]
+    fits = isinstance(value, kind) and not isinstance(value, bool)
     # A comparison that NaN fails, too.
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+    if not (fits and least <= value <= most):
         what = "whole number" if kind is int else "number"
         raise SpecError(f"{key}={_shown(value)}: a {what} from {least:g} to {most:g}")
     return value

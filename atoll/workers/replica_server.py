@@ -23,6 +23,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 from torch import nn
 
 from atoll.checkpoint.fs_store import Store
@@ -197,7 +198,7 @@ def application(replica: Replica, lifespan: Any = None) -> FastAPI:
             raise ClusterError(str(engine.failure))
         ident, created = f"cmpl-{os.urandom(8).hex()}", int(clock.now())
         if wanted.stream:
-            return StreamingResponse(_stream(replica, ident, created, wanted), media_type="text/event-stream")
+            return _Stream(_stream(replica, ident, created, wanted))
         try:
             return JSONResponse(await while_there(request.receive, _whole(replica, ident, created, wanted)))
         except AskerGone:
@@ -213,7 +214,19 @@ def _check(request: Request, secret: str) -> None:
         raise AuthError("a replica answers its gateway only; ask the cluster's own address with your token")
 
 
-async def _stream(replica: Replica, ident: str, created: int, wanted: Completion) -> AsyncIterator[bytes]:
+class _Stream(StreamingResponse):
+    """Events, whose source is closed as soon as the asker is gone, not when its memory is collected."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
+async def _stream(replica: Replica, ident: str, created: int, wanted: Completion) -> AsyncGenerator[bytes, None]:
     made = 0
     try:
         async with aclosing(replica.text_of(ident, 0, wanted)) as pieces:

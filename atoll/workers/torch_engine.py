@@ -4,7 +4,8 @@
     grains      each from the same buffers and its own random numbers; the last one's backward reduces (torch_reducer)
     commit      write what was fed, vote, and - if every member voted - let the update happen (at the first
                 `optimizer.step`, else at the end of the body)
-    close       acknowledge in the background, begin a checkpoint if one is due
+    close       acknowledge in the background
+    boundary    the program asks for the next step: begin a checkpoint if one is due
 
 When the epoch ends, whatever waits returns; the body drains, and the next place where Atoll owns the stack raises
 `Retry`. A member that voted and has not learnt the outcome keeps its gradients and asks `resolve` (the regroup): either
@@ -36,7 +37,7 @@ from atoll.workers.saving_runtime import Saving
 from atoll.workers.torch_grains import BEFORE_LOOP, Buffers, seed_all
 from atoll.workers.torch_loader import Loader
 from atoll.workers.torch_managed import Managed
-from atoll.workers.torch_reducer import Reducer
+from atoll.workers.torch_reducer import Reducer, told_of_leavers
 from atoll.workers.torch_step import Retry, Step
 from atoll.workers.transaction import StepEvent, StepState, Transaction
 
@@ -79,7 +80,9 @@ class Engine:
         self._parts = parts
         self._link = parts.link
         self._resolve = resolve
+        self._trainable = parts.managed.trainable()
         self._reducer = Reducer(parts.managed.reduced_parameters())
+        self._end_watch = parts.managed.watch()
         self._buffers = Buffers(parts.managed.modules)
         self._clock = SystemClock()
         self._step: Step | None = None
@@ -87,7 +90,8 @@ class Engine:
         self._updates = 0
 
     def make(self, grains: range) -> Step:
-        """The next step to try, with this member's grains."""
+        """The next step to try, with this member's grains. What the program changes from here on belongs to it."""
+        self._parts.managed.record()
         number = self._parts.standing.committed + 1
         last, tries = self._tries
         self._tries = (number, tries + 1 if last == number else 1)
@@ -101,6 +105,7 @@ class Engine:
 
     def shut(self) -> None:
         """Take hooks off the user's parameters."""
+        self._end_watch()
         self._reducer.close()
 
     # -- called by the step --------------------------------------------------------------------------------------------
@@ -109,10 +114,19 @@ class Engine:
         """Step entry."""
         self._step = step
         failpoint("step-entry")
+        self._follow_freezing()
         self._reducer.open(self._link.comm)
-        self._parts.managed.record()
         self._buffers.record()
         seed_all(self.seed, step.index, BEFORE_LOOP)
+
+    def _follow_freezing(self) -> None:
+        """The program may freeze, thaw or add parameters between steps."""
+        trainable = self._parts.managed.trainable()
+        if trainable != self._trainable:
+            self._reducer.clear()
+            self._reducer.close()
+            self._reducer = Reducer(self._parts.managed.reduced_parameters())
+            self._trainable = trainable
 
     def begin_grain(self, step: Step, grain: int) -> Any:
         """The batch, with the generators seeded for it."""
@@ -128,8 +142,26 @@ class Engine:
         if not step.reduction_over:
             self._buffers.end_grain(step.weight_of(grain))
 
+    def before_backward(self, step: Step) -> None:
+        """Gradients are about to be added to, or to be final."""
+        _refuse_spoilt(step)
+        if self._reducer.touched:
+            raise UserError(
+                f"step {step.index}: gradients were changed between two micro-batches; zero_grad is Atoll's, clipping "
+                "belongs after `for batch in step:`"
+            )
+
+    def after_backward(self) -> None:
+        """More gradients will be added."""
+        self._reducer.note()
+
     def arm(self, step: Step) -> None:
         """What follows is this rank's last backward of the step."""
+        if self._parts.managed.trainable() != self._trainable:
+            raise UserError(
+                f"step {step.index}: requires_grad or the optimizer's groups changed inside `with step:`; change them "
+                "before it"
+            )
         self._reducer.arm(weight=step.weight, bad_losses=step.bad_losses, flags=self._buffers.flags())
 
     def reduce(self, step: Step) -> None:
@@ -148,9 +180,37 @@ class Engine:
     def close(self, step: Step, error: BaseException | None) -> bool:
         """The body has ended. True (swallow the error) when the step is to be tried again."""
         try:
-            return self._close(step, error)
+            swallow = self._close(step, error)
+        except BaseException as raised:
+            step.problem = raised
+            raise
         finally:
             self._step = None
+        if error is not None and not swallow:
+            step.problem = error
+        return swallow
+
+    def boundary(self, step: Step) -> None:
+        """The program has come round to the next step, or left the loop: what it did after `with step:` counts, too."""
+        if not step.entered:
+            raise UserError(f"step {step.index} was not entered; write `with step:` in the loop over ctx.steps")
+        _refuse_spoilt(step)
+        saving = self._parts.saving
+        if not step.transaction.committed:
+            self._parts.managed.put_back()
+            self._buffers.rollback()
+            return
+        self._parts.managed.passed()
+        if saving.is_due(step.index):
+            saving.save(self._parts.managed, self._parts.plan, self._link.comm, step=step.index)
+
+    def leave(self) -> None:
+        """No step follows here. Once all members said so nobody needs anybody, so a loss then changes nothing."""
+        comm = self._link.comm
+        self._reducer.open(comm)
+        left = self._reducer.leave(len(self._buffers))
+        if left is not None and left < comm.size:
+            raise UserError(told_of_leavers(left, comm.size))
 
     def _close(self, step: Step, error: BaseException | None) -> bool:
         foreign = isinstance(error, Exception) and not isinstance(error, AtollError)
@@ -164,6 +224,7 @@ class Engine:
                 error = retry
         if isinstance(error, Retry):
             self.abandon(step)
+            self._parts.managed.set_aside()
             return True
         if error is None:
             self._acknowledge(step)
@@ -194,6 +255,7 @@ class Engine:
         """Vote. Returns when the step is committed, raises `Retry` when it is not."""
         if step.transaction.committed:
             return
+        _refuse_spoilt(step)
         if not step.reduction_over:
             raise UserError(f"step {step.index}: run `for batch in step:` to its end before optimizer.step()")
         if step.reduced is None:
@@ -245,9 +307,9 @@ class Engine:
 
     def _problem(self, step: Step) -> AtollError | None:
         reduced = step.reduced
-        if reduced is None or self._parts.managed.tolerates_nonfinite:
+        if reduced is None:
             return None
-        if reduced.bad_losses or not reduced.finite:
+        if not self._parts.managed.tolerates_nonfinite and (reduced.bad_losses or not reduced.finite):
             many = f"the loss of {reduced.bad_losses} of {self._parts.plan.grains} micro-batches"
             return NonFiniteError(
                 f"step {step.index}: {many if reduced.bad_losses else 'a gradient'} is NaN or infinite; the step was not "
@@ -258,7 +320,6 @@ class Engine:
         return None
 
     def _acknowledge(self, step: Step) -> None:
-        comm, saving = self._link.comm, self._parts.saving
         failpoint("before-ack")
         outcome = Outcome(
             step=step.index,
@@ -270,10 +331,18 @@ class Engine:
             late=step.take_reports(),
             calls=step.calls,
         )
-        self._parts.outcomes.add(outcome, comm)
+        self._parts.outcomes.add(outcome, self._link.comm)
         failpoint("after-ack")
-        if saving.is_due(step.index):
-            saving.save(self._parts.managed, self._parts.plan, comm, step=step.index)
+
+
+def _refuse_spoilt(step: Step) -> None:
+    """A step that failed here is at odds with the other members: a program that caught the error cannot go on."""
+    if step.problem is not None:
+        error = step.problem
+        raise UserError(
+            f"step {step.index} failed with {type(error).__name__}: {error}; do not catch it, this worker cannot go on "
+            "as if nothing had happened"
+        ) from error
 
 
 def _ballot(step: Step, *, stop: bool) -> bytes:

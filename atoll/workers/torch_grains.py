@@ -142,7 +142,7 @@ class Buffers:
             for slot in chosen:
                 part = flat[offset : offset + slot.entry.numel()].view(slot.entry.shape)
                 offset += slot.entry.numel()
-                mean = part / total_weight if kind else part
+                mean = part / (total_weight or 1.0) if kind else part
                 slot.merged = (_wide(slot.entry) + mean.to(slot.entry.device)).to(slot.entry.dtype)
 
     def commit(self) -> None:

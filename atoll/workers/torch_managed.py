@@ -14,7 +14,7 @@ import copy
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from atoll.errors import DeviceError, StateError, UserError
 from atoll.workers.torch_ddp import bare, put_to_sleep
@@ -57,6 +58,10 @@ class Managed:
         self._update = update
         self._objects: dict[str, Any] = {}
         self._entry: _Entry | None = None
+        self._updating = False
+        self._versions: dict[int, int] = {}
+        self._seen_a_step = False
+        self._aside: list[tuple[nn.Parameter, torch.Tensor]] = []
 
     def add(self, name: str, item: Any) -> None:
         """Take charge of one object."""
@@ -72,8 +77,9 @@ class Managed:
         if isinstance(item, nn.Module):
             self._check_device(name, item)
             put_to_sleep(item)
+            self._note_versions(item)
         if isinstance(item, Optimizer):
-            _wrap(item, self._update)
+            _wrap(item, self._updates)
         self._objects[name] = item
 
     def name_of(self, item: Any) -> str:
@@ -105,12 +111,68 @@ class Managed:
             )
         return [p for p in known if id(p) in updated] if updated else known
 
+    def watch(self) -> Callable[[], None]:
+        """Refuse from now on that an optimizer outside `manage` updates a managed model. Returns what ends the watch.
+
+        Such an update could not be undone, nor be given to a joiner.
+        """
+        mine = {id(p) for m in self.modules for p in m.parameters()}
+
+        def check(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+            # One optimizer may work through others: those of a managed one are its own affair.
+            if self._updating or any(optimizer is o for _, o in self._optimizers()):
+                return
+            if any(id(p) in mine for g in optimizer.param_groups for p in g["params"]):
+                raise UserError(
+                    f"{type(optimizer).__name__} updates a managed model but is not managed itself, so its step could "
+                    "be neither agreed on nor saved; give it to ctx.manage, too"
+                )
+
+        return register_optimizer_step_pre_hook(check).remove
+
+    def trainable(self) -> list[tuple[int, bool]]:
+        """What `reduced_parameters` depends on and a program may change as it goes: freezing, groups added."""
+        updated = [p for _, o in self._optimizers() for g in o.param_groups for p in g["params"]]
+        return [(id(p), p.requires_grad) for p in updated or (p for m in self.modules for p in m.parameters())]
+
+    @contextmanager
+    def _updates(self) -> Iterator[None]:
+        with self._update():
+            before, self._updating = self._updating, True
+            try:
+                yield
+            finally:
+                self._updating = before
+
     def record(self) -> None:
-        """Step entry."""
+        """Before a step is handed to the program."""
         self._entry = _Entry(
             groups={name: [_copied(g) for g in o.param_groups] for name, o in self._optimizers()},
             states={name: copy.deepcopy(o.state_dict()) for name, o in self._small()},
         )
+
+    def set_aside(self) -> None:
+        """The step is aborted, and the program goes on to its next: keep what it may do to averages of the weights.
+
+        They change outside of any optimizer. What a whole step left as it was given, such as a frozen teacher, is not
+        copied; a model that was received or restored counts as changed.
+        """
+        updated = {id(p) for _, o in self._optimizers() for g in o.param_groups for p in g["params"]}
+        apart = [p for m in self.modules for p in m.parameters() if id(p) not in updated]
+        moved = [p for p in apart if p._version != self._versions.get(id(p)) or not self._seen_a_step]  # noqa: SLF001 - torch's change counter
+        self._aside = [(p, p.detach().clone()) for p in moved]
+
+    def passed(self) -> None:
+        """The program has gone through a committed step and come to the next."""
+        self._seen_a_step = True
+
+    def put_back(self) -> None:
+        """Undo what the program did since `set_aside`."""
+        with torch.no_grad():
+            for param, value in self._aside:
+                param.copy_(value)
+        self._aside = []
+        self.rollback()
 
     def rollback(self) -> None:
         """The step is aborted: put back what `record` saw."""
@@ -159,6 +221,9 @@ class Managed:
             except (RuntimeError, ValueError, KeyError) as error:
                 text = " ".join(str(error).split())
                 raise StateError(f"{name} does not fit the saved state: {text[:400]}") from error
+
+    def _note_versions(self, module: nn.Module) -> None:
+        self._versions |= {id(p): p._version for p in module.parameters()}  # noqa: SLF001 - torch's change counter
 
     def _check_device(self, name: str, module: nn.Module) -> None:
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]:

@@ -1,7 +1,8 @@
 """Exact weighted averaging of gradients over all ranks, bucket by bucket while backward runs.
 
 Every rank adds up weight * gradient over its grains in `.grad`; the last grain's backward arms the hooks. A header goes
-first: [total weight, losses that are not finite, one flag for each module buffer that changed]. Then buckets follow in
+first: [total weight, losses that are not finite, members that left the loop, one flag for each module buffer that
+changed]. Then buckets follow in
 reverse order of registration, which is about the order in which backward finishes them. A bucket is sent once it is full
 and all before it were sent, so every rank submits the same operations in the same order whatever its graph did; what
 backward did not reach is filled in at the end (zeros where no grain used the parameter). Dividing by the summed weight
@@ -41,6 +42,10 @@ class Reduced:
     finite: bool
 
 
+# A header's numbers before the flags.
+_FIXED = 3
+
+
 @dataclass(slots=True, eq=False)
 class _Bucket:
     flat: torch.Tensor
@@ -63,6 +68,7 @@ class Reducer:
         self._armed = False
         self._repeated = False
         self._sent = 0
+        self._probe: tuple[nn.Parameter, torch.Tensor, int] | None = None
         self._header: torch.Tensor | None = None
         self._header_work: Pending | None = None
 
@@ -80,8 +86,31 @@ class Reducer:
 
     def clear(self) -> None:
         """Drop all gradients."""
+        self._probe = None
         for param in self._params:
             param.grad = None
+
+    def note(self) -> None:
+        """A backward that is not the last has returned: remember where its sums lie."""
+        found = next((p for p in self._params if p.grad is not None), None)
+        if found is not None and found.grad is not None:
+            self._probe = found, found.grad, found.grad._version  # noqa: SLF001 - torch's change counter
+
+    @property
+    def touched(self) -> bool:
+        """Whether the program changed or dropped gradients since `note`."""
+        if self._probe is None:
+            return False
+        param, grad, version = self._probe
+        return param.grad is not grad or grad._version != version  # noqa: SLF001 - as above
+
+    def leave(self, flags: int) -> int | None:
+        """Say in a header's place that no step follows here. How many said so; None when the epoch ended."""
+        header = torch.zeros(_FIXED + flags, dtype=torch.float64)
+        header[_FIXED - 1] = 1.0
+        if self._comm is None or not completed(self._comm.all_reduce(header)):
+            return None
+        return round(header[_FIXED - 1].item())
 
     def arm(self, *, weight: float, bad_losses: int, flags: Sequence[float]) -> None:
         """The next backward is this rank's last in the step: send as it goes. `weight` is of all its grains."""
@@ -91,7 +120,7 @@ class Reducer:
             bucket.waiting, bucket.work = len(bucket.params), None
             bucket.arrived.clear()
         self._sent = 0
-        self._header = torch.tensor([weight, float(bad_losses), *flags], dtype=torch.float64)
+        self._header = torch.tensor([weight, float(bad_losses), 0.0, *flags], dtype=torch.float64)
         if self._comm.size > 1:
             self._header_work = self._comm.all_reduce(self._header)
             self._armed = True
@@ -147,7 +176,7 @@ class Reducer:
         """Without peers the sums are complete where they are."""
         if self._header is None or comm.poisoned is not None:
             return None
-        weight, bad_losses, *flags = self._header.tolist()
+        weight, bad_losses, _, *flags = self._header.tolist()
         scale = 1.0 / weight if weight else 0.0
         for param in self._params:
             if param.grad is None:
@@ -162,7 +191,9 @@ class Reducer:
         header, work = self._header, self._header_work
         if header is None or work is None or not completed(work):
             return None
-        weight, bad_losses, *flags = header.tolist()
+        weight, bad_losses, left, *flags = header.tolist()
+        if left:
+            raise UserError(told_of_leavers(round(left), self._comm.size if self._comm is not None else 0))
         # All weights 0: every gradient is 0 too, and stays so.
         scale = 1.0 / weight if weight else 0.0
         finite = math.isfinite(scale)
@@ -182,6 +213,14 @@ class Reducer:
             return False
         works = [comm.all_reduce(flat) for flat in flats]
         return all(completed(work) for work in works)
+
+
+def told_of_leavers(left: int, size: int) -> str:
+    """What is said on all members where only some left the loop."""
+    return (
+        f"{left} of {size} workers left the loop over ctx.steps while the others go on; leave it after the same step on "
+        "all workers: by a value that is the same on all, or by steps="
+    )
 
 
 def _on_gradient(param: nn.Parameter, call: Callable[[torch.Tensor], None]) -> Any:

@@ -59,6 +59,7 @@ class Session:
         self._plan: Plan | None = None
         self._loader: Loader | None = None
         self._engine: Engine | None = None
+        self._open: Step | None = None
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -99,21 +100,29 @@ class Session:
                 self._host.heard()
             if self.standing.stopping or self.standing.committed >= plan.steps:
                 break
-            step = engine.make(self._shares[self.link.comm.rank])
-            yield step
-            if not step.entered:
-                raise UserError(f"step {step.index} was not entered; write `with step:` in the loop over ctx.steps")
+            self._open = engine.make(self._shares[self.link.comm.rank])
+            yield self._open
+            self._pass_boundary(engine)
         self._drain()
+
+    def _pass_boundary(self, engine: Engine) -> None:
+        step, self._open = self._open, None
+        if step is not None:
+            engine.boundary(step)
 
     def _drain(self) -> None:
         while not self._outcomes.drain():
             self._regroup(None)
 
     def finish(self) -> None:
-        """After the user's function: leave together. Once all said so nobody needs anybody, so a loss changes nothing."""
-        self._drain()
-        if self.link.joined:
-            completed(self.link.comm.all_gather(b"bye"))
+        """After the user's function: leave together. Members that joined meanwhile stop where this one did."""
+        if self._engine is not None:
+            if self._open is not None and self._open.entered:
+                self._pass_boundary(self._engine)
+            self.standing.stopping = True
+            self._drain()
+            if self.link.joined:
+                self._engine.leave()
         self.link.leave()
         self.saving.finish()
 

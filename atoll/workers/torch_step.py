@@ -44,6 +44,8 @@ class Step:
         self.reduction_over = False
         self.entered = False
         self.voted: Sums = {}
+        # What went wrong here, to be said again should the program go on as if it had not.
+        self.problem: BaseException | None = None
         self._engine = engine
         self._weights: dict[int, float] = {}
         self._grain: int | None = None
@@ -77,6 +79,7 @@ class Step:
             self._engine.end_grain(self, grain)
         self._grain = None
         if not self.reduction_over:
+            self._engine.before_backward(self)
             self._engine.arm(self)
             self._engine.reduce(self)
         seed_all(self._engine.seed, self.index, AFTER_LOOP)
@@ -92,6 +95,7 @@ class Step:
         amount = float(weight)
         if not math.isfinite(amount) or amount < 0:
             raise BatchError(f"step {self.index}: weight={amount}; use a finite number of 0 or more")
+        self._engine.before_backward(self)
         self._weights[grain] = amount
         if not bool(torch.isfinite(loss.detach())):
             self.bad_losses += 1
@@ -99,11 +103,17 @@ class Step:
         if last:
             self._engine.arm(self)
         failpoint("before-backward")
-        (loss if amount == 1.0 else loss * amount).backward()  # type: ignore[no-untyped-call]
+        try:
+            (loss if amount == 1.0 else loss * amount).backward()  # type: ignore[no-untyped-call]
+        except BaseException as error:
+            self.problem = error
+            raise
         failpoint("after-backward")
         if last:
             self._engine.end_grain(self, grain)
             self._engine.reduce(self)
+        else:
+            self._engine.after_backward()
 
     def report(self, **values: float | torch.Tensor) -> None:
         """Show these with the step, once it is committed everywhere, as means over all micro-batches of all ranks.
@@ -111,6 +121,8 @@ class Step:
         Inside the batch loop a value counts with its micro-batch's weight, outside with those of all of this rank's.
         """
         for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1:
+                raise UserError(f"step.report wants numbers, {name} has shape {tuple(value.shape)}; report its mean")
             plain = value.detach() if isinstance(value, torch.Tensor) else value
             self._reports.append((name, plain, self._grain))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, assert_never
 
 from atoll.clock import SystemClock
-from atoll.errors import ScriptNotFound
+from atoll.errors import ScriptNotFound, UserError
 from atoll.schema.ids import Epoch, Step
 from atoll.schema.messages import StopAtBoundary, TrainerFact, TrainerFailed, TrainerFinished, TrainerHello
 from atoll.schema.spec import JobKind, JobSpec
@@ -194,5 +194,6 @@ def _program(host: TrainerHost) -> int:
 
 def _tell_failure(link: AgentLink, order: ForkTrainer, error: BaseException) -> None:
     fact = failure(error, order.start.spec, order.start.trainer, Step(0))
-    print(f"{fact.traceback}atoll: {fact.code}: {fact.problem}", file=sys.stderr)  # noqa: T201 - the trainer's own log
+    frames = "" if isinstance(error, UserError) else fact.traceback
+    sys.stderr.write(f"{frames}atoll: {fact.problem} ({fact.code})\n")
     link.tell(fact)

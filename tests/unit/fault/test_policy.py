@@ -4,7 +4,7 @@ from atoll.fault.policy import Hold, Raise, Standing, Steady, backoff, decide, l
 from atoll.schema.messages import Member
 
 
-def standing(name, *, active=True, ready=True, gone=False, finished=False):
+def standing(name, *, active=True, ready=True, gone=False, finished=False, holds=True):
     return Standing(
         trainer=name,
         node="n",
@@ -14,6 +14,7 @@ def standing(name, *, active=True, ready=True, gone=False, finished=False):
         ready=ready,
         proven_gone=gone,
         finished=finished,
+        holds=holds,
     )
 
 
@@ -80,6 +81,19 @@ def test_nobody_joins_once_training_is_over():
     assert choose(done, standing("b"), standing("spare")) == Steady()
     three = choose(done, lost("b"), standing("c"), standing("spare"), now=("a", "b", "c"), wanted=3)
     assert names(three) == ["c"]
+
+
+def test_member_that_never_joined_is_no_survivor():
+    held = choose(lost("a", proof=False), standing("b", holds=False))
+    assert isinstance(held, Hold)
+    assert "a is not proven" in held.reason
+    assert names(choose(lost("a"), standing("b", holds=False))) == ["b"]
+
+
+def test_member_that_never_joined_is_not_needed_once_training_is_over():
+    done = standing("a", active=False, finished=True)
+    assert choose(done, standing("b", holds=False), broken="reset") == Steady()
+    assert names(choose(done, lost("b"), standing("c"), standing("d", holds=False), now="abcd")) == ["c"]
 
 
 def test_finished_member_is_not_a_loss():

@@ -15,7 +15,7 @@ def test_missing_or_wrong_token_is_refused_with_the_remedy(site, token):
     answer = site.get("/api/runs", token=None, headers=headers)
     assert answer.status_code == 401
     assert answer.json()["code"] == "unauthorized"
-    assert "~/.atoll/token" in answer.json()["problem"]
+    assert "ATOLL_TOKEN" in answer.json()["problem"]
     assert answer.headers["www-authenticate"] == "Bearer"
 
 

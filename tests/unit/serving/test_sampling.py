@@ -5,7 +5,7 @@ import torch
 
 from atoll.errors import NonFiniteError
 from atoll.workers.engine import Sampling
-from atoll.workers.torch_sampling import choose
+from atoll.workers.torch_sampling import _narrow, choose
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.2, 0.3]))
 
@@ -41,8 +41,9 @@ def test_top_k_and_top_p_keep_the_smallest_set_that_they_ask_for(settings, possi
 
 
 def test_top_p_of_one_rules_nothing_out_where_sums_are_rounded():
-    ordered = torch.full((70_000,), 1.0)
-    assert len(drawn(40, ordered, top_p=1.0)) > 30
+    weights = torch.softmax(torch.linspace(0, 12, 50_000), dim=-1)
+    assert float(weights.sort(descending=True).values.cumsum(0).max()) > 0.999
+    assert torch.equal(_narrow(weights, Sampling(top_p=1.0)), weights)
 
 
 def test_same_seed_and_place_make_the_same_token_and_others_do_not():
