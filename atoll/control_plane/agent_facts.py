@@ -13,7 +13,7 @@ from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
-from atoll.control_plane.state import Run, Trainer
+from atoll.control_plane.state import NO_EPOCH, Run, Trainer
 from atoll.control_plane.story import brief
 from atoll.errors import AtollError, CheckpointError, UserError
 from atoll.fault.detector import MEMORY_S, Blame
@@ -23,6 +23,8 @@ from atoll.schema.views import CheckpointView, MetricPoint, RunState
 
 # Enough of a log to read the last traceback in a one-line answer.
 TAIL_CHARS = 400
+# Steps are said again within seconds; at a hundred a second these are the last ten.
+REMEMBERED_STEPS = 1000
 
 
 def _tree(root: type[AtollError]) -> dict[str, int]:
@@ -242,6 +244,12 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
     first = bool(run.members) and run.members[0].trainer == trainer.trainer
     if not first and not fact.metrics:
         return
+    # Said again after a regroup or a reconnection: the first word on a step counts, unless a later epoch did it anew.
+    if run.told.get(fact.step, NO_EPOCH) >= fact.epoch:
+        return
+    run.told[fact.step] = fact.epoch
+    if len(run.told) > REMEMBERED_STEPS:
+        del run.told[next(iter(run.told))]
     point = MetricPoint(
         step=fact.step,
         at=fact.at,
@@ -251,7 +259,8 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
         epoch=fact.epoch,
         metrics=fact.metrics,
     )
-    run.last = point
+    if run.last is None or (point.epoch, point.step) > (run.last.epoch, run.last.step):
+        run.last = point
     desk.do(fx.ShowMetric(run=run.run, point=point))
     desk.touch(run)
 

@@ -98,6 +98,7 @@ class Run:
     stopping_at: float = 0.0
     step: Step = NO_STEP
     last: MetricPoint | None = None
+    told: dict[Step, Epoch] = field(default_factory=dict)
     saved: CheckpointView | None = None
     blames: list[Blame] = field(default_factory=list)
 

@@ -64,7 +64,7 @@ def run(order: ForkTrainer) -> int:
     link.start()
     try:
         _take_on(order.start.spec, order.start.device_ids)
-        _stop_on_sigterm(mailbox)
+        _stop_on_sigterm(mailbox, order.start.spec.kind)
         status = _program(_host(order, mailbox, link))
     except BaseException as error:  # noqa: BLE001 - the outermost edge: it becomes a fact, SystemExit too
         status = 1
@@ -157,7 +157,11 @@ def _take_on(spec: JobSpec, device_ids: tuple[int, ...]) -> None:
     torch.set_num_threads(spec.threads_per_worker or max(1, (os.cpu_count() or 1) // spec.workers))
 
 
-def _stop_on_sigterm(mailbox: Mailbox) -> None:
+def _stop_on_sigterm(mailbox: Mailbox, kind: JobKind) -> None:
+    """A replica drains. To a training run it is the loss of one worker: it must not stop the others."""
+    if kind is not JobKind.SERVE:
+        return
+
     def stop(_number: int, _frame: object) -> None:
         # Not from the handler itself: it may have interrupted this very thread inside the mailbox's lock.
         wish = StopAtBoundary(reason="SIGTERM")

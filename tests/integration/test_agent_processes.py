@@ -139,11 +139,11 @@ def test_a_stop_reaches_the_trainer_and_it_finishes(shared):
     assert shared.control.exited("stopped").exit_status == 0
 
 
-def test_sigterm_is_a_wish_to_stop(shared):
+def test_sigterm_of_one_trainer_is_its_loss_and_no_wish_to_stop_the_run(shared):
     shared.start("terminated")
     shared.child_of("terminated")
     os.kill(shared.control.started("terminated").pid, signal.SIGTERM)
-    assert shared.control.exited("terminated").exit_status == 0
+    assert shared.control.exited("terminated").exit_status == -signal.SIGTERM
 
 
 def test_logs_are_read_in_parts_and_from_the_end(shared):
