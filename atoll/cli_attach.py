@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Never
 from atoll.client import Client
 from atoll.config import Target
 from atoll.errors import AtollError
+from atoll.schema.spec import JobKind
 from atoll.schema.views import RunState, RunView
 
 if TYPE_CHECKING:
@@ -144,12 +145,22 @@ def _conclude(client: Client, view: RunView, console: Console) -> None:
     if view.state is not RunState.FAILED:
         reason = f": {view.reason}" if view.reason else ""
         console.print(f"run {view.run} {view.state}{reason}", markup=False, highlight=False, soft_wrap=True)
+        if unsaved := _unsaved(view):
+            console.print(unsaved, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
         return
     traceback = _traceback(client, view)
     if traceback:
         console.print(traceback, markup=False, highlight=False, soft_wrap=True)
     text = f"atoll: run {view.run} failed: {view.reason}; see `atoll logs {view.run}`"
     console.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _unsaved(view: RunView) -> str:
+    saved = view.checkpoint.step if view.checkpoint else 0
+    if view.kind is not JobKind.TRAIN or view.spec is None or not view.spec.checkpoint_every or saved >= view.step:
+        return ""
+    kept = f"the last durable checkpoint is of step {saved}" if saved else "no checkpoint is durable"
+    return f"{kept}: what was trained after it is lost; `atoll story {view.run}` says why"
 
 
 def _traceback(client: Client, view: RunView) -> str:

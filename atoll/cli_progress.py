@@ -40,7 +40,7 @@ class Progress:
         self.newest: dict[str, float] = {}
         self.after = 0
         self.after_step = -1
-        self._regrouped = ""
+        self._regrouped = self._unsaved = ""
         self._recent: deque[MetricPoint] = deque(maxlen=_RATE_STEPS)
 
     def take(self, item: FollowItem) -> str | None:
@@ -66,6 +66,9 @@ class Progress:
         if event.kind == "joined":  # each member says so; one line tells it
             before, self._regrouped = self._regrouped, event.text
             return f"training goes on: {event.text}" if event.text != before else None
+        if event.kind == "checkpoint-failed":  # each rank says so for its own part
+            before, self._unsaved = self._unsaved, event.text
+            return f"{event.kind}: {event.text}" if event.text != before else None
         if event.kind == "checkpoint":
             return f"checkpoint: {event.text.partition(' at /')[0]}"
         whom = "" if event.subject == event.run else event.subject.removeprefix(f"{event.run}-") + " "

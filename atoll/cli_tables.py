@@ -25,7 +25,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         # An id that is broken over two lines cannot be copied.
-        table.add_column(column, overflow="fold", no_wrap=column == "RUN")
+        table.add_column(column, overflow="fold", no_wrap=column in {"RUN", "PATH"})
     return table
 
 

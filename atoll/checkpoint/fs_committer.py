@@ -8,7 +8,7 @@ leave its word on storage.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from atoll.checkpoint.commit import Commit, Refuse, Wait
@@ -57,6 +57,7 @@ class Committer:
         self._store, self._run, self._trainer = store, run, trainer
         self._tell, self._keep, self._clock = tell, keep, clock
         self._pending: list[Handle] = []
+        self._gone: frozenset[tuple[int, int]] = frozenset()
         self._ending = threading.Lock()
 
     @property
@@ -69,6 +70,10 @@ class Committer:
         now = self._clock.monotonic()
         handle.give_up_at = now + max(_WITHIN_S, _WITHIN_TIMES * (now - handle.began))
         self._pending.append(handle)
+
+    def lost(self, gone: Iterable[tuple[int, int]]) -> None:
+        """These (epoch, rank) are no more: what they have not written will not come. From any thread."""
+        self._gone |= frozenset(gone)
 
     def poll(self, *, leading: bool) -> None:
         """Look at storage once; `leading` commits, the others only notice."""
@@ -90,12 +95,17 @@ class Committer:
             self._end(handle, problem="never committed by rank 0")
 
     def _decide(self, handle: Handle, *, overdue: bool) -> None:
-        now = self._clock.now()
+        # Asked before storage is: whoever was gone by then had written all that it ever will.
+        now, gone = self._clock.now(), self._gone
         match self._store.try_commit(handle.step, handle.epoch, handle.size, run=self._run, now=now):
             case Commit(record=record):
                 self._committed(handle, record)
             case Refuse(why=why, detail=detail):
                 self.fail(handle, f"{why}: {detail}")
+            case Wait(missing=missing) if lost := [r for r in missing if (handle.epoch, r) in gone]:
+                self.fail(
+                    handle, f"ranks {lost} of epoch {handle.epoch} were lost before they wrote; the next save goes on"
+                )
             case Wait(missing=missing) if overdue:
                 self.fail(handle, f"ranks {list(missing)} of epoch {handle.epoch} wrote nothing; the next save goes on")
             case Wait():

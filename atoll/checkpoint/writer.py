@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,9 +113,12 @@ class Writer:
                 # The copy would mix two steps. It is thrown away, whatever becomes of it.
                 job.problem = f"the state was not copied within {_STAGE_WITHIN_S:.0f} s"
 
-    def regrouped(self, *, epoch: int, rank: int, size: int) -> None:
-        """The members changed; whoever has rank 0 now commits what was begun before, too."""
-        del epoch, size
+    def regrouped(self, *, rank: int, gone: Iterable[tuple[int, int]] = ()) -> None:
+        """The members changed; whoever has rank 0 now commits what was begun before, too.
+
+        `gone` are the (epoch, rank) of trainers that are no members any more: nobody waits for their packs.
+        """
+        self._committer.lost(gone)
         self._rank = rank
 
     def finish(self, timeout_s: float) -> None:

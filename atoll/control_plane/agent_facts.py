@@ -23,6 +23,8 @@ from atoll.schema.views import CheckpointView, MetricPoint, RunState
 
 # Enough of a log to read the last traceback in a one-line answer.
 TAIL_CHARS = 400
+# What an agent says of a trainer whose parent is gone too, so that nobody was told its status.
+EXIT_UNKNOWN = 255
 # Steps are said again within seconds; at a hundred a second these are the last ten.
 REMEMBERED_STEPS = 1000
 
@@ -168,6 +170,8 @@ def gone(desk: Desk, run: Run, trainer: Trainer, evidence: str) -> None:
 
 def exit_text(status: int) -> str:
     """An exit status in words."""
+    if status == EXIT_UNKNOWN:
+        return "ended, how is unknown"
     if status >= 0:
         return f"exited with status {status}"
     try:

@@ -210,7 +210,7 @@ class Core:
         for run in desk.cluster.open_runs():
             silent = desk.clock - run.beat_at
             if not run.spec.detach and silent > DRIVER_SILENCE_S:
-                self._stop(run, f"its driver is silent for {silent:.0f} s (submit with --detach to let it go on)")
+                self._stop(run, f"its driver has been silent for {silent:.0f} s (submit with --detach to let it go on)")
             settle(desk, run)
 
     def _verdicts(self) -> list[detector.Verdict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.placement import UNIT
 from atoll.control_plane.state import Cluster, Run, Trainer
+from atoll.control_plane.story import brief
 from atoll.schema.ids import Step
 from atoll.schema.spec import JobKind
 from atoll.schema.views import CheckpointView, NodeView, RunView, TrainerView
@@ -25,7 +26,7 @@ def run_view(run: Run) -> RunView:
         name=run.spec.name,
         kind=run.spec.kind,
         state=run.state,
-        reason=run.reason,
+        reason=brief(run.run, run.reason),
         submitted_at=run.submitted_at,
         ended_at=run.ended_at,
         epoch=run.epoch,

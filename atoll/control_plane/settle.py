@@ -23,7 +23,7 @@ from atoll.schema.views import RunState
 STOP_GRACE_S = 20.0
 # A finished trainer may still be writing its last checkpoint.
 FINISH_GRACE_S = 60.0
-# A failed one only flushes its log.
+# A failed one only flushes its log, and its peers may be about to fail, too.
 FAILED_GRACE_S = 3.0
 FENCE_AGAIN_S = 5.0
 # By then the lifeline has ended a trainer that no agent of ours can reach.
@@ -273,6 +273,8 @@ def _grace(run: Run, trainer: Trainer) -> float:
     if trainer.ended is not None:
         waits = {r.End.FINISHED: FINISH_GRACE_S, r.End.FAILED: FAILED_GRACE_S}
         return waits.get(trainer.ended.end, 0.0)
-    goal = run.stopping.goal if run.stopping else RunState.STOPPED
-    leaving = goal is RunState.STOPPED and trainer.trainer in run.member_ids()
-    return STOP_GRACE_S if leaving else 0.0
+    if trainer.trainer not in run.member_ids():
+        return 0.0
+    # Where one member meets a fault all may, and the first to say so must not cut off the last words of the others.
+    waits_for = {RunState.STOPPED: STOP_GRACE_S, RunState.FAILED: FAILED_GRACE_S}
+    return waits_for.get(run.stopping.goal if run.stopping else RunState.STOPPED, 0.0)

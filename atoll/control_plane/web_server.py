@@ -7,6 +7,7 @@ starts it again. It holds no state: views come from the history file, wishes go 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import sys
@@ -27,6 +28,8 @@ from atoll.schema.codec import decode_as
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # A stream or a completion in flight gets this long to end after SIGTERM.
 _GRACE_S = 2
+# uvicorn ticks ten times a second.
+_TICKS_A_BEAT = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +99,16 @@ def _holder(port: int) -> str:
         return "another process"
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Answer on `listener` until SIGTERM or SIGINT."""
+def serve(app: ASGIApp, listener: socket.socket, beat: Path) -> None:
+    """Answer on `listener` until SIGTERM or SIGINT. `beat` is touched each second, by which the agent sees a hang."""
     import uvicorn  # noqa: PLC0415 - the tests of `create_app` do without
+
+    class Server(uvicorn.Server):
+        async def on_tick(self, counter: int) -> bool:
+            if counter % _TICKS_A_BEAT == 0:
+                with contextlib.suppress(OSError):
+                    beat.touch(mode=0o600)
+            return await super().on_tick(counter)
 
     options = uvicorn.Config(
         app,
@@ -108,7 +118,7 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    uvicorn.Server(options).run(sockets=[listener])
+    Server(options).run(sockets=[listener])
 
 
 def _open_cluster(settings: WebConfig) -> tuple[Reader, Control, Callable[[], Awaitable[None]]]:
@@ -133,7 +143,7 @@ def main() -> int:
         with bind(settings.host, settings.port) as listener:
             reader, control, close = _open_cluster(settings)
             app = create_app(reader, control, token, hosts=LOOPBACK | {settings.host.lower()}, on_close=close)
-            serve(app, listener)
+            serve(app, listener, Path(settings.cluster_dir) / "web.beat")
     except AtollError as error:
         sys.stderr.write(f"atoll: {error} ({error.code})\n")
         return error.exit_code

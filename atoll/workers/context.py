@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atoll.clock import SystemClock
-from atoll.errors import AtollError, BatchError, DeviceError, ProgramFailed, UserError
+from atoll.errors import AtollError, BatchError, ClusterError, DeviceError, ProgramFailed, UserError
 from atoll.schema.ids import RunId
 from atoll.schema.ids import Step as StepNumber
 from atoll.schema.messages import TrainerFailed, TrainerFinished
@@ -199,7 +199,7 @@ def _tell_failure(host: Host, session: Session, error: BaseException) -> int:
         traceback=user_traceback(error, Path(spec.working_dir, spec.file)),
     )
     # What Atoll refuses is said in one line with its place; only what the program raised needs its frames.
-    frames = "" if isinstance(error, UserError) else fact.traceback
+    frames = "" if isinstance(error, UserError | ClusterError) else fact.traceback
     sys.stderr.write(f"{frames}atoll: {fact.problem} ({fact.code})\n")
     host.tell(fact)
     return known.exit_code

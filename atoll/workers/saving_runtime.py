@@ -15,6 +15,7 @@ from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Writer
 from atoll.clock import SystemClock
 from atoll.errors import BatchError, CheckpointError
+from atoll.schema.ids import TrainerId
 from atoll.workers.host import Host
 from atoll.workers.peers import Comm
 from atoll.workers.samples import Plan
@@ -33,9 +34,11 @@ class Saving:
         self._every = spec.checkpoint_every
         self._resume = spec.resume
         self._requested = False
+        self._rank = 0
         self._host = host
         self._directory = Path(spec.checkpoint_dir) if spec.checkpoint_dir else host.identity.run_dir / "checkpoints"
         self._writer: Writer | None = None
+        self._members: dict[int, tuple[TrainerId, ...]] = {}
 
     def request(self) -> None:
         """Save at the end of the step in hand, whatever its number."""
@@ -46,7 +49,7 @@ class Saving:
         return self._requested or (self._every > 0 and step % self._every == 0)
 
     def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int) -> None:
-        """Begin a checkpoint of what `managed` holds after `step`."""
+        """Begin a checkpoint of what `managed` holds after `step`, which the members of `comm` computed."""
         self._requested = False
         if self._writer is None:
             identity = self._host.identity
@@ -59,6 +62,8 @@ class Saving:
             )
         flat = flat_state(managed.frozen(), plan, step)
         self._writer.save(flat, step=step, epoch=comm.epoch, rank=comm.rank, size=comm.size)
+        # A regroup may have decided the step: then its members are not those of now.
+        self._writer.regrouped(rank=self._rank, gone=self._gone())
 
     def before_update(self) -> None:
         """Tensors are about to change."""
@@ -67,8 +72,15 @@ class Saving:
 
     def regrouped(self, comm: Comm) -> None:
         """The members changed: who commits may have, too."""
+        self._members[comm.epoch] = tuple(m.trainer for m in comm.members)
+        self._rank = comm.rank
         if self._writer is not None:
-            self._writer.regrouped(epoch=comm.epoch, rank=comm.rank, size=comm.size)
+            self._writer.regrouped(rank=comm.rank, gone=self._gone())
+
+    def _gone(self) -> list[tuple[int, int]]:
+        """(epoch, rank) of all who are no members any more. Trainers never come back."""
+        here = set(self._members[max(self._members)])
+        return [(e, r) for e, members in self._members.items() for r, t in enumerate(members) if t not in here]
 
     def finish(self) -> None:
         """Wait until what was begun is durable or refused."""

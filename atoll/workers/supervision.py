@@ -4,7 +4,8 @@
   actor. This is armed by its first beat only: one that does not beat cannot fall silent.
 - While none is attached for 10 s, a helper that creates the actor again on a reachable Ray is run, with growing pauses:
   Ray may be away for minutes, and each try costs seconds of a core.
-- The web process is started whenever it is not there, with growing pauses while it does not stay.
+- The web process is started whenever it is not there, with growing pauses while it does not stay. One that touched its
+  beat file and does so no more for 10 s hangs, and is killed.
 
 Silence is counted as in `silence.py`, so a stall of this agent kills nobody.
 """
@@ -18,6 +19,7 @@ from atoll.workers.silence import Backoff, Silence
 
 SILENT_S = 3.0
 AWAY_S = 10.0
+WEB_SILENT_S = 10.0
 # Ray's own start-up, a placement and an actor's imports on a loaded machine take less; a hung Ray call takes for ever.
 ENSURE_S = 90.0
 # A web process that lived this long did start; its next end is a new story.
@@ -31,11 +33,15 @@ class Action(enum.StrEnum):
     START_ENSURE = "start-ensure"
     KILL_ENSURE = "kill-ensure"
     START_WEB = "start-web"
+    KILL_WEB = "kill-web"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One look. `stream` and `frames` count streams and frames since the agent began; 0 streams: never attached."""
+    """One look. `stream` and `frames` count streams and frames since the agent began; 0 streams: never attached.
+
+    `web_beat` is the time of the web process's last beat, 0 before the first.
+    """
 
     attached: bool
     stream: int
@@ -43,6 +49,7 @@ class Seen:
     frames: int
     web_lives: bool
     ensure_lives: bool
+    web_beat: int = 0
 
 
 class Supervision:
@@ -59,6 +66,9 @@ class Supervision:
         self._web_pause = Backoff(first_s=0.5, last_s=15.0)
         self._web_next = 0.0
         self._web_began = 0.0
+        self._web_silence = Silence()
+        self._web_beat = 0
+        self._web_beats = False
 
     def look(self, seen: Seen, *, now: float) -> list[Action]:
         """What to do as of `now` (monotonic)."""
@@ -90,12 +100,24 @@ class Supervision:
         return [Action.START_ENSURE]
 
     def _web(self, seen: Seen, now: float) -> list[Action]:
+        hangs = self._web_hangs(seen, now)
         if seen.web_lives:
             if now - self._web_began > SETTLED_S:
                 self._web_pause.reset()
-            return []
+            return [Action.KILL_WEB] if hangs else []
         if now < self._web_next:
             return []
         self._web_began = now
         self._web_next = now + self._web_pause.next()
         return [Action.START_WEB]
+
+    def _web_hangs(self, seen: Seen, now: float) -> bool:
+        if seen.web_beat != self._web_beat:
+            # The file may be of an earlier process: only one that changes while this one lives shows that it beats.
+            self._web_beats = seen.web_lives and self._web_beat != 0
+            self._web_beat = seen.web_beat
+            self._web_silence.heard()
+        silent_s = self._web_silence.look(now=now)
+        hangs = seen.web_lives and self._web_beats and silent_s >= WEB_SILENT_S
+        self._web_beats = self._web_beats and seen.web_lives and not hangs
+        return hangs

@@ -22,6 +22,8 @@ from atoll.workers.proc_runtime import fence, lives, send_signal, spawn_module, 
 from atoll.workers.supervision import Action, Seen, Supervision
 
 WEB = "atoll.control_plane.web_server"
+# The web process touches it each second, in the directory of its log.
+WEB_BEAT = "web.beat"
 ENSURE = "atoll.control_plane.ray_ensure"
 # 5 s in all: the web process ends its streams within 2 s of SIGTERM.
 LEAVE_LOOKS, LEAVE_LOOK_S = 100, 0.05
@@ -70,6 +72,7 @@ class Supervisor:
             frames=self._link.frames,
             web_lives=self._lives(WEB),
             ensure_lives=self._lives(ENSURE),
+            web_beat=self._web_beat(),
         )
         for action in self._supervision.look(seen, now=self._monotonic()):
             self._act(action)
@@ -85,6 +88,7 @@ class Supervisor:
         for child in self._children.values():
             fence(child.pid, child.start_ticks)
         self._record.unlink(missing_ok=True)
+        (self._log_dir / WEB_BEAT).unlink(missing_ok=True)
 
     def _act(self, action: Action) -> None:
         match action:
@@ -96,6 +100,9 @@ class Supervisor:
                 fence(self._children[ENSURE].pid, self._children[ENSURE].start_ticks)
             case Action.START_WEB:
                 self._start(WEB, "web.log")
+            case Action.KILL_WEB:
+                web = self._children[WEB]
+                _log(f"the web process (pid {web.pid}) hung for 10 s; killed: {fence(web.pid, web.start_ticks)}")
             case _:
                 assert_never(action)
 
@@ -110,6 +117,12 @@ class Supervisor:
         self._children[module] = Child(pid=pid, start_ticks=start_ticks(pid))
         self._record.write_bytes(encode(Children(children=self._children)))
         _log(f"started {module} as pid {pid}")
+
+    def _web_beat(self) -> int:
+        try:
+            return (self._log_dir / WEB_BEAT).stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _lives(self, module: str) -> bool:
         child = self._children.get(module)

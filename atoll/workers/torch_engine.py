@@ -31,7 +31,7 @@ from atoll.workers.epoch_runtime import EpochLink
 from atoll.workers.fs_account import AccountFile
 from atoll.workers.host import Host
 from atoll.workers.outcome_runtime import Outcome, Outcomes
-from atoll.workers.peers import completed
+from atoll.workers.peers import Comm, completed
 from atoll.workers.samples import Plan
 from atoll.workers.saving_runtime import Saving
 from atoll.workers.torch_grains import BEFORE_LOOP, Buffers, seed_all
@@ -86,6 +86,7 @@ class Engine:
         self._buffers = Buffers(parts.managed.modules)
         self._clock = SystemClock()
         self._step: Step | None = None
+        self._tried_by: Comm | None = None
         self._tries = (0, 0)
         self._updates = 0
 
@@ -115,6 +116,7 @@ class Engine:
         self._step = step
         failpoint("step-entry")
         self._follow_freezing()
+        self._tried_by = self._link.comm
         self._reducer.open(self._link.comm)
         self._buffers.record()
         seed_all(self.seed, step.index, BEFORE_LOOP)
@@ -202,7 +204,9 @@ class Engine:
             return
         self._parts.managed.passed()
         if saving.is_due(step.index):
-            saving.save(self._parts.managed, self._parts.plan, self._link.comm, step=step.index)
+            # By its step's own members, who all name it alike, even where a regroup decided the step.
+            comm = self._tried_by or self._link.comm
+            saving.save(self._parts.managed, self._parts.plan, comm, step=step.index)
 
     def leave(self) -> None:
         """No step follows here. Once all members said so nobody needs anybody, so a loss then changes nothing."""

@@ -159,7 +159,7 @@ def test_survivor_commits_the_step_whose_rank_0_was_killed_before_the_record(chi
         say("saved")
         while not (directory / "killed").exists():
             assert not handle.ended.wait(0.02)
-        writer.regrouped(epoch=2, rank=0, size=1)
+        writer.regrouped(rank=0)
         writer.finish(DEADLINE_S)
 
     def lead(_):

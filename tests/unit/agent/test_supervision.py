@@ -76,3 +76,18 @@ def test_a_web_process_that_stayed_is_started_at_once_when_it_ends():
     looks(supervision, dataclasses.replace(gone, web_lives=True), 4.0, 40.0)
     supervision.look(gone, now=44.0)
     assert looks(supervision, gone, 44.25, 0.75) == [(0.25, Action.START_WEB)]
+
+
+def test_a_web_process_that_stops_beating_is_killed_once_after_ten_seconds():
+    supervision = Supervision()
+    calm = dataclasses.replace(HEALTHY, beating=False)
+    for second in range(1, 4):
+        assert supervision.look(dataclasses.replace(calm, web_beat=second), now=float(second)) == []
+    found = looks(supervision, dataclasses.replace(calm, web_beat=3), 3.0, 30.0)
+    assert found == [(10.0, Action.KILL_WEB)]
+
+
+def test_a_web_process_is_not_judged_by_the_beat_of_the_one_before():
+    supervision = Supervision()
+    starting = dataclasses.replace(HEALTHY, beating=False, web_beat=7)
+    assert looks(supervision, starting, 0.0, 30.0) == []

@@ -131,7 +131,7 @@ def test_rank_that_becomes_0_after_a_loss_commits_what_was_begun_before(crew, st
     assert lost.ended.wait(10)
     assert not lost.committed
     assert not survivor.ended.is_set()
-    made.writers[1].regrouped(epoch=2, rank=0, size=1)
+    made.writers[1].regrouped(rank=0)
     assert survivor.ended.wait(10)
     assert survivor.committed
     assert [f.trainer for f in made.told if isinstance(f, CheckpointCommitted)] == ["t1"]
@@ -145,6 +145,25 @@ def test_save_whose_other_ranks_never_write_is_given_up_at_the_end(crew, state):
     assert handle.ended.wait(5)
     assert len(problems(made.told)) == 1
     assert not handle.committed
+
+
+def test_save_whose_rank_was_lost_before_it_wrote_is_given_up_at_once(crew, state):
+    made = crew(2)
+    handle = made.save(flatten(state()), 1, ranks=[0])[0]
+    assert handle.local.wait(10)
+    made.writers[0].regrouped(rank=0, gone=[(handle.epoch, 1)])
+    assert handle.ended.wait(10)
+    assert problems(made.told) == ["ranks [1] of epoch 1 were lost before they wrote; the next save goes on"]
+
+
+def test_save_whose_lost_rank_had_written_is_committed(crew, state):
+    made = crew(2)
+    handles = made.save(flatten(state()), 1, ranks=[1])
+    assert handles[0].local.wait(10)
+    made.writers[0].regrouped(rank=0, gone=[(handles[0].epoch, 1)])
+    survivor = made.save(flatten(state()), 1, ranks=[0])[0]
+    assert survivor.ended.wait(10)
+    assert survivor.committed
 
 
 def test_save_whose_other_ranks_never_write_is_given_up_in_time(crew, state, tmp_path):
