@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atoll.control_plane.fs_cluster import listens
+from atoll.control_plane.fs_cluster import free_port, listens
 from atoll.errors import ConnectError
 
 NAMESPACE = "atoll"
@@ -163,6 +163,8 @@ def _parameters(config: HeadConfig) -> Any:
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
         dashboard_host="127.0.0.1",
+        # Not the default port: a Ray that somebody starts by hand on this machine would find its job agent's taken.
+        dashboard_agent_listen_port=free_port("127.0.0.1"),
         include_log_monitor=False,
         no_monitor=True,
     )

@@ -112,12 +112,13 @@ class Supervision:
         return [Action.START_WEB]
 
     def _web_hangs(self, seen: Seen, now: float) -> bool:
+        silent_s = self._web_silence.look(now=now)
         if seen.web_beat != self._web_beat:
             # The file may be of an earlier process: only one that changes while this one lives shows that it beats.
             self._web_beats = seen.web_lives and self._web_beat != 0
             self._web_beat = seen.web_beat
             self._web_silence.heard()
-        silent_s = self._web_silence.look(now=now)
+            return False
         hangs = seen.web_lives and self._web_beats and silent_s >= WEB_SILENT_S
         self._web_beats = self._web_beats and seen.web_lives and not hangs
         return hangs

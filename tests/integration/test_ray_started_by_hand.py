@@ -34,7 +34,7 @@ class HandStarted:
         from atoll.control_plane.fs_cluster import free_port
 
         self.home = home
-        self.port, self.dashboard = free_port("127.0.0.1"), free_port("127.0.0.1")
+        self.port, self.dashboard, self.job_agent = (free_port("127.0.0.1") for _ in range(3))
         inherited = os.environ.items()  # noqa: TID251 - a stranger's shell, less what this one says of Ray and Atoll
         self.env = {k: v for k, v in inherited if not k.startswith(("RAY_", "ATOLL_"))} | {
             "HOME": str(home),
@@ -46,6 +46,8 @@ class HandStarted:
 
     def start(self) -> None:
         command = [RAY, "start", "--head", "--port", str(self.port), "--dashboard-port", str(self.dashboard)]
+        # Another Ray on this machine may hold the default port of the job agent.
+        command += ["--dashboard-agent-listen-port", str(self.job_agent)]
         command += ["--num-cpus", "2", "--temp-dir", str(self.home / "r"), "--disable-usage-stats"]
         out = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=90, check=False)
         assert out.returncode == 0, out.stdout + out.stderr
