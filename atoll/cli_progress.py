@@ -56,9 +56,8 @@ class Progress:
                 self._recent.append(item)
                 return None
             case RunView():
-                before, self.view = self.view, item
-                new_endpoint = item.endpoint and (before is None or before.endpoint != item.endpoint)
-                return f"{item.run}  serving at {item.endpoint}" if new_endpoint else None
+                self.view = item
+                return None
 
     def _event_line(self, event: EventView) -> str | None:
         if event.kind not in _SHOWN:

@@ -132,7 +132,9 @@ def wait_ready(client: Client, run: RunId, fallback: str, sleep: Callable[[float
 
 
 def _print_how(console: Console, client: Client, run: RunId, name: str) -> None:
-    console.print(f"{run} serves {name!r} at {client.url}/v1; end it with `atoll stop {run}`", markup=False)
+    console.print(
+        f"{run} serves {name!r} at {client.url}/v1; end it with `atoll stop {run}`", markup=False, soft_wrap=True
+    )
     console.print(curl(client.url, name, config.load().home / "token"), markup=False, highlight=False, soft_wrap=True)
 
 

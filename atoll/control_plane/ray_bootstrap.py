@@ -29,7 +29,7 @@ from atoll.control_plane import fs_cluster as files
 from atoll.control_plane.fs_leftovers import end_agents
 from atoll.control_plane.grpc_client import invoke_once
 from atoll.control_plane.ray_seats import node_id
-from atoll.errors import AtollError, ConnectError, PortInUse, by_code
+from atoll.errors import AtollError, ClusterError, ConnectError, PortInUse, by_code
 from atoll.workers.proc_runtime import lives, send_signal, spawn_module, start_ticks
 
 LOOPBACK = "127.0.0.1"
@@ -104,6 +104,11 @@ def shutdown(info: ClusterInfo) -> None:
 def _take_down(home: Path, cluster_dir: Path) -> None:
     record = files.load(cluster_dir)
     if record is None:
+        file = cluster_dir / "cluster.json"
+        if file.exists():
+            raise ClusterError(
+                f"{file} is damaged or of another version of Atoll, so nothing was ended; delete the file"
+            )
         return
     secret = bytes.fromhex(files.secret_file(cluster_dir / "secret"))
     patience = 0.0

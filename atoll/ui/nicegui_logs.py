@@ -48,6 +48,7 @@ class LogPanel:
         self.chosen = ""
         self._offset = -_TAIL_BYTES
         self._rest = ""
+        self._written = False
         with card("Logs", "the last lines of each trainer, as they are written"):
             self._tabs: Keyed[MemberCard] = Keyed(box("tabs"), lambda: _Tab(self), lambda member: member.trainer)
             self._problem = text("", "quiet")
@@ -60,6 +61,7 @@ class LogPanel:
         """Follow this trainer from the tail of its log."""
         self.chosen, self._offset, self._rest = trainer, -_TAIL_BYTES, ""
         self._log.clear()
+        self._written = False
 
     def show(self, members: Sequence[MemberCard]) -> None:
         """Show the trainers; the first is followed until another is chosen."""
@@ -79,9 +81,9 @@ class LogPanel:
             self._tell(str(error))
             return
         if trainer == self.chosen:
-            self._tell(chunk.problem)
             if not chunk.problem:
                 self._add(chunk)
+            self._tell(chunk.problem or ("" if self._written else "It has written nothing yet."))
 
     def _tell(self, problem: str) -> None:
         self._problem.set_text(problem)
@@ -89,6 +91,7 @@ class LogPanel:
 
     def _add(self, chunk: LogChunk) -> None:
         self._offset = chunk.next_offset
+        self._written = self._written or bool(chunk.text)
         *lines, self._rest = plain_log(self._rest + chunk.text)
         for line in lines[-_MAX_LINES:]:
             self._log.push(line or " ")

@@ -23,6 +23,7 @@ from atoll.ui.views import (
     MemberCard,
     checkpoint_lines,
     event_line,
+    is_news,
     member_cards,
     run_pill,
     run_tiles,
@@ -167,5 +168,5 @@ class RunPage:
         self._no_epochs.show(empty=not spans)
 
     def _show_story(self) -> None:
-        self._story.show([event_line(event) for event in reversed(self._events)])
+        self._story.show([event_line(event) for event in reversed(self._events) if is_news(event)])
         self._no_story.show(empty=not self._events)

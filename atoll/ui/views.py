@@ -39,6 +39,8 @@ class Pill:
 
 # How a part in a run ended; whatever else is said of a gone process reads as a loss.
 _GOOD_ENDS = {"finished": Pill(glyph="\u2713", text="finished", tone=Tone.GOOD)}
+# Told by `atoll story`.
+_BOOKKEEPING = frozenset({"seat-taken", "seat-freed", "assigned", "started", "gone", "dismissed"})
 _CALM_ENDS = frozenset({"dismissed", "stopped"})
 
 
@@ -288,6 +290,11 @@ def _end_pill(state: str) -> Pill:
     if state in _CALM_ENDS:
         return Pill(glyph="\u25a0", text=state, tone=Tone.CALM)
     return Pill(glyph="\u2715", text=state or "gone", tone=Tone.BAD)
+
+
+def is_news(event: EventView) -> bool:
+    """False for the control plane's bookkeeping, among which the loss of a member is hard to find."""
+    return event.kind not in _BOOKKEEPING
 
 
 def event_line(event: EventView) -> EventLine:

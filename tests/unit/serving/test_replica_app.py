@@ -151,6 +151,8 @@ def test_step_that_fails_is_an_error_for_whole_and_streamed_answers(replica, cap
     engine.fail = [ZeroDivisionError("bug")]
     answer = post(app, {"prompt": ["a", "b"]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "program-failed")
+    # Answered after the probe that follows a failed step: the next fault meets a request, not the probe.
+    assert text_of(post(app, {"prompt": "hi", "max_tokens": 1})) == "a"
     engine.fail = [ZeroDivisionError("bug")]
     [made] = events(post(app, {"prompt": "hi", "stream": True}))
     assert made["error"]["code"] == "program-failed"

@@ -179,3 +179,8 @@ def test_compaction_keeps_the_edges_of_epochs_and_the_newest_half(changes, limit
     assert [(s.epoch, s.first, s.last) for s in steps.epoch_spans(kept)] == [
         (s.epoch, s.first, s.last) for s in steps.epoch_spans(points)
     ]
+
+
+def test_bookkeeping_is_kept_off_the_page_and_a_loss_is_not():
+    kinds = ("seat-taken", "assigned", "started", "lost", "gone", "epoch", "seat-lost")
+    assert [kind for kind in kinds if views.is_news(event("r1-t3", kind))] == ["lost", "epoch", "seat-lost"]
