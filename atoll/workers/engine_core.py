@@ -11,11 +11,13 @@ Sarathi-Serve, OSDI 2024). A request holds a slot of the key/value cache from it
 | decode   | last token, length | gone     |
 | any      | abort              | gone     |
 
-The budget is at least the number of slots, so that each running request gets its token in every step.
+The budget is at least the number of slots, so that each running request gets its token in every step. A request takes the
+lowest slot that is free and a batch is in the order of slots: slots in a row are read where they lie, others are copied.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,10 +50,10 @@ class Entry:
     computed: int = 0
     emitted: list[int] = field(default_factory=list)
 
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Prompt and emitted tokens."""
-        return (*self.request.prompt, *self.emitted)
+    def tokens(self, start: int, count: int) -> tuple[int, ...]:
+        """`count` tokens from place `start` on, of the prompt or of what was emitted, never of both."""
+        at = start - len(self.request.prompt)
+        return self.request.prompt[start : start + count] if at < 0 else tuple(self.emitted[at : at + count])
 
     @property
     def length(self) -> int:
@@ -93,7 +95,7 @@ class Scheduler:
             )
         self._context, self._vocab = context, vocab
         self._budget = budget
-        self._free = list(range(slots - 1, -1, -1))
+        self._free = list(range(slots))  # a heap
         self._waiting: deque[Entry] = deque()
         self._running: dict[str, Entry] = {}
 
@@ -122,7 +124,7 @@ class Scheduler:
     def plan(self) -> Batch:
         """What the next step computes."""
         budget = self._budget
-        decoding = [s for s in self._running.values() if s.decoding]
+        decoding = sorted((s for s in self._running.values() if s.decoding), key=lambda s: s.slot)
         decode = tuple(self._chunk(s, 1) for s in decoding)
         budget -= len(decode)
         prefill: list[Chunk] = []
@@ -130,7 +132,7 @@ class Scheduler:
             budget = self._prefill(sequence, budget, prefill)
         while self._waiting and self._free and budget > 0:
             sequence = self._waiting.popleft()
-            sequence.slot = self._free.pop()
+            sequence.slot = heapq.heappop(self._free)
             self._running[sequence.request.id] = sequence
             budget = self._prefill(sequence, budget, prefill)
         return Batch(decode=decode, prefill=tuple(prefill))
@@ -176,7 +178,7 @@ class Scheduler:
         return Chunk(
             request=sequence.request.id,
             slot=sequence.slot,
-            tokens=sequence.tokens[start : start + count],
+            tokens=sequence.tokens(start, count),
             start=start,
             last=start + count == sequence.length,
         )
@@ -185,5 +187,5 @@ class Scheduler:
         sequence = self._running.pop(request, None)
         if sequence is None:
             return False
-        self._free.append(sequence.slot)
+        heapq.heappush(self._free, sequence.slot)
         return True

@@ -13,7 +13,7 @@ import hmac
 import json
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +41,13 @@ from atoll.workers.program_runtime import load_function
 from atoll.workers.serving_runtime import EngineThread, warm
 from atoll.workers.tokenizer_runtime import Tokenizer, load
 from atoll.workers.torch_serving import TorchEngine
+from atoll.workers.torch_weights import weights_of
 
 _DRAIN_S = 10
 _POLL_S = 0.2
 _STATUS = {AuthError.code: 401, SpecError.code: 400, TooLargeError.code: 413, ClusterError.code: 503}
 # What servers by custom write down for an asker that is gone; nobody reads it.
 _GONE_STATUS = 499
-_MODEL_PREFIX = "model."
-_DDP_PREFIX = "module."
 
 
 def serve(host: Host) -> None:
@@ -60,7 +59,7 @@ def serve(host: Host) -> None:
     if not isinstance(model, nn.Module):
         raise SpecError(f"model={spec.model!r} returned {type(model).__name__}; it must return a torch.nn.Module")
     engine = TorchEngine(model.to("cuda") if spec.gpus_per_worker > 0 and torch.cuda.is_available() else model)
-    step = _fill(engine, spec)
+    step = _fill(engine, spec, model.state_dict().keys())
     tokenizer = load(spec.tokenizer, Path(spec.working_dir))
     warm(engine)
     thread = EngineThread(engine)
@@ -74,7 +73,7 @@ def serve(host: Host) -> None:
         raise thread.failure
 
 
-def _fill(engine: TorchEngine, spec: JobSpec) -> int:
+def _fill(engine: TorchEngine, spec: JobSpec, names: Collection[str]) -> int:
     if spec.resume is None:
         raise CheckpointError("resume is not set: name the checkpoint directory to serve from")
     path = Path(spec.resume)
@@ -84,12 +83,7 @@ def _fill(engine: TorchEngine, spec: JobSpec) -> int:
     newest = store.latest()
     step = int(number) if single else newest.step if newest else None
     flat = store.open(step)
-    weights = {
-        name.removeprefix(_MODEL_PREFIX).removeprefix(_DDP_PREFIX): tensor
-        for name, tensor in flat.tensors.items()
-        if name.startswith(_MODEL_PREFIX)
-    }
-    engine.load(weights)
+    engine.load(weights_of(flat, names))
     return step or 0
 
 
@@ -197,9 +191,9 @@ def application(replica: Replica, lifespan: Any = None) -> FastAPI:
             # Before a stream begins: the gateway can still ask another replica.
             raise ClusterError(str(engine.failure))
         ident, created = f"cmpl-{os.urandom(8).hex()}", int(clock.now())
-        if wanted.stream:
-            return _Stream(_stream(replica, ident, created, wanted))
         try:
+            if wanted.stream:
+                return await while_there(request.receive, _begun(_stream(replica, ident, created, wanted)))
             return JSONResponse(await while_there(request.receive, _whole(replica, ident, created, wanted)))
         except AskerGone:
             return Response(status_code=_GONE_STATUS)
@@ -217,8 +211,8 @@ def _check(request: Request, secret: str) -> None:
 class _Stream(StreamingResponse):
     """Events, whose source is closed as soon as the asker is gone, not when its memory is collected."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(events, media_type="text/event-stream")
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(_chained(first, events), media_type="text/event-stream")
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -226,17 +220,32 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
+async def _chained(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for event in events:
+        yield event
+
+
+async def _begun(events: AsyncGenerator[bytes, None]) -> Response:
+    """A stream that has something to show. Up to then an error has a status, and the gateway another replica."""
+    return _Stream(await anext(events), events)
+
+
 async def _stream(replica: Replica, ident: str, created: int, wanted: Completion) -> AsyncGenerator[bytes, None]:
-    made = 0
+    """Events up to [DONE]. An error after the first one is an event, before it is raised."""
+    made, begun = 0, False
     try:
         async with aclosing(replica.text_of(ident, 0, wanted)) as pieces:
             async for text, finish, made in pieces:  # noqa: B007 - the last one counts
                 if text or finish:
+                    begun = True
                     yield _event(chunk(ident, created, replica.model, 0, text, finish))
         if wanted.usage:
             last = chunk(ident, created, replica.model, 0, "", None)
             yield _event({**last, "choices": [], "usage": usage(len(wanted.prompts[0]), made)})
     except AtollError as error:
+        if not begun:
+            raise
         yield _event(problem(str(error), error.code))
     yield b"data: [DONE]\n\n"
 

@@ -7,6 +7,8 @@ set by the engine before each forward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -18,16 +20,20 @@ class SlotCache:
         self._slots, self._context = slots, context
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rows = torch.zeros(0, dtype=torch.int64)
+        self._seen: torch.Tensor | slice = slice(0)
         self._fresh = torch.zeros(0, dtype=torch.int64)
         self._span = 0
         self._mask = torch.zeros(0, dtype=torch.bool)
         self.positions = torch.zeros(0, 0, dtype=torch.int64)
 
-    def aim(self, slots: torch.Tensor, positions: torch.Tensor) -> None:
-        """The next forward computes `positions` [batch, length] of `slots` [batch]."""
-        self._rows = slots
+    def aim(self, slots: Sequence[int], positions: torch.Tensor) -> None:
+        """The next forward computes `positions` [batch, length] of `slots`, as many as the batch."""
+        self._rows = torch.tensor(slots, device=positions.device)
+        # Slots in a row are a view of the memory; a copy of them costs more than the attention over them.
+        in_a_row = list(slots) == list(range(slots[0], slots[0] + len(slots)))
+        self._seen = slice(slots[0], slots[0] + len(slots)) if in_a_row else self._rows
         # A new request's slot is wiped: what is masked counts as zero times its value, and a NaN left there would show.
-        self._fresh = slots[positions[:, 0] == 0]
+        self._fresh = self._rows[positions[:, 0] == 0]
         self.positions = positions
         self._span = int(positions.max()) + 1
         keys = torch.arange(self._span, device=positions.device)
@@ -46,8 +52,8 @@ class SlotCache:
         # Indexed by [batch, length] on the slot and place dimensions: the heads come last.
         keys[rows, self.positions] = k.transpose(1, 2)
         values[rows, self.positions] = v.transpose(1, 2)
-        seen_k = keys[self._rows, : self._span].transpose(1, 2)
-        seen_v = values[self._rows, : self._span].transpose(1, 2)
+        seen_k = keys[self._seen, : self._span].transpose(1, 2)
+        seen_v = values[self._seen, : self._span].transpose(1, 2)
         return scaled_dot_product_attention(
             q, seen_k, seen_v, attn_mask=self._mask, enable_gqa=q.shape[1] != k.shape[1]
         )

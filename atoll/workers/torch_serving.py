@@ -94,7 +94,7 @@ class TorchEngine:
         tokens = torch.tensor([c.tokens for c in group], device=self._device)
         starts = torch.tensor([c.start for c in group], device=self._device)
         positions = starts[:, None] + torch.arange(tokens.shape[1], device=self._device)
-        self._cache.aim(torch.tensor([c.slot for c in group], device=self._device), positions)
+        self._cache.aim([c.slot for c in group], positions)
         logits: torch.Tensor = self._model(tokens, self._cache)
         return logits
 

@@ -1,0 +1,71 @@
+"""What is known of the network: NICs of nodes, measured links between NICs, trunks that several links share.
+
+Bandwidths are bytes of payload a second in one direction, latencies seconds one way. Directed: a link and its way back
+are two. Everything here is measured or declared; what follows from it (islands, plans) is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atoll.schema.ids import NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """One network interface of a node with its address. `bandwidth`: all its links together; None while unknown."""
+
+    name: str
+    host: str
+    prefix: int = 32
+    bandwidth: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A node's NICs, fastest first, and the labels its owner gave it (`island` is a hint for clustering)."""
+
+    node: NodeId
+    nics: tuple[Nic, ...]
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """From a NIC of one node to a NIC of another. `flow_bandwidth`: what one connection reaches, where that is less."""
+
+    source: NodeId
+    source_nic: str
+    target: NodeId
+    target_nic: str
+    latency_s: float
+    bandwidth: float
+    flow_bandwidth: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trunk:
+    """All links from `sources` to `targets` together carry `bandwidth`, whatever each carries alone."""
+
+    sources: tuple[NodeId, ...]
+    targets: tuple[NodeId, ...]
+    bandwidth: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """The network as known at `version`; a higher version replaces a lower one."""
+
+    hosts: tuple[Host, ...]
+    links: tuple[Link, ...] = ()
+    trunks: tuple[Trunk, ...] = ()
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Where a trainer listens besides its first address: one more NIC of its node."""
+
+    nic: str
+    host: str
+    port: int
