@@ -10,16 +10,21 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from atoll.collectives.tcp_operations import Operations, ReduceOp, check_reducible
+from atoll.collectives.network import Network, network_of, ways
+from atoll.collectives.plan import Plan
+from atoll.collectives.plan_shapes import Recipe
+from atoll.collectives.planner import Choice, Planner
+from atoll.collectives.tcp_operations import Operations, ReduceOp, Request, carried, check_reducible
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_transport import Listener
+from atoll.collectives.telemetry import Telemetry
 from atoll.collectives.wire import LANES, Kind
-from atoll.collectives.work import Poison, Usage, Work
+from atoll.collectives.work import Poison, Work
 from atoll.errors import InternalError, PeerError
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
@@ -40,35 +45,61 @@ def connect(
     """The communicator of `membership`, once every pair of members has met.
 
     Raises `PeerLost` or `HandshakeError` naming the member that did not come within `deadline_s` seconds, at once when
-    `cancelled()` turns true.
+    `cancelled()` turns true; `InternalError` for a membership that names a rank twice or not this trainer.
     """
-    mine = next((m for m in membership.members if m.trainer == me), None)
+    members = _checked(membership)
+    mine = next((m for m in members if m.trainer == me), None)
     if mine is None:
         raise InternalError(
             f"trainer {me} is no member of epoch {membership.epoch}; it must wait for one that names it"
         )
+    network = network_of(members, membership.topology)
     deadline = time.monotonic() + deadline_s
     listener.enter(membership.epoch)
-    sockets: dict[int, socket.socket] = {}
+    sockets: dict[int, list[socket.socket]] = {}
     try:
         # Dialled ranks first: a listener answers by itself, so no two members wait for each other.
-        for peer in sorted(membership.members, key=lambda m: (m.rank > mine.rank, m.rank)):
+        for peer in sorted(members, key=lambda m: (m.rank > mine.rank, m.rank)):
             if peer.rank != mine.rank:
-                sockets[peer.rank] = _meet(peer, mine, membership.epoch, listener, deadline, cancelled)
+                met = sockets.setdefault(peer.rank, [])
+                for line in range(network.lines(mine.rank, peer.rank)):
+                    met.append(_meet(peer, mine, membership, listener, deadline, cancelled, line))
     except BaseException:
-        for sock in sockets.values():
+        for sock in (s for met in sockets.values() for s in met):
             sock.close()
         raise
-    return Communicator(membership, mine, sockets)
+    return Communicator(membership, mine, sockets, network)
 
 
-def _meet(
-    peer: Member, mine: Member, epoch: int, listener: Listener, deadline: float, cancelled: Callable[[], bool]
+def _checked(membership: Membership) -> tuple[Member, ...]:
+    members = tuple(sorted(membership.members, key=lambda m: m.rank))
+    for rank, member in enumerate(members):
+        if member.rank != rank:
+            named = ", ".join(f"{m.trainer}={m.rank}" for m in members)
+            raise InternalError(
+                f"epoch {membership.epoch} names {len(members)} members by ranks {named}; ranks go from 0 to "
+                f"{len(members) - 1}, each once"
+            )
+    return members
+
+
+def _meet(  # noqa: PLR0917 - one pair's meeting needs both sides and both limits
+    peer: Member,
+    mine: Member,
+    membership: Membership,
+    listener: Listener,
+    deadline: float,
+    cancelled: Callable[[], bool],
+    line: int,
 ) -> socket.socket:
+    epoch, topology = membership.epoch, membership.topology
     try:
         if peer.rank < mine.rank:
-            return listener.dial(peer, me=mine, epoch=epoch, deadline=deadline, cancelled=cancelled)
-        return listener.claim(peer, me=mine.trainer, epoch=epoch, deadline=deadline, cancelled=cancelled)
+            known = ways(mine, peer, topology) if topology is not None else ()
+            return listener.dial(
+                peer, me=mine, epoch=epoch, deadline=deadline, cancelled=cancelled, ways=known, line=line
+            )
+        return listener.claim(peer, me=mine.trainer, epoch=epoch, deadline=deadline, cancelled=cancelled, line=line)
     except PeerError as error:
         error.culprit = peer.trainer
         raise
@@ -77,27 +108,55 @@ def _meet(
 class Communicator:
     """One rank's view of its epoch."""
 
-    def __init__(self, membership: Membership, me: Member, sockets: dict[int, socket.socket]) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        me: Member,
+        sockets: Mapping[int, socket.socket | Sequence[socket.socket]],
+        network: Network | None = None,
+    ) -> None:
         self.epoch: int = membership.epoch
         self.members: tuple[Member, ...] = tuple(sorted(membership.members, key=lambda m: m.rank))
         self.rank: int = me.rank
         self.size = len(membership.members)
+        self.network = network or network_of(self.members, membership.topology)
         self.poisoned: Poison | None = None
-        self.traffic = Usage()
+        self.telemetry = Telemetry()
         self._lock = threading.Lock()
         self._open: set[Work] = set()
         self._listeners: list[Callable[[Poison], None]] = []
         self._sequence = 0
-        self._lanes: defaultdict[tuple[str, int, int], int] = defaultdict(int)
-        self._reactor = Reactor(self.epoch, sockets, self._peer_ended)
+        self._planner = Planner(self.network.fabric, self.network.groups)
+        self._reactor = Reactor(self.epoch, sockets, self._peer_ended, self.rank)
         self._operations = Operations(self._reactor, self.rank, self.size)
 
     # -- operations --------------------------------------------------------------------------------------------------
 
-    def all_reduce(self, buffer: torch.Tensor, *, op: ReduceOp = "sum") -> Work:
-        """`buffer` becomes the elementwise `op` over all ranks; asynchronous, bit for bit the same on all ranks."""
+    def all_reduce(
+        self,
+        buffer: torch.Tensor,
+        *,
+        op: ReduceOp = "sum",
+        codec: Any = None,
+        recipe: Recipe | None = None,
+    ) -> Work:
+        """`buffer` becomes the elementwise `op` over all ranks; asynchronous, bit for bit the same on all ranks.
+
+        By the plan that is predicted to be fastest, or by `recipe`, which must be the same on all ranks.
+        """
         check_reducible(buffer, op)
-        return self._start(work := Work(), self._operations.all_reduce(buffer, op, self._next(), work))
+
+        def planned(count: int, itemsize: int) -> Plan:
+            if recipe is not None:
+                return self._planner.built(recipe, count)
+            return self._planner.plan(count, itemsize)
+
+        request = Request(buffer=buffer, op=op, sequence=self._next(), planned=planned, codec=codec)
+        return self._start(work := Work(), self._operations.all_reduce(request, work))
+
+    def plans(self, count: int, dtype: torch.dtype = torch.float32, codec: Any = None) -> list[Choice]:
+        """All plans for `count` elements that are worth thinking of, with their predicted seconds, fastest first."""
+        return self._planner.candidates(count, carried(dtype).itemsize, codec)
 
     def all_gather(self, payload: bytes) -> Work:
         """`result` is the list of every rank's payload, in rank order; lengths may differ."""
@@ -115,13 +174,13 @@ class Communicator:
 
     def send(self, buffer: torch.Tensor, *, to: int, tag: int = 0) -> Work:
         """Send `buffer` to one rank; matched in order by its `recv` of the same tag."""
-        address = (to, *self._lane("send", to, tag))
-        return self._start(work := Work(), self._operations.send(buffer, address, work))
+        self._check(f"send to rank {to}", to, tag)
+        return self._start(work := Work(), self._operations.send(buffer, to, tag + 1, work))
 
-    def recv(self, buffer: torch.Tensor, *, source: int, tag: int = 0) -> Work:
-        """Receive into `buffer` what `source` sends with this tag."""
-        address = (source, *self._lane("recv", source, tag))
-        return self._start(work := Work(), self._operations.recv(buffer, address, work))
+    def recv(self, buffer: torch.Tensor, *, source: int | None, tag: int = 0) -> Work:
+        """Receive into `buffer` the next message with this tag of `source`, or of any rank: `result` is whose it was."""
+        self._check(f"recv from rank {source}", (self.rank + 1) % self.size if source is None else source, tag)
+        return self._start(work := Work(), self._operations.recv(buffer, source, tag + 1, work))
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -168,15 +227,11 @@ class Communicator:
             self._sequence += 1
             return self._sequence
 
-    def _lane(self, way: str, peer: int, tag: int) -> tuple[int, int]:
-        """(lane, sequence) of the next message with `tag` from or to `peer`."""
+    def _check(self, what: str, peer: int, tag: int) -> None:
         if not 0 <= peer < self.size or peer == self.rank:
-            raise InternalError(f"{way} between rank {self.rank} and rank {peer} of {self.size}")
+            raise InternalError(f"{what} by rank {self.rank} of {self.size}: there is no such peer")
         if not 0 <= tag < LANES - 1:
             raise InternalError(f"tag {tag}: tags go from 0 to {LANES - 2}")
-        with self._lock:
-            self._lanes[way, peer, tag] += 1
-            return tag + 1, self._lanes[way, peer, tag]
 
     def _start(self, work: Work, operation: Operation) -> Work:
         with self._lock:
@@ -187,10 +242,10 @@ class Communicator:
             work.spoil(poison)
             return work
         work.add_done_callback(self._ended)
-        self._reactor.start(operation, work.usage)
+        self._reactor.start(operation, work.trace)
         return work
 
     def _ended(self, work: Work) -> None:
         with self._lock:
             self._open.discard(work)
-            self.traffic.add(work.usage)
+            self.telemetry.add(work.trace)

@@ -39,13 +39,14 @@ class Verdict(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greeting:
-    """Who dials whom, and for which epoch."""
+    """Who dials whom, and for which epoch; `line` numbers the connections of one pair."""
 
     run: str
     epoch: int
     rank: int
     trainer: str
     to: str
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +78,15 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
-def reach(host: str, port: int, patience: Patience) -> socket.socket:
-    """A TCP connection. Raises `OSError` or `PeerLost`."""
+def reach(host: str, port: int, patience: Patience, source: str | None = None) -> socket.socket:
+    """A TCP connection, from the own address `source` if that is given. Raises `OSError` or `PeerLost`."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     sock = socket.socket(family, kind, protocol)
     try:
         sock.settimeout(0.0)
         tune(sock)
+        if source is not None:
+            sock.bind((source, 0))
         _connect(sock, address, patience)
     except BaseException:
         sock.close()
@@ -132,7 +135,7 @@ def _connect(sock: socket.socket, address: Any, patience: Patience) -> None:
 
 
 def _words(greeting: Greeting, nonce: bytes) -> bytes:
-    who = {"run": greeting.run, "epoch": greeting.epoch, "rank": greeting.rank}
+    who = {"run": greeting.run, "epoch": greeting.epoch, "rank": greeting.rank, "line": greeting.line}
     names = {"trainer": greeting.trainer, "to": greeting.to}
     return json.dumps(who | names | {"protocol": PROTOCOL, "nonce": nonce.hex()}).encode()
 
@@ -144,6 +147,7 @@ def _read(words: bytes, run: str) -> tuple[Greeting, bytes]:
             run=str(said["run"]),
             epoch=int(said["epoch"]),
             rank=int(said["rank"]),
+            line=int(said["line"]),
             trainer=str(said["trainer"]),
             to=str(said["to"]),
         )

@@ -1,4 +1,7 @@
-"""One connection to one peer of an epoch: frames out of a queue, frames in through a `Reader`, never blocking.
+"""One connection to one peer of an epoch: frames out by priority, frames in through a `Reader`, never blocking.
+
+Earlier operations go first, and within one its earlier parts: the plan's order. Only what the kernel takes has left our
+hands, so its unsent backlog is kept short, or bulk that was queued first would stand before what is urgent.
 
 Who is to blame for a broken connection is what the peer itself said last: before a failed send becomes this peer's
 fault, what it had already sent is read to the end, because a peer that aborts names the culprit in its last frame and
@@ -7,19 +10,29 @@ then closes (and the close makes our send fail).
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import Protocol
 
+from atoll.collectives.telemetry import Edge
 from atoll.collectives.wire import Frame, Header, Kind, Reader, pack, read_abort
 from atoll.errors import HandshakeError, InternalError
 
 # One turn of the loop takes at most this much from one peer, so that what came is added while it is in the cache.
 READ_ONCE_BYTES = 1 << 20
-# Buffers of one sendmsg call; far below the kernel's limit of 1024.
-_GATHER = 16
+# Frames of one sendmsg call: enough that small ones share a call; a large one goes alone.
+_GATHER_FRAMES = 8
+_GATHER_BYTES = 1 << 18
+
+# A few milliseconds of a fast link: enough to keep it busy between two turns of the loop.
+BACKLOG_BYTES = 1 << 18
+_TCP_NOTSENT_LOWAT = 25  # the socket module has no name for it
+
+Priority = tuple[int, int]  # (operation, part): lower goes first
 
 
 class EpochEnded(Exception):
@@ -30,21 +43,32 @@ class EpochEnded(Exception):
         self.reason, self.rank, self.name = reason, rank, name
 
 
-@dataclass(slots=True)
 class Ticket:
-    """A send or a receive (then with its memory) that an operation waits for."""
+    """A send, a receive (then with its memory) or a part of the work that an operation waits for."""
 
-    view: memoryview | None = None
-    done: bool = False
+    __slots__ = ("done", "edge", "owner", "rank", "view")
+
+    def __init__(self, view: memoryview | None = None, edge: Edge | None = None) -> None:
+        self.view, self.edge = view, edge
+        self.done = False
+        self.rank = -1  # of a receive from any rank: who sent it
+        self.owner: Waiter | None = None
+
+
+class Waiter(Protocol):
+    """Who is told that a ticket is done."""
+
+    def told(self, ticket: Ticket) -> None:
+        """`ticket` is done."""
 
 
 class Outgoing:
     """One frame on its way out."""
 
-    __slots__ = ("began", "ticket", "views")
+    __slots__ = ("began", "edge", "ticket", "views")
 
-    def __init__(self, ticket: Ticket | None, *views: memoryview) -> None:
-        self.ticket, self.began = ticket, False
+    def __init__(self, ticket: Ticket | None, edge: Edge | None, *views: memoryview) -> None:
+        self.ticket, self.edge, self.began = ticket, edge, False
         self.views = [view for view in views if len(view)]
 
     def advance(self, count: int) -> int:
@@ -61,7 +85,10 @@ class Outgoing:
 
 
 class Peer:
-    """The stream to and from `rank`. `place` names the memory for a body, `deliver` takes each whole DATA frame."""
+    """A stream to and from `rank`. `place` names the memory for a body, `deliver` takes each whole DATA frame.
+
+    `done` is told each ticket whose frame has left.
+    """
 
     def __init__(
         self,
@@ -69,29 +96,41 @@ class Peer:
         sock: socket.socket,
         epoch: int,
         *,
-        place: Callable[[int, Header], memoryview],
-        deliver: Callable[[int, Frame], None],
+        place: Callable[[Peer, Header], memoryview],
+        deliver: Callable[[Peer, Frame], None],
+        done: Callable[[Ticket], None],
     ) -> None:
         sock.settimeout(0.0)
+        shorten_backlog(sock)
         self.rank, self.sock, self.epoch = rank, sock, epoch
         self.leaving = False  # it said BYE
         self.gone = False  # its stream ended after that
-        self._deliver = deliver
-        self._reader = Reader(epoch, lambda header: place(rank, header))
-        self._out: deque[Outgoing] = deque()
+        self.claimed: Ticket | None = None  # for whom the body under way is received
+        self.blocked_since = 0.0
+        self._deliver, self._done = deliver, done
+        self._reader = Reader(epoch, lambda header: place(self, header))
+        self._queue: list[tuple[Priority, int, Outgoing]] = []  # a heap
+        self._out: deque[Outgoing] = deque()  # taken from the queue: they leave in this order
+        self._number = itertools.count()
 
     @property
     def has_output(self) -> bool:
         """True while something waits for the socket to take it."""
-        return bool(self._out)
+        return bool(self._out or self._queue)
 
-    def send(self, header: Header, body: memoryview, ticket: Ticket) -> None:
-        """Queue a frame and send what the socket takes."""
+    @property
+    def front(self) -> Edge | None:
+        """The operation whose bytes are to leave next."""
+        return self._out[0].edge if self._out else None
+
+    def send(self, header: Header, body: memoryview, ticket: Ticket, priority: Priority) -> bool:
+        """Queue a frame; True where nothing was before it, so that it can be flushed at once."""
         if self.gone:
             raise EpochEnded(f"rank {self.rank} has left the epoch")
-        self._out.append(Outgoing(ticket, memoryview(pack(header)), body))
-        if len(self._out) == 1:
-            self.flush()
+        idle = not self.has_output
+        frame = Outgoing(ticket, ticket.edge, memoryview(pack(header)), body)
+        heapq.heappush(self._queue, (priority, next(self._number), frame))
+        return idle
 
     def flush(self) -> None:
         """Send what the socket takes."""
@@ -116,7 +155,10 @@ class Peer:
         """Nothing comes after `last`. `drop`: what has not begun to leave is left out."""
         # A frame that stands half-sent must be finished, or the last one would be read as its rest.
         kept = [frame for frame in self._out if frame.began or not drop]
-        self._out = deque([*kept, Outgoing(None, memoryview(last))])
+        if not drop:
+            kept += [heapq.heappop(self._queue)[-1] for _ in range(len(self._queue))]
+        self._queue.clear()
+        self._out = deque([*kept, Outgoing(None, None, memoryview(last))])
 
     def part(self, scrap: memoryview) -> bool:
         """Send and throw away what comes, without waiting; True once both directions are at their end."""
@@ -138,13 +180,13 @@ class Peer:
         """Let go of the socket."""
         self.gone = True
         self._out.clear()
+        self._queue.clear()
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
     def _flush(self) -> None:
-        while self._out:
-            views = [view for frame, _ in zip(self._out, range(_GATHER // 2), strict=False) for view in frame.views]
+        while views := self._gathered():
             count = self.sock.sendmsg(views)
             while self._out:
                 front = self._out[0]
@@ -153,7 +195,16 @@ class Peer:
                     break
                 self._out.popleft()
                 if front.ticket is not None:
-                    front.ticket.done = True
+                    self._done(front.ticket)
+
+    def _gathered(self) -> list[memoryview]:
+        """What the next call sends: frames that are under way, then the first of the queue."""
+        size = sum(len(view) for frame in self._out for view in frame.views)
+        while self._queue and size < _GATHER_BYTES and len(self._out) < _GATHER_FRAMES:
+            frame = heapq.heappop(self._queue)[-1]
+            self._out.append(frame)
+            size += sum(map(len, frame.views))
+        return [view for frame in self._out for view in frame.views]
 
     def _read(self, budget: int) -> None:
         while budget > 0:
@@ -180,7 +231,7 @@ class Peer:
     def _take(self, frame: Frame) -> None:
         match frame.header.kind:
             case Kind.DATA:
-                self._deliver(self.rank, frame)
+                self._deliver(self, frame)
             case Kind.BYE:
                 self.leaving = True
             case Kind.ABORT:
@@ -201,3 +252,10 @@ class Peer:
         if self.leaving:
             return EpochEnded(f"rank {self.rank} has left the epoch")
         return EpochEnded(f"rank {self.rank}: {what}", rank=self.rank)
+
+
+def shorten_backlog(sock: socket.socket) -> None:
+    """Have the kernel take no more once `BACKLOG_BYTES` are unsent; what it has on the way does not count."""
+    if sock.family != socket.AF_UNIX:
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, BACKLOG_BYTES)

@@ -1,12 +1,14 @@
 """One thread that moves the bytes of one epoch: an event loop over the sockets of all peers.
 
-Operations are generators: they queue sends, post receives and yield the tickets they wait for, so several are in flight
-at once and point-to-point messages cannot deadlock with collectives. Bytes are received straight into posted memory;
-what comes before its receive is posted is kept aside. The loop reads from every peer all the time, also when nothing is
-asked of it: the end of a peer's stream is seen within a millisecond, and ends the epoch here (`on_end`).
+Operations are generators: they queue sends, post receives, spawn parts of themselves, and yield the tickets they wait
+for, so several are in flight at once and point-to-point messages cannot deadlock with collectives. Bytes are received
+straight into posted memory; what comes before its receive is posted is kept aside (`tcp_mail`). The loop reads from every
+peer all the time, also when nothing is asked of it: the end of a peer's stream is seen within a millisecond, and ends
+the epoch here (`on_end`).
 
 The end: once `end` was called, operations queue nothing more, so that what they read from a caller's buffer later can
-reach nobody. Then peers get a last frame (ABORT with the culprit's name, or BYE) and a short while to take it, all at the same time.
+reach nobody. Then peers get a last frame (ABORT with the culprit's name, or BYE) and a short while to take it, all at the
+same time.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from atoll.collectives.call import NO_CALL
+from atoll.collectives.tcp_mail import Mail
 from atoll.collectives.tcp_peer import EpochEnded, Peer, Ticket
+from atoll.collectives.telemetry import Trace
 from atoll.collectives.wire import Frame, Header, Kind, farewell
-from atoll.collectives.work import Usage
 
 # How long a closing side tries to get its last frame out. Peers read all the time and answer within milliseconds; only
 # one that was stopped or cut off takes the whole of it, and a recovery waits for it.
@@ -31,24 +35,37 @@ FAREWELL_S = 0.1
 _SCRAP_BYTES = 1 << 18
 
 Operation = Generator[list[Ticket], None, None]
-Key = tuple[int, int, int, int]  # (rank, lane, sequence, part)
 
 
-@dataclass(slots=True)
-class _Running:
-    operation: Operation
-    usage: Usage
-    tickets: list[Ticket] = field(default_factory=list)
+class Running:
+    """An operation, or a part of one, on the loop."""
 
-    def ready(self) -> bool:
-        return all(ticket.done for ticket in self.tickets)
+    __slots__ = ("call", "finished", "missing", "number", "operation", "reactor", "sequence", "trace")
 
-    def waited(self, seconds: float) -> None:
-        """Count a pause of the loop as starved if bytes are missing, else as blocked."""
-        if any(not t.done and t.view is not None for t in self.tickets):
-            self.usage.starved_s += seconds
-        else:
-            self.usage.blocked_s += seconds
+    def __init__(self, reactor: Reactor, operation: Operation, trace: Trace) -> None:
+        self.reactor, self.operation, self.trace = reactor, operation, trace
+        self.number, self.call = 0, NO_CALL
+        self.sequence: int | None = None  # of a collective that is open
+        self.finished = Ticket()
+        self.missing = 0
+
+    def told(self, ticket: Ticket) -> None:
+        """One of the tickets that it waits for is done."""
+        if ticket.edge is not None and ticket.view is not None:
+            ticket.edge.got(self.reactor.now)
+        self.missing -= 1
+        if not self.missing:
+            self.reactor.ready.append(self)
+
+    def waits_for(self, tickets: list[Ticket]) -> bool:
+        """Be told of those that are not done; False where all are."""
+        for ticket in tickets:
+            if not ticket.done:
+                self.missing += 1
+                ticket.owner = self
+                if ticket.edge is not None and ticket.view is not None:
+                    ticket.edge.waits(self.reactor.now)
+        return self.missing > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,31 +79,39 @@ class Reactor:
     """The loop. `on_end(reason, culprit_rank, culprit_name)` runs on its thread, once, when the epoch cannot go on."""
 
     def __init__(
-        self, epoch: int, sockets: dict[int, socket.socket], on_end: Callable[[str, int | None, str | None], None]
+        self,
+        epoch: int,
+        sockets: Mapping[int, socket.socket | Sequence[socket.socket]],
+        on_end: Callable[[str, int | None, str | None], None],
+        rank: int = 0,
     ) -> None:
         self._epoch, self._on_end = epoch, on_end
-        self._peers = {r: Peer(r, s, epoch, place=self._place, deliver=self._deliver) for r, s in sockets.items()}
-        self._posted: dict[Key, Ticket] = {}
-        self._early: dict[Key, memoryview] = {}
-        self._waiting: list[_Running] = []
-        self._asked: deque[_Running] = deque()
-        self._now_running = Usage()
-        self._writers: set[int] = set()
+        self._mail = Mail(rank, self._complete)
+        self._lines = {rank: [self._peer(rank, s) for s in _listed(found)] for rank, found in sockets.items()}
+        self._peers = [peer for lines in self._lines.values() for peer in lines]
+        self.now = time.monotonic()
+        self.ready: deque[Running] = deque()
+        self._asked: deque[Running] = deque()
+        self._started = 0
+        self._current = Running(self, _nothing(), Trace())
+        self._dirty: list[Peer] = []
+        self._writers: set[Peer] = set()
+        self._open: set[Running] = set()
         self._ending: _Farewell | None = None
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
-        for peer in self._peers.values():
+        for peer in self._peers:
             self._selector.register(peer.sock, selectors.EVENT_READ, peer)
         self._thread = threading.Thread(target=self._run, name=f"atoll-epoch-{epoch}", daemon=True)
         self._thread.start()
 
     # -- from any thread ---------------------------------------------------------------------------------------------
 
-    def start(self, operation: Operation, usage: Usage) -> None:
+    def start(self, operation: Operation, trace: Trace) -> None:
         """Have the loop run `operation`; operations begin in the order of these calls."""
-        self._asked.append(_Running(operation, usage))
+        self._asked.append(Running(self, operation, trace))
         self._poke()
 
     def end(self, kind: Kind, reason: str = "", culprit: str | None = None, *, unreachable: int | None = None) -> None:
@@ -103,6 +128,10 @@ class Reactor:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
+    def sockets(self) -> dict[int, list[socket.socket]]:
+        """The connections to each peer, for reading what the kernel counts of them."""
+        return {rank: [peer.sock for peer in lines] for rank, lines in self._lines.items()}
+
     def _poke(self) -> None:
         with self._lock, suppress(OSError):
             if self._wake >= 0:
@@ -110,27 +139,57 @@ class Reactor:
 
     # -- for operations, on the loop's thread ------------------------------------------------------------------------
 
+    def open(self, call: bytes, sequence: int | None = None) -> None:
+        """The operation says what it means, before it sends or posts; `sequence`: of a collective, which all mean alike."""
+        self._current.call = call
+        self._current.sequence = sequence
+        if sequence is not None:
+            self._mail.open(sequence, call)
+
     def send(self, rank: int, lane: int, sequence: int, part: int, view: memoryview) -> Ticket:
         """Queue `view`, whose memory must not change until the ticket is done; nothing is queued after `end`."""
-        ticket, peer = Ticket(), self._peers[rank]
-        self._now_running.sent_bytes += len(view)
+        running, lines = self._current, self._lines[rank]
+        edge = running.trace.edge(rank)
+        ticket = Ticket(edge=edge)
+        edge.sent_bytes += len(view)
         if self._ending is None:
-            peer.send(Header(Kind.DATA, lane, self._epoch, sequence, part, len(view)), view, ticket)
-            self._watch(peer)
+            # Messages of one lane stay in order; parts of a collective may take any of a link's connections.
+            peer = lines[part % len(lines) if lane == 0 else 0]
+            header = Header(Kind.DATA, lane, self._epoch, sequence, part, len(view), running.call)
+            if peer.send(header, view, ticket, (running.number, part)):
+                self._dirty.append(peer)
         return ticket
 
     def post(self, rank: int, lane: int, sequence: int, part: int, view: memoryview) -> Ticket:
         """Receive exactly `len(view)` bytes into `view`."""
-        key, ticket = (rank, lane, sequence, part), Ticket(view)
-        self._now_running.received_bytes += len(view)
-        early = self._early.pop(key, None)
-        if early is not None:
-            self._fill(rank, ticket, early)
-        elif self._peers[rank].gone:
+        edge = self._current.trace.edge(rank)
+        edge.received_bytes += len(view)
+        ticket = Ticket(view, edge)
+        if not self._mail.post(ticket, (rank, lane, sequence, part)) and self._has_left(rank):
             raise EpochEnded(f"rank {rank} has left the epoch")
-        else:
-            self._posted[key] = ticket
         return ticket
+
+    def post_message(self, rank: int | None, lane: int, view: memoryview) -> Ticket:
+        """Receive the next message of `lane` (above 0) from `rank`, or from any if None; the ticket's `rank` tells whose."""
+        edge = None if rank is None else self._current.trace.edge(rank)
+        if edge is not None:
+            edge.received_bytes += len(view)
+        ticket = Ticket(view, edge)
+        if not self._mail.expect(ticket, rank, lane, self._current.call) and rank is not None and self._has_left(rank):
+            raise EpochEnded(f"rank {rank} has left the epoch")
+        return ticket
+
+    def spawn(self, part: Operation) -> Ticket:
+        """Run `part` beside the others of its operation; the ticket is done when it ends."""
+        of = self._current
+        running = Running(self, part, of.trace)
+        running.number, running.call = of.number, of.call
+        self._open.add(running)
+        self.ready.append(running)
+        return running.finished
+
+    def _has_left(self, rank: int) -> bool:
+        return all(peer.gone for peer in self._lines[rank])
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -147,86 +206,101 @@ class Reactor:
             self._dispose()
 
     def _turn(self) -> None:
-        while self._asked:
-            self._advance(self._asked.popleft())
-        for key, events in self._select():
+        events = self._selector.select()
+        self.now = time.monotonic()
+        for key, mask in events:
             peer = key.data
             if peer is None:
                 os.eventfd_read(self._wake)
                 continue
-            if events & selectors.EVENT_WRITE:
-                peer.flush()
-            if events & selectors.EVENT_READ:
+            if mask & selectors.EVENT_WRITE:
+                self._flush(peer)
+            if mask & selectors.EVENT_READ:
                 peer.read()
-            self._watch(peer)
-        waiting, self._waiting = self._waiting, []
-        for running in waiting:
-            self._advance(running)
+                if peer.gone:
+                    self._let_go(peer)
+            # What came goes on before more is read: it is in the cache, and another rank waits for it.
+            self._work()
+        self._work()
 
-    def _select(self) -> list[tuple[selectors.SelectorKey, int]]:
-        if not self._waiting:
-            return self._selector.select()
-        started = time.monotonic()
-        ready = self._selector.select()
-        seconds = time.monotonic() - started
-        for running in self._waiting:
-            running.waited(seconds)
-        return ready
+    def _work(self) -> None:
+        while self._asked:
+            self._begin(self._asked.popleft())
+        while self.ready or self._dirty:
+            while self.ready:
+                self._advance(self.ready.popleft())
+            dirty, self._dirty = self._dirty, []
+            for peer in dirty:
+                self._flush(peer)
 
-    def _advance(self, running: _Running) -> None:
-        self._now_running = running.usage
-        while running.ready():
+    def _begin(self, running: Running) -> None:
+        self._started += 1
+        running.number = self._started
+        self._open.add(running)
+        running.trace.entered_s = self.now
+        self._advance(running)
+
+    def _advance(self, running: Running) -> None:
+        self._current = running
+        while True:
             tickets = next(running.operation, None)
             if tickets is None:
+                self._open.discard(running)
+                if running.sequence is not None:
+                    self._mail.close(running.sequence)
+                self._complete(running.finished)
                 return
-            running.tickets = tickets
-        self._waiting.append(running)
+            if running.waits_for(tickets):
+                return
 
-    def _watch(self, peer: Peer) -> None:
-        """Have the loop woken for what this peer can do next."""
+    def _complete(self, ticket: Ticket) -> None:
+        ticket.done = True
+        if ticket.owner is not None:
+            ticket.owner.told(ticket)
+
+    def _flush(self, peer: Peer) -> None:
+        """Send what the socket takes; for the rest the loop is woken."""
         if peer.gone:
-            self._let_go(peer)
-        elif peer.has_output != (peer.rank in self._writers):
-            self._writers ^= {peer.rank}
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.has_output else 0)
-            self._selector.modify(peer.sock, events, peer)
+            return
+        front = peer.front
+        peer.flush()
+        blocked = peer.has_output
+        if peer in self._writers:
+            if front is not None:
+                front.blocked_s += self.now - peer.blocked_since
+            if not blocked:
+                self._writers.discard(peer)
+                self._selector.modify(peer.sock, selectors.EVENT_READ, peer)
+        elif blocked:
+            self._writers.add(peer)
+            self._selector.modify(peer.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, peer)
+        peer.blocked_since = self.now
 
     def _let_go(self, peer: Peer) -> None:
         """A peer has left in good order: the epoch goes on unless an operation needs it."""
         if peer.sock.fileno() < 0:
             return
-        needed = peer.has_output or any(rank == peer.rank for rank, *_ in self._posted)
+        unsent = peer.has_output
         self._selector.unregister(peer.sock)
+        self._writers.discard(peer)
         peer.close()
-        if needed:
+        if unsent or (self._has_left(peer.rank) and self._mail.awaits(peer.rank)):
             raise EpochEnded(f"rank {peer.rank} has left the epoch")
 
     # -- bytes that came ---------------------------------------------------------------------------------------------
 
-    def _place(self, rank: int, header: Header) -> memoryview:
-        ticket = self._posted.get((rank, header.lane, header.sequence, header.part))
-        if ticket is not None and ticket.view is not None:
-            return ticket.view
-        return memoryview(bytearray(header.length))
+    def _peer(self, rank: int, sock: socket.socket) -> Peer:
+        return Peer(rank, sock, self._epoch, place=self._place, deliver=self._deliver, done=self._complete)
 
-    def _deliver(self, rank: int, frame: Frame) -> None:
-        header = frame.header
-        key = (rank, header.lane, header.sequence, header.part)
-        ticket = self._posted.pop(key, None)
-        if ticket is None:
-            self._early[key] = frame.body
-        else:
-            self._fill(rank, ticket, frame.body)
+    def _place(self, peer: Peer, header: Header) -> memoryview:
+        peer.claimed = self._mail.claim(peer.rank, header)
+        if peer.claimed is not None and peer.claimed.view is not None:
+            return peer.claimed.view
+        return self._mail.space(header.length)
 
-    def _fill(self, rank: int, ticket: Ticket, body: memoryview) -> None:
-        view = ticket.view
-        if view is not None and body is not view:  # it came, or began to come, before it was posted
-            if len(body) != len(view):
-                raise EpochEnded(
-                    f"rank {rank} sent {len(body)} bytes for {len(view)}: the ranks call different operations"
-                )
-            view[:] = body
-        ticket.done = True
+    def _deliver(self, peer: Peer, frame: Frame) -> None:
+        self._mail.deliver(peer.rank, frame, peer.claimed, self.now)
+        peer.claimed = None
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -235,7 +309,7 @@ class Reactor:
         if last is None:  # `on_end` itself failed: the peers see the close
             return
         scrap = memoryview(bytearray(_SCRAP_BYTES))
-        staying = [peer for peer in self._peers.values() if not peer.gone]
+        staying = [peer for peer in self._peers if not peer.gone]
         for peer in staying:
             peer.finish_with(last.frame, drop=last.drop)
         staying = [peer for peer in staying if not peer.part(scrap) and peer.rank != last.unreachable]
@@ -251,10 +325,10 @@ class Reactor:
                         selector.modify(key.data.sock, _events(key.data), key.data)
 
     def _dispose(self) -> None:
-        for running in (*self._waiting, *self._asked):
+        for running in (*self._open, *self._asked):
             running.operation.close()
         self._selector.close()
-        for peer in self._peers.values():
+        for peer in self._peers:
             peer.close()
         with self._lock:
             os.close(self._wake)
@@ -263,3 +337,11 @@ class Reactor:
 
 def _events(peer: Peer) -> int:
     return selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.has_output else 0)
+
+
+def _listed(found: socket.socket | Sequence[socket.socket]) -> Sequence[socket.socket]:
+    return [found] if isinstance(found, socket.socket) else found
+
+
+def _nothing() -> Operation:
+    yield from ()

@@ -1,18 +1,21 @@
 """Connections between the ranks of an epoch: a listener that outlives epochs, and the dialing side.
 
-The higher rank dials the lower. A dial for an epoch that the listener's owner has not heard of yet is kept until the
+The higher rank dials the lower, by the NICs that the topology recommends and by others if those do not answer; a link that
+one connection does not fill gets several (`line` 0, 1, ...). A dial for an epoch that the listener's owner has not heard of yet is kept until the
 owner asks for it (`claim`); dials of epochs older than the one last asked for are told so and refused, and those kept
 for them are closed. A listener answers by itself, so no two members wait for each other.
 """
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from atoll.collectives.network import Way
 from atoll.collectives.tcp_handshake import (
     HANDSHAKE_S,
     SLICE_S,
@@ -23,31 +26,41 @@ from atoll.collectives.tcp_handshake import (
     reach,
     receive_introduction,
 )
-from atoll.errors import HandshakeError, PeerLost
+from atoll.errors import HandshakeError, InternalError, PeerLost
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member
+from atoll.schema.topology import Door
 
 # Strangers that connect and say nothing hold this many threads at most; ranks retry what was turned away.
 _GREETERS = 64
 _RETRY_S = 0.05
+# How long one of several ways may take: a link that is down answers nothing, and the next one may.
+_WAY_S = 1.0
 _JOIN_S = 2.0
 
 
 class Listener:
-    """One per trainer: binds `host` on a free port and keeps accepted peers until `claim` asks for them."""
+    """One per trainer: binds `host`, and each of the other `nics` (name, host), on free ports of their own.
 
-    def __init__(self, host: str, secret: bytes, run: str) -> None:
+    Keeps accepted peers until `claim` asks for them. `doors` tells where it listens besides `host` and `port`.
+    """
+
+    def __init__(self, host: str, secret: bytes, run: str, nics: Sequence[tuple[str, str]] = ()) -> None:
         self._secret, self._run = secret, run
-        self._socket = socket.create_server((host, 0), backlog=128)
+        self._sockets = [socket.create_server((address, 0), backlog=128) for address in (host, *(h for _, h in nics))]
         self.host: str = host
-        self.port: int = self._socket.getsockname()[1]
+        self.port, *ports = (int(s.getsockname()[1]) for s in self._sockets)
+        self.doors = tuple(Door(nic=n, host=h, port=p) for (n, h), p in zip(nics, ports, strict=True))
         self._changed = threading.Condition()
-        self._parked: dict[tuple[int, int], tuple[Greeting, socket.socket]] = {}
+        self._parked: dict[tuple[int, int, int], tuple[Greeting, socket.socket]] = {}
         self._oldest = 0
         self._closed = False
         self._greeters: set[threading.Thread] = set()
-        self._thread = threading.Thread(target=self._accept, name="atoll-listener", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._accept, args=(s,), name="atoll-listener", daemon=True) for s in self._sockets
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def enter(self, epoch: int) -> None:
         """From now on only `epoch` and newer ones are taken; what was kept for older ones is closed."""
@@ -57,21 +70,39 @@ class Listener:
                 self._parked.pop(key)[1].close()
 
     def dial(
-        self, peer: Member, *, me: Member, epoch: int, deadline: float, cancelled: Callable[[], bool]
+        self,
+        peer: Member,
+        *,
+        me: Member,
+        epoch: int,
+        deadline: float,
+        cancelled: Callable[[], bool],
+        ways: Sequence[Way] = (),
+        line: int = 0,
     ) -> socket.socket:
-        """A proven connection to `peer`. Raises `PeerLost` at `deadline` (monotonic seconds), or `HandshakeError`."""
-        greeting = Greeting(run=self._run, epoch=epoch, rank=me.rank, trainer=me.trainer, to=peer.trainer)
+        """A proven connection to `peer`, by the first of `ways` that answers (none: by its first address).
+
+        Raises `PeerLost` at `deadline` (monotonic seconds), or `HandshakeError`.
+        """
+        greeting = Greeting(run=self._run, epoch=epoch, rank=me.rank, trainer=me.trainer, to=peer.trainer, line=line)
         patience = Patience(deadline=deadline, cancelled=lambda: self._closed or cancelled())
-        return dial(peer, greeting, self._secret, patience)
+        return dial(ways or (Way(peer.host, peer.port),), greeting, self._secret, patience)
 
     def claim(
-        self, peer: Member, *, me: TrainerId, epoch: int, deadline: float, cancelled: Callable[[], bool]
+        self,
+        peer: Member,
+        *,
+        me: TrainerId,
+        epoch: int,
+        deadline: float,
+        cancelled: Callable[[], bool],
+        line: int = 0,
     ) -> socket.socket:
         """The connection that `peer` made to this listener for `epoch`. Raises `PeerLost` at `deadline`."""
         self.enter(epoch)
         with self._changed:
             while True:
-                greeting, sock = self._parked.pop((epoch, peer.rank), (None, None))
+                greeting, sock = self._parked.pop((epoch, peer.rank, line), (None, None))
                 if greeting is not None and sock is not None:
                     if (greeting.trainer, greeting.to) == (peer.trainer, me):
                         return sock
@@ -88,19 +119,21 @@ class Listener:
             self._closed = True
             parked, self._parked = list(self._parked.values()), {}
             self._changed.notify_all()
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accept; a close alone would not
-        self._socket.close()
+        for listening in self._sockets:
+            with suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)  # wakes the accept; a close alone would not
+            listening.close()
         for _, sock in parked:
             sock.close()
-        self._thread.join(_JOIN_S)
+        for thread in self._threads:
+            thread.join(_JOIN_S)
         for greeter in list(self._greeters):
             greeter.join(_JOIN_S)
 
-    def _accept(self) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         while not self._closed:
             try:
-                sock, _ = self._socket.accept()
+                sock, _ = listening.accept()
             except OSError:
                 # Closed; or no file descriptor is left, which passes when someone else closes one.
                 time.sleep(0.0 if self._closed else _RETRY_S)
@@ -129,33 +162,35 @@ class Listener:
                 sock.send(bytes([Verdict.EPOCH_IS_OVER]))
                 raise HandshakeError(f"epoch {greeting.epoch} is over")
             sock.send(bytes([Verdict.WELCOME]))
-            _, stale = self._parked.pop((greeting.epoch, greeting.rank), (None, None))
+            key = (greeting.epoch, greeting.rank, greeting.line)
+            _, stale = self._parked.pop(key, (None, None))
             if stale is not None:
                 stale.close()
-            self._parked[greeting.epoch, greeting.rank] = (greeting, sock)
+            self._parked[key] = (greeting, sock)
             self._changed.notify_all()
 
 
-def dial(peer: Member, greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
-    """A proven connection to `peer`, tried again while nothing answers. Raises `PeerLost` or `HandshakeError`."""
-    where = f"{peer.trainer} at {peer.host}:{peer.port}"
+def dial(ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
+    """A proven connection by one of `ways`, tried in turn while nothing answers. Raises `PeerLost` or `HandshakeError`."""
     problem: Exception | None = None
-    while True:
+    for way in itertools.cycle(ways):
+        where = f"{greeting.to} at {way.host}:{way.port}"
         try:
             patience.left()
         except PeerLost as over:
             raise PeerLost(f"{where} does not answer in epoch {greeting.epoch}: {problem or over}") from None
         try:
-            return _dial_once(peer, greeting, secret, patience.at_most(HANDSHAKE_S))
+            return _dial_once(way, greeting, secret, patience.at_most(HANDSHAKE_S if len(ways) == 1 else _WAY_S))
         except HandshakeError as error:
             raise HandshakeError(f"{where}: {error}") from None
         except (OSError, PeerLost) as error:
             problem = error
         time.sleep(_RETRY_S)
+    raise InternalError(f"no address of {greeting.to} is known")
 
 
-def _dial_once(peer: Member, greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
-    sock = reach(peer.host, peer.port, patience)
+def _dial_once(way: Way, greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
+    sock = reach(way.host, way.port, patience, source=way.source)
     try:
         verdict = introduce(sock, greeting, secret, patience)
     except BaseException:

@@ -36,3 +36,10 @@ class Scratch:
         if self._kept_bytes + size <= KEPT_BYTES:
             self._kept_bytes += size
             self._free[size, pinned].append(tensor.view(torch.uint8))
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory [bytes] of a contiguous CPU tensor; the view keeps it alive."""
+    if tensor.numel() == 0:
+        return memoryview(bytearray())
+    return tensor.view(torch.uint8).numpy().data

@@ -1,7 +1,8 @@
 """Frames between two ranks of one epoch: a fixed header, then `length` bytes; and how a stream is cut into them.
 
-Every frame carries its epoch, so that bytes of an older membership are refused and not summed. `lane` keeps point-to-
-point messages apart from collectives, `sequence` orders the messages of one lane, `part` those of one operation.
+Every frame carries its epoch, so that bytes of an older membership are refused and not summed, and what its sender
+called (`call`), so that ranks which call different things notice. `lane` keeps point-to-point messages apart from
+collectives, `sequence` numbers the operations of one lane, `part` the messages of one operation.
 
 `Reader` does no I/O: it names the memory where the next bytes of the stream belong (`space`), and is told how many came
 (`fed`). So a body is received straight into the memory of the operation that waits for it, wherever the stream is cut.
@@ -16,11 +17,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from atoll.collectives.call import CALL_BYTES, NO_CALL
 from atoll.errors import HandshakeError, InternalError
 
 MAGIC = b"ATLF"
-PROTOCOL = 1
-_HEADER = struct.Struct("!4sBBHIIIQ")
+PROTOCOL = 2
+_HEADER = struct.Struct(f"!4sBBHIIIQ{CALL_BYTES}s")
 HEADER_BYTES = _HEADER.size
 # A length above this is a damaged or foreign header, not a tensor of ours.
 LARGEST_BYTES = 1 << 40
@@ -50,6 +52,7 @@ class Header:
     sequence: int
     part: int
     length: int
+    call: bytes = NO_CALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +65,19 @@ class Frame:
 
 def pack(header: Header) -> bytes:
     """The header's `HEADER_BYTES` bytes."""
-    return _HEADER.pack(
-        MAGIC, PROTOCOL, header.kind, header.lane, header.epoch, header.sequence, header.part, header.length
-    )
+    address = (header.kind, header.lane, header.epoch, header.sequence, header.part)
+    return _HEADER.pack(MAGIC, PROTOCOL, *address, header.length, header.call)
 
 
 def unpack(data: bytes | bytearray | memoryview) -> Header:
     """The header in `data`. Raises `HandshakeError` for bytes that no peer of this protocol sends."""
-    magic, protocol, number, lane, epoch, sequence, part, length = _HEADER.unpack(data)
+    magic, protocol, number, lane, epoch, sequence, part, length, call = _HEADER.unpack(data)
     if magic != MAGIC or protocol != PROTOCOL:
         raise HandshakeError(f"not a frame of protocol {PROTOCOL}: {bytes(data[:8])!r}")
     kind = _KINDS.get(number)
     if kind is None or length > (LARGEST_BYTES if kind is Kind.DATA else LARGEST_FAREWELL_BYTES):
         raise HandshakeError(f"frame of kind {number} and {length} bytes: damaged stream")
-    return Header(kind, lane, epoch, sequence, part, length)
+    return Header(kind, lane, epoch, sequence, part, length, call)
 
 
 def farewell(kind: Kind, epoch: int, reason: str = "", culprit: str | None = None) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from atoll.collectives.telemetry import Trace
 from atoll.schema.ids import TrainerId
 
 
@@ -17,27 +18,6 @@ class Poison:
     reason: str
     culprit: TrainerId | None
     epoch: int
-
-
-@dataclass(slots=True)
-class Usage:
-    """What an operation moved and waited for.
-
-    `starved_s`: a peer's bytes had not come; `blocked_s`: own bytes could not leave. A slow peer starves the ranks after
-    it and blocks the rank before it, a slow link does both, so the pair tells where to look.
-    """
-
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    starved_s: float = 0.0
-    blocked_s: float = 0.0
-
-    def add(self, other: Usage) -> None:
-        """Sum up."""
-        self.sent_bytes += other.sent_bytes
-        self.received_bytes += other.received_bytes
-        self.starved_s += other.starved_s
-        self.blocked_s += other.blocked_s
 
 
 class Work:
@@ -51,7 +31,7 @@ class Work:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._callbacks: list[Callable[[Work], None]] = []
-        self.usage = Usage()
+        self.trace = Trace()
         self.result: Any = None
         self.poison: Poison | None = None
 

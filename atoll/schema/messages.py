@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 from atoll.schema.ids import Epoch, Incarnation, NodeId, Rank, RunId, SeatId, Step, TrainerId
 from atoll.schema.spec import JobSpec
+from atoll.schema.topology import Door, Topology
 
 PROTOCOL = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One rank of an epoch and where its peers reach it."""
+    """One rank of an epoch and where its peers reach it: first address, and a door for each other NIC of its node."""
 
     trainer: TrainerId
     rank: Rank
@@ -25,16 +26,21 @@ class Member:
     host: str
     port: int
     weight: float = 1.0
+    doors: tuple[Door, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """Who trains in `epoch`: members in rank order. Replaces every earlier membership of the run."""
+    """Who trains in `epoch`: members in rank order. Replaces every earlier membership of the run.
+
+    `topology`: what is known of the members' network; plans follow from it.
+    """
 
     run: RunId
     epoch: Epoch
     members: tuple[Member, ...]
     reason: str = ""
+    topology: Topology | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,3 +69,34 @@ class Door:
     nic: str
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What real traffic showed of one link in a window of `window_s` seconds: `bytes` acknowledged while some were under way.
+
+    `busy_s`: how long some were (`tcpi_busy_time` less `tcpi_rwnd_limited`, so that a slow reader is no slow link).
+    `messages`: how many bursts they came in; each costs a round trip that is no fault of the link. Several connections
+    of one link are added up before.
+    """
+
+    source: NodeId
+    source_nic: str
+    target: NodeId
+    target_nic: str
+    bytes: int
+    busy_s: float
+    rtt_s: float
+    window_s: float = 0.0
+    messages: int = 1
+
+
+def rate_text(bytes_s: float | None) -> str:
+    """A bandwidth in the unit that NICs are sold in."""
+    if bytes_s is None:
+        return "unknown"
+    bits = bytes_s * 8
+    for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6)):
+        if bits >= size:
+            return f"{bits / size:.3g} {unit}"
+    return f"{bits / 1e3:.3g} kbit/s"

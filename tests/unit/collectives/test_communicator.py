@@ -131,8 +131,8 @@ def test_ranks_that_come_late_find_what_was_sent_before(place):
     late = torch.ones(1_000_000)
     wait_all([early, comms[1].all_reduce(late)])
     assert late[0].item() == 2.0
-    assert early.usage.starved_s > 0.03
-    assert early.usage.sent_bytes == early.usage.received_bytes == 4_000_000
+    assert early.trace.starved_s > 0.03
+    assert early.trace.sent_bytes == early.trace.received_bytes == 4_000_000
 
 
 def test_operations_alone_are_done_at_once(place):
@@ -168,4 +168,4 @@ def test_done_callbacks_and_traffic_are_told(place):
     works[0].add_done_callback(lambda _: told.set())
     wait_all(works)
     assert told.wait(1)
-    assert comms[0].traffic.sent_bytes == 40
+    assert comms[0].telemetry.sent_bytes == 40

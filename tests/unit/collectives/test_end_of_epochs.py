@@ -10,6 +10,8 @@ import time
 import pytest
 import torch
 
+from atoll.collectives.telemetry import Trace
+
 LARGE = 5_000_000
 # Milliseconds on a quiet machine; all ranks are threads of one process here, and others may use its cores.
 QUICKLY_S = 0.3
@@ -27,10 +29,10 @@ def die(comm, *, reset=False):
     """End a rank's loop and its connections as its death would: without a last word."""
     reactor = comm._reactor
     reactor._on_end = lambda *_: None
-    for peer in reactor._peers.values():
+    for peer in reactor._peers:
         if reset:
             peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    reactor.start(_dying(), comm.traffic)
+    reactor.start(_dying(), Trace())
 
 
 def _dying():
@@ -134,7 +136,7 @@ def test_ranks_that_call_different_operations_end_with_words_and_no_culprit(plac
 
 def test_a_stream_that_is_damaged_names_its_rank(place):
     comms = place.epoch(2)
-    comms[1]._reactor._peers[0].sock.sendall(b"GET / HTTP/1.1\r\nHost: reef\r\n\r\n")
+    comms[1]._reactor._peers[0].sock.sendall(b"GET / HTTP/1.1\r\nHost: reef\r\nAccept: text/html\r\n\r\n")
     poison = ended(comms)[0]
     assert poison.culprit == "t1"
     assert "not a frame" in poison.reason
@@ -168,7 +170,7 @@ def test_a_peer_that_reads_nothing_does_not_keep_the_others_waiting(place):
     comms = place.epoch(3)
     stuck = threading.Event()
     hold = stuck.wait
-    comms[2]._reactor.start(_blocking(hold), comms[2].traffic)
+    comms[2]._reactor.start(_blocking(hold), Trace())
     works = [c.all_reduce(torch.ones(LARGE)) for c in comms[:2]]
     assert not works[0].wait(0.1)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The plans on integers: right for every size, and for every order in which ranks get to run."""
+"""The plans on integers: right for every recipe, and for every order in which ranks get to run."""
 
 from __future__ import annotations
 
@@ -6,31 +6,57 @@ import functools
 import operator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.collectives import plan
+from atoll.collectives import plan_oracle
+from atoll.collectives.plan import Give, Meet, Plan, Program, Reduce, Spread, cut, even, part_of
+from atoll.collectives.plan_shapes import Recipe, build, ranks_of
+from atoll.errors import InternalError
 
-INPUTS = st.integers(2, 7).flatmap(
-    lambda size: st.integers(0, 40).flatmap(
-        lambda count: st.lists(
-            st.lists(st.integers(-(10**6), 10**6), min_size=count, max_size=count), min_size=size, max_size=size
-        )
+GROUPS = st.recursive(
+    st.just(0), lambda inner: st.lists(inner, min_size=1, max_size=4).map(tuple), max_leaves=9
+).filter(lambda g: isinstance(g, tuple))
+
+
+def numbered(group, order):
+    """The same tree with the ranks 0.. in `order` for leaves."""
+    return next(order) if isinstance(group, int) else tuple(numbered(g, order) for g in group)
+
+
+@st.composite
+def recipes(draw):
+    shape = draw(GROUPS)
+    size = len(ranks_of(shape))
+    groups = numbered(shape, iter(draw(st.permutations(range(size)))))
+    weights = tuple(draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=size, max_size=size)))
+    return Recipe(
+        shape=draw(st.sampled_from(["direct", "doubling", "ring", "islands"])),
+        groups=groups,
+        weights=weights,
+        slices=draw(st.integers(1, 4)),
+        meet=draw(st.booleans()),
     )
-)
 
 
-@given(inputs=INPUTS, slices=st.integers(1, 5), data=st.data())
-def test_ring_sums_are_right_in_any_order_of_ranks(inputs, slices, data):
-    expected = [sum(column) for column in zip(*inputs, strict=True)]
-    found = plan.run(inputs, operator.add, slices=slices, pick=lambda ready: data.draw(st.sampled_from(ready)))
-    assert found == [expected] * len(inputs)
+@st.composite
+def tasks(draw):
+    recipe = draw(recipes())
+    count = draw(st.integers(0, 40))
+    values = st.lists(st.integers(-(10**6), 10**6), min_size=count, max_size=count)
+    return build(recipe, count), [draw(values) for _ in recipe.weights]
 
 
-@given(inputs=INPUTS, op=st.sampled_from([operator.add, min, max]))
-def test_direct_results_are_right_on_every_rank(inputs, op):
+def picking(data):
+    return lambda number: data.draw(st.integers(0, number - 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(task=tasks(), op=st.sampled_from([operator.add, min, max]), data=st.data())
+def test_any_recipe_gives_every_rank_the_result_in_any_order_of_ranks(task, op, data):
+    plan, inputs = task
     expected = [functools.reduce(op, column) for column in zip(*inputs, strict=True)]
-    assert plan.run_direct(inputs, op) == [expected] * len(inputs)
+    assert plan_oracle.run(plan, inputs, op, pick=picking(data)) == [expected] * plan.size
 
 
 def _story(one, other):
@@ -38,50 +64,81 @@ def _story(one, other):
     return hash((min(one, other), max(one, other)))
 
 
-@given(inputs=INPUTS, slices=st.integers(1, 3))
-def test_every_rank_gets_the_same_bits_though_additions_do_not_associate(inputs, slices):
-    first, *others = plan.run(inputs, _story, slices=slices)
+@settings(max_examples=150, deadline=None)
+@given(task=tasks())
+def test_every_rank_gets_the_same_bits_though_additions_do_not_associate(task):
+    plan, inputs = task
+    first, *others = plan_oracle.run(plan, inputs, _story)
     assert all(other == first for other in others)
 
 
 @given(size=st.integers(2, 9), slices=st.integers(1, 4))
 def test_a_ring_sends_no_more_than_the_bound(size, slices):
+    plan = build(Recipe(shape="ring", groups=tuple(range(size)), weights=(1.0,) * size, slices=slices), size * 8)
     for rank in range(size):
-        ring = plan.ring(size, rank, slices)
-        sent = len(ring.first) + sum(take.forward is not None for take in ring.takes)
-        assert sent == 2 * (size - 1) * slices
-        assert len(ring.takes) == 2 * (size - 1) * slices
+        sent = sum(
+            part.end - part.start for part in part_of(plan, rank) for i in part.instructions if isinstance(i, Give)
+        )
+        assert sent == 2 * (size - 1) * 8
 
 
-@given(size=st.integers(2, 9), slices=st.integers(1, 4))
-def test_what_a_rank_sends_is_what_its_neighbour_takes(size, slices):
-    for rank in range(size):
-        ring, after = plan.ring(size, rank, slices), plan.ring(size, (rank + 1) % size, slices)
-        sent = [(s.part, s.piece, s.slice) for s in ring.first]
-        sent += [(t.forward, t.piece, t.slice) for t in ring.takes if t.forward is not None]
-        assert sent == [(t.part, t.piece, t.slice) for t in after.takes]
+def crossing(plan, island):
+    """Elements that leave `island` in a plan."""
+    sent = 0
+    for p in plan.programs:
+        for move in p.moves:
+            match move:
+                case Reduce(a, b) | Spread(a, b):
+                    pairs = [(a, b)]
+                case Meet(members):
+                    pairs = [(a, b) for a in members for b in members if a != b]
+            sent += sum(p.end - p.start for a, b in pairs if a in island and b not in island)
+    return sent
 
 
-@given(count=st.integers(0, 1000), size=st.integers(1, 9), slices=st.integers(1, 5))
-def test_slices_cover_every_element_once_and_are_nearly_equal(count, size, slices):
-    ranges = [place for piece in plan.cut(count, size, slices) for place in piece]
-    assert [i for start, end in ranges for i in range(start, end)] == list(range(count))
-    assert max(end - start for start, end in plan.pieces(count, size)) <= -(-count // size)
+@pytest.mark.parametrize("meet", [True, False])
+@pytest.mark.parametrize("groups", [((0, 1), (2, 3)), ((0, 1, 2), (3, 4)), (((0, 1), (2, 3)), ((4, 5), 6))])
+def test_islands_send_each_element_once_over_the_slow_links(groups, meet):
+    size = len(ranks_of(groups))
+    plan = build(Recipe(shape="islands", groups=groups, weights=(1.0,) * size, meet=meet, slices=3), 1000)
+    assert crossing(plan, set(ranks_of(groups[0]))) == 1000
 
 
-@pytest.mark.parametrize(
-    ("size_bytes", "size", "shape"),
-    [(4, 4, "direct"), (16 * 1024, 4, "direct"), (1 << 20, 4, "ring"), (64 * 1024, 2, "direct"), (1 << 20, 2, "ring")],
-)
-def test_small_messages_go_direct_and_large_ones_round(size_bytes, size, shape):
-    assert plan.choose(size_bytes, size) == shape
+def test_members_without_a_share_send_and_receive_each_element_once():
+    recipe = Recipe(shape="islands", groups=((0, 1, 2), (3, 4)), weights=(1.0, 0.0, 1.0, 1.0, 1.0))
+    plan = build(recipe, 600)
+    assert crossing(plan, {1}) == 600
 
 
-def test_slices_have_a_size_that_hides_their_cost():
-    assert plan.slices_for(1000, 4) == 1
-    assert plan.slices_for(20_000_000, 4) == 10
+def test_shares_follow_the_weights():
+    recipe = Recipe(shape="islands", groups=((0, 1), (2, 3)), weights=(1.0, 3.0, 1.0, 1.0), meet=True)
+    plan = build(recipe, 400)
+    met = {0: 0, 1: 0}
+    for program in plan.programs:
+        for move in program.moves:
+            if isinstance(move, Meet):
+                met[move.members[0]] += program.end - program.start
+    assert met == {0: 100, 1: 300}
 
 
-@given(size=st.integers(2, 9))
-def test_nobody_adds_into_memory_that_may_still_be_leaving(size):
-    assert all(plan.fold_order(size, rank)[1] != rank for rank in range(size))
+def test_a_plan_whose_ranks_wait_for_each_other_is_an_error():
+    lost = Plan("lost", 1, 1, (Program(0, 1, (Reduce(1, 0),)),))
+    with pytest.raises(InternalError, match="cannot go on"):
+        plan_oracle.run(lost, [[1]], operator.add)
+    unread = Plan("unread", 1, 1, (Program(0, 1, (Reduce(0, 1),)),))
+    with pytest.raises(InternalError, match="nobody takes"):
+        plan_oracle.run(unread, [[1]], operator.add)
+
+
+@given(start=st.integers(0, 9), length=st.integers(0, 100), number=st.integers(1, 9))
+def test_ranges_cover_everything_once(start, length, number):
+    for ranges in (even(start, start + length, number), cut(start, start + length, (1.0,) * number)):
+        assert [e for r in ranges for e in range(*r)] == list(range(start, start + length))
+        assert len(ranges) == number
+
+
+def test_plans_that_differ_have_other_digests():
+    one = build(Recipe(shape="ring", groups=(0, 1, 2), weights=(1.0,) * 3), 10)
+    other = build(Recipe(shape="ring", groups=(0, 2, 1), weights=(1.0,) * 3), 10)
+    assert one.digest != other.digest
+    assert one.digest == build(Recipe(shape="ring", groups=(0, 1, 2), weights=(1.0,) * 3), 10).digest

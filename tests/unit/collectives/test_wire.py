@@ -80,7 +80,7 @@ def test_half_a_frame_is_not_at_a_boundary():
 @pytest.mark.parametrize(
     "data",
     [
-        b"HTTP/1.1 400 Bad Request\r\n\r\n...",
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
         pack(Header(Kind.DATA, 0, EPOCH - 1, 1, 0, 0)),
         pack(Header(Kind.DATA, 0, EPOCH, 1, 0, wire.LARGEST_BYTES + 1)),
         pack(Header(Kind.ABORT, 0, EPOCH, 1, 0, wire.LARGEST_FAREWELL_BYTES + 1)),

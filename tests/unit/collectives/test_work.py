@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atoll.collectives.work import Poison, Usage, Work
+from atoll.collectives.work import Poison, Work
 
 POISON = Poison(reason="reef", culprit=None, epoch=3)
 
@@ -37,9 +37,3 @@ def test_callbacks_run_once_before_or_after_the_end():
     work.finish()
     work.add_done_callback(told.append)
     assert told == [work, work]
-
-
-def test_usage_sums_up():
-    total = Usage(sent_bytes=1)
-    total.add(Usage(sent_bytes=2, received_bytes=3, starved_s=0.5, blocked_s=0.25))
-    assert total == Usage(sent_bytes=3, received_bytes=3, starved_s=0.5, blocked_s=0.25)

@@ -1,0 +1,225 @@
+"""Chooses the plan of an all-reduce: candidates from the groups of near ranks, each played on the fabric, the fastest wins.
+
+The choice is a function of the fabric, the groups and the size alone, so ranks that know the same network choose the same
+plan without a word. It is made once for each class of sizes (a quarter of an octave) and kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from atoll.collectives.fabric import Fabric
+from atoll.collectives.plan import Plan
+from atoll.collectives.plan_cost import Costs, lower_bound, seconds
+from atoll.collectives.plan_shapes import Group, Recipe, build, ranks_of
+
+# Beyond this a message of every rank to every rank is never the better plan, whatever the latencies.
+_DIRECT_RANKS = 32
+# A slice below this is mostly the cost of handling it; above the other it leaves the cache before it is added.
+SMALLEST_SLICE_BYTES = 16 * 1024
+LARGEST_SLICE_BYTES = 1024 * 1024
+_SLICES = (1, 2, 4, 8, 16, 32, 64)
+# Shares that differ by less than noise are even: even shares meet head to head, uneven ones are cut in more pieces.
+_EVEN = 1.15
+# A member slower than the median of its group by this heads nothing in the lean plans.
+_LEAN = 0.6
+# Plans kept for sizes seen before: a model has a few dozen buckets at most.
+_KEPT_PLANS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why this plan: predicted seconds, what no plan can beat, and the best plan of another shape, if there is one."""
+
+    plan: str
+    predicted_s: float
+    lower_bound_s: float
+    other: str | None
+    other_s: float | None
+
+    def __str__(self) -> str:
+        words = f"{self.plan}: {self.predicted_s:.3g} s predicted, no plan beats {self.lower_bound_s:.3g} s"
+        if self.other is None or self.other_s is None:
+            return words
+        return f"{words}; next best {self.other}: {self.other_s:.3g} s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A recipe with its predicted seconds."""
+
+    recipe: Recipe
+    predicted_s: float
+    reason: Reason
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+        return self.recipe.name
+
+
+class Planner:
+    """Plans for one fabric. `coded[name]`: encoded bytes for a byte of float32, for each codec that may be asked for."""
+
+    def __init__(
+        self, fabric: Fabric, groups: Group, *, costs: Costs | None = None, coded: Mapping[str, float] | None = None
+    ) -> None:
+        self.fabric, self.groups = fabric, groups
+        self._costs, self._coded = costs or Costs(), coded or {}
+        self._known: dict[tuple[int, int, str | None], Choice] = {}
+        self._built: dict[tuple[Recipe, int], Plan] = {}
+
+    def plan(self, count: int, itemsize: int, codec: str | None = None) -> Plan:
+        """The chosen plan for `count` elements of `itemsize` bytes."""
+        return self.built(self.choose(count, itemsize, codec).recipe, count)
+
+    def built(self, recipe: Recipe, count: int) -> Plan:
+        """`recipe` for `count` elements; the last few are kept."""
+        plan = self._built.get((recipe, count))
+        if plan is None:
+            if len(self._built) > _KEPT_PLANS:
+                self._built.clear()
+            plan = self._built[recipe, count] = build(recipe, count)
+        return plan
+
+    def choose(self, count: int, itemsize: int, codec: str | None = None) -> Choice:
+        """The fastest candidate for a message of this class of sizes."""
+        octaves = round(4 * math.log2(max(1, count * itemsize)))
+        key = (octaves, itemsize, codec)
+        if key not in self._known:
+            self._known[key] = self.candidates(max(1, round(2 ** (octaves / 4) / itemsize)), itemsize, codec)[0]
+        return self._known[key]
+
+    def candidates(self, count: int, itemsize: int, codec: str | None = None) -> list[Choice]:
+        """The best number of slices of every candidate, fastest first."""
+        costs = dataclasses.replace(self._costs, coded=1.0 if codec is None else self._coded[codec])
+        bound = lower_bound(self.fabric, self.groups, count * itemsize, costs.coded)
+        timed = [self._best_slices(base, count, itemsize, costs) for base in self._bases(codec)]
+        timed.sort(key=lambda found: found[1])
+        return [
+            Choice(recipe=r, predicted_s=s, reason=_reason(r, s, bound, [t for t in timed if t[0] is not r]))
+            for r, s in timed
+        ]
+
+    def _best_slices(self, base: Recipe, count: int, itemsize: int, costs: Costs) -> tuple[Recipe, float]:
+        """Predicted seconds fall with the number of slices, then rise: tried upwards until they do not fall."""
+        best: tuple[Recipe, float] | None = None
+        for slices in _slices(base, count * itemsize):
+            recipe = dataclasses.replace(base, slices=slices)
+            found = seconds(build(recipe, count), self.fabric, itemsize, costs)
+            if best is not None and found >= best[1] * 0.995:
+                break
+            best = (recipe, found)
+        assert best is not None  # noqa: S101 - there is always a number of slices
+        return best
+
+    def _bases(self, codec: str | None) -> Iterator[Recipe]:
+        size, even = self.fabric.size, (1.0,) * self.fabric.size
+        if codec is None:
+            if size <= _DIRECT_RANKS:
+                yield Recipe(shape="direct", groups=self.groups, weights=even)
+            yield Recipe(shape="doubling", groups=self.groups, weights=even)
+            yield Recipe(shape="ring", groups=self.groups, weights=even)
+        if isinstance(self.groups, int) or not any(isinstance(g, tuple) for g in self.groups):
+            if codec is not None:
+                yield Recipe(shape="islands", groups=self.groups, weights=even, codec=codec)
+            yield from self._lean_rings(codec)
+            return
+        for groups in dict.fromkeys((self.groups, _attached(self.groups, self.fabric), _two_levels(self.groups))):
+            for weights in dict.fromkeys((even, *self._shares(groups))):
+                yield Recipe(shape="islands", groups=groups, weights=weights, codec=codec)
+                if codec is None:
+                    yield Recipe(shape="islands", groups=groups, weights=weights, meet=False)
+
+    def _lean_rings(self, codec: str | None) -> Iterator[Recipe]:
+        weights = self._lean(self.groups)
+        if codec is None and any(w == 0 for w in weights):
+            yield Recipe(shape="islands", groups=self.groups, weights=weights, meet=False)
+
+    def _shares(self, groups: Group) -> Iterator[tuple[float, ...]]:
+        """Shares by the speed at which each rank reaches other groups; and none for members too slow for their own."""
+        crossing = self._crossing(groups)
+        if max(crossing) > _EVEN * min(crossing):
+            yield crossing
+        lean = self._lean(groups)
+        if any(w == 0 for w in lean):
+            yield lean
+            yield tuple(a * b for a, b in zip(lean, crossing, strict=True))
+
+    def _crossing(self, groups: Group) -> tuple[float, ...]:
+        members = groups if isinstance(groups, tuple) else (groups,)
+        group_of = {rank: number for number, g in enumerate(members) for rank in ranks_of(g)}
+        speeds = [
+            max(
+                (r.bandwidth for (a, b), r in self.fabric.routes.items() if a == rank and group_of[b] != group_of[a]),
+                default=1.0,
+            )
+            for rank in range(self.fabric.size)
+        ]
+        return tuple(s / max(speeds) for s in speeds)
+
+    def _lean(self, groups: Group) -> tuple[float, ...]:
+        weights = [1.0] * self.fabric.size
+        for members in _leaves(groups):
+            speeds = {a: self._speed(a, members) for a in members}
+            usual = statistics.median(speeds.values())
+            for rank, speed in speeds.items():
+                if speed < _LEAN * usual:
+                    weights[rank] = 0.0
+        return tuple(weights)
+
+    def _speed(self, rank: int, members: tuple[int, ...]) -> float:
+        return max((self.fabric.routes[rank, b].bandwidth for b in members if b != rank), default=0.0)
+
+
+def _reason(recipe: Recipe, predicted_s: float, bound: float, others: list[tuple[Recipe, float]]) -> Reason:
+    other = next(((r, s) for r, s in others if r.shape != recipe.shape or r.meet != recipe.meet), None)
+    return Reason(
+        plan=recipe.name,
+        predicted_s=predicted_s,
+        lower_bound_s=bound,
+        other=other[0].name if other else None,
+        other_s=other[1] if other else None,
+    )
+
+
+def _slices(base: Recipe, size_bytes: int) -> Iterator[int]:
+    if base.shape in {"direct", "doubling"}:
+        yield 1
+        return
+    share = size_bytes / max(1, len(base.weights))
+    fitting = [s for s in _SLICES if s == 1 or share / s >= SMALLEST_SLICE_BYTES]
+    yield from [s for s in fitting if share / s <= LARGEST_SLICE_BYTES] or fitting[-1:]
+
+
+def _leaves(group: Group) -> Iterator[tuple[int, ...]]:
+    """Groups of ranks; ranks that stand alone beside groups count as one."""
+    if isinstance(group, int):
+        return
+    alone = tuple(g for g in group if isinstance(g, int))
+    if alone:
+        yield alone
+    yield from itertools.chain.from_iterable(_leaves(g) for g in group)
+
+
+def _two_levels(groups: Group) -> Group:
+    """The top groups, each flat."""
+    return groups if isinstance(groups, int) else tuple(ranks_of(g) if isinstance(g, tuple) else g for g in groups)
+
+
+def _attached(groups: Group, fabric: Fabric) -> Group:
+    """Ranks that stand alone beside groups join the group that they reach fastest, above its other members."""
+    if isinstance(groups, int) or all(isinstance(g, int) for g in groups):
+        return groups
+    homes = [g for g in groups if isinstance(g, tuple)]
+    guests: dict[int, list[int]] = {n: [] for n in range(len(homes))}
+    for rank in (g for g in groups if isinstance(g, int)):
+        reach = [max(fabric.routes[rank, b].bandwidth for b in ranks_of(home)) for home in homes]
+        guests[reach.index(max(reach))].append(rank)
+    joined: tuple[Group, ...] = tuple((home, *guests[n]) if guests[n] else home for n, home in enumerate(homes))
+    return joined if len(joined) > 1 else joined[0]
