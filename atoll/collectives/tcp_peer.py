@@ -28,6 +28,9 @@ READ_ONCE_BYTES = 1 << 20
 _GATHER_FRAMES = 8
 _GATHER_BYTES = 1 << 18
 
+# A link of 1 Gbit/s brings packets faster than Python takes them one by one (measured: 7 s of a core for each GB, against
+# 0.6 s in large pieces).
+WAKE_BYTES = 1 << 17
 # A few milliseconds of a fast link: enough to keep it busy between two turns of the loop.
 BACKLOG_BYTES = 1 << 18
 _TCP_NOTSENT_LOWAT = 25  # the socket module has no name for it
@@ -107,6 +110,7 @@ class Peer:
         self.gone = False  # its stream ended after that
         self.claimed: Ticket | None = None  # for whom the body under way is received
         self.blocked_since = 0.0
+        self._wakes_at = 1
         self._deliver, self._done = deliver, done
         self._reader = Reader(epoch, lambda header: place(self, header))
         self._queue: list[tuple[Priority, int, Outgoing]] = []  # a heap
@@ -145,9 +149,10 @@ class Peer:
     def read(self) -> None:
         """Take in what came, at most `READ_ONCE_BYTES`."""
         try:
-            self._read(READ_ONCE_BYTES)
-        except BlockingIOError:
-            return
+            with suppress(BlockingIOError):
+                self._read(READ_ONCE_BYTES)
+            if not self.gone:
+                self._sleep_until(min(self._reader.missing, WAKE_BYTES))
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from None
 
@@ -219,6 +224,12 @@ class Peer:
                 self._take(frame)
             if count < len(space):  # nothing more is there: asking again would cost a call and an exception
                 return
+
+    def _sleep_until(self, wanted: int) -> None:
+        """Have the kernel wake the loop once `wanted` bytes are there, or the end, and not for every packet."""
+        if wanted != self._wakes_at:
+            self._wakes_at = wanted
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
 
     def _cut(self, count: int) -> Frame | None:
         try:

@@ -114,6 +114,11 @@ class Reader:
         """True where no frame is half received."""
         return self._header is None and self._filled == 0
 
+    @property
+    def missing(self) -> int:
+        """How many bytes complete a body under way; 1 between frames."""
+        return 1 if self._header is None else len(self._target) - self._filled
+
     def space(self) -> memoryview:
         """Where the next bytes of the stream go; never empty. Raises `HandshakeError` once the stream was damaged."""
         if self._problem is not None:
