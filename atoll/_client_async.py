@@ -17,7 +17,7 @@ from atoll.errors import PeerLost
 from atoll.schema.ids import RunId
 from atoll.schema.messages import Finding, LogChunk
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView
 
 if TYPE_CHECKING:
     import httpx
@@ -99,6 +99,10 @@ class AsyncClient:
     async def nodes(self) -> list[NodeView]:
         """The hosts of the cluster."""
         return await self._send(calls.nodes())
+
+    async def topology(self) -> TopologyView:
+        """The network: NICs, measured links, trunks and islands."""
+        return await self._send(calls.topology())
 
     async def story(self, subject: str, limit: int = 200) -> list[EventView]:
         """What happened to a run, trainer or node, or what one cause brought about."""

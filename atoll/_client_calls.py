@@ -16,7 +16,7 @@ from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import RunId, is_safe_name
 from atoll.schema.messages import Finding, LogChunk
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, ProblemView, RunView
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, ProblemView, RunView, TopologyView
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -103,6 +103,11 @@ def checkpoints(run_id: str) -> Call[list[CheckpointView]]:
 def nodes() -> Call[list[NodeView]]:
     """The hosts of the cluster."""
     return Call(method="GET", path="/api/nodes", read=_many(NodeView))
+
+
+def topology() -> Call[TopologyView]:
+    """The network: NICs, measured links, trunks and islands."""
+    return Call(method="GET", path="/api/topology", read=_one(TopologyView))
 
 
 def story(subject: str, limit: int) -> Call[list[EventView]]:

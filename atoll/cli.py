@@ -1,4 +1,4 @@
-"""The command line: `atoll up, down, run, submit, ls, status, logs, stop, story, checkpoints, serve, doctor, version`.
+"""The command line: `atoll up, down, run, submit, ls, status, logs, stop, story, topology, checkpoints, serve, doctor`.
 
 Every command is a thin layer over `Client`, except those that start something, which go through `atoll.launch`. An
 `AtollError` is one line on stderr and the error's exit code, never a traceback. What is slow to import (httpx, rich's
@@ -17,6 +17,7 @@ from atoll import config, launch
 from atoll.cli_checkpoints import checkpoints_app
 from atoll.cli_run import run_command, submit_command
 from atoll.cli_serve import serve
+from atoll.cli_topology import topology
 from atoll.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def story(
             typer.echo(line)
 
 
+app.command()(topology)
 app.add_typer(checkpoints_app, name="checkpoints")
 
 # -- about -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from atoll.errors import PeerLost
 from atoll.schema.ids import RunId
 from atoll.schema.messages import Finding, LogChunk
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView
 
 if TYPE_CHECKING:
     import httpx
@@ -112,6 +112,10 @@ class Client:
     def nodes(self) -> list[NodeView]:
         """The hosts of the cluster."""
         return self._send(calls.nodes())
+
+    def topology(self) -> TopologyView:
+        """The network: NICs, measured links, trunks and islands."""
+        return self._send(calls.topology())
 
     def story(self, subject: str, limit: int = 200) -> list[EventView]:
         """What happened to a run, trainer or node, or what one cause brought about."""

@@ -10,6 +10,8 @@ names the place that will be given the token.
 | ATOLL_HOME | state and token, default `~/.atoll` |
 | ATOLL_ADDRESS | URL of the REST server, `http://127.0.0.1:8440` |
 | ATOLL_TOKEN | the token, instead of the file `token` under ATOLL_HOME |
+| ATOLL_HOST | address that peers of a `torch.distributed` group connect to; default: that on the way to the store |
+| GLOO_SOCKET_IFNAME | the same by the name of a NIC, as for torch's Gloo |
 | RAY_ADDRESS | GCS address of the Ray cluster; set by Ray inside `ray job submit` |
 | RAY_JOB_CONFIG_JSON_ENV_VAR | set by Ray inside `ray job submit`: submission id and packed working directory |
 """
@@ -44,6 +46,8 @@ class Config:
     home: Path
     address: str | None = None
     token: str | None = None
+    host: str | None = None
+    nic: str | None = None
     ray_address: str | None = None
     ray_job: RayJob | None = None
 
@@ -74,6 +78,8 @@ def load(environment: Mapping[str, str] | None = None) -> Config:
         home=Path(home).expanduser().absolute(),
         address=env.get("ATOLL_ADDRESS") or None,
         token=env.get("ATOLL_TOKEN") or None,
+        host=env.get("ATOLL_HOST") or None,
+        nic=env.get("GLOO_SOCKET_IFNAME") or None,
         ray_address=env.get("RAY_ADDRESS") or None,
         ray_job=_ray_job(env.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")),
     )

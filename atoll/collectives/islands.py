@@ -3,9 +3,9 @@
 Average linkage (UPGMA: Sokal & Michener, "A statistical method for evaluating systematic relationships", 1958) over
 bandwidths, with the median in place of the mean: the two clusters with the fastest links between them merge, again and
 again, and what links of two clusters reach is the median over their pairs, so that one slow link splits no island. Of the
-many clusters on the way only those are islands whose links inside are at least twice (`GAP`) as fast as the links by
-which they merge further: with measurements 30 % wrong either way that never invents a level, and it finds every level
-whose links differ 3.7-fold or more.
+many clusters on the way only those are islands whose links inside are about twice (`GAP`) as fast as the links by which
+they merge further: with measurements 30 % wrong either way that never invents a level, and it finds every level whose
+links differ 3.6-fold or more.
 
 - A pair counts with the slower of its two directions, since a reduction needs both; across a trunk with its share of it.
 - A pair that nobody measured is no link, unless both nodes bear the same label `island`: then the label stands in, as
@@ -28,9 +28,9 @@ from atoll.schema.ids import NodeId
 from atoll.schema.topology import Topology, rate_text
 
 LABEL = "island"
-# Measurements within 30 % of the truth differ by a factor of 1.86 at most.
-GAP = 2.0
-# By how much a label moves the gap: what is between 1.4 and 2.8 is decided by the label where there is one.
+# Measurements within 30 % of the truth differ by a factor of 1.86 at most; two pairs on one trunk lose half each.
+GAP = 1.9
+# By how much a label moves the gap: what is between 1.3 and 2.7 is decided by the label where there is one.
 _LEANING = math.sqrt(2.0)
 
 
@@ -66,7 +66,7 @@ class Reason:
             case Why.ALONE:
                 return f"no faster link than {rate_text(self.across)} to anyone" if self.across else "no link measured"
             case Why.WHOLE:
-                return f"all links are about as fast, {rate_text(self.inside)}" if self.inside else "one node"
+                return f"about {rate_text(self.inside)} between all of these" if self.inside else "one node"
             case Why.APART:
                 return "no link was measured between these"
             case Why.UNMEASURED:
@@ -94,9 +94,9 @@ class Island:
         return tuple(leaf for child in self.children for leaf in child.innermost())
 
 
-def islands(topology: Topology) -> Island:
-    """The tree of islands of all nodes that `topology` names."""
-    return _Forest(topology).tree()
+def islands(topology: Topology, gap: float = GAP) -> Island:
+    """The tree of islands of all nodes that `topology` names. A smaller `gap` finds what may be one, too."""
+    return _Forest(topology, gap).tree()
 
 
 def pair_bandwidths(topology: Topology) -> dict[tuple[NodeId, NodeId], float]:
@@ -149,7 +149,8 @@ class _Cluster:
 class _Forest:
     """The clustering of one topology."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, gap: float) -> None:
+        self._gap = gap
         named = {h.node for h in topology.hosts} | {n for k in topology.links for n in (k.source, k.target)}
         self._nodes = tuple(sorted(named))
         self._labels = {h.node: h.labels[LABEL] for h in topology.hosts if h.labels.get(LABEL)}
@@ -247,8 +248,8 @@ class _Forest:
         label = self._label_of(part)
         bearers = {n for n, other in self._labels.items() if other == label}
         if label is not None and bearers == set(part):
-            return GAP / _LEANING
-        return GAP * _LEANING if label is not None and bearers >= set(whole) else GAP
+            return self._gap / _LEANING
+        return self._gap * _LEANING if label is not None and bearers >= set(whole) else self._gap
 
     def _label_of(self, nodes: Iterable[NodeId]) -> str | None:
         """The one label that all of `nodes` bear."""
@@ -261,7 +262,7 @@ class _Forest:
             return Reason(why=Why.LABELLED, label=label)
         if across is None:
             return Reason(why=Why.WHOLE, inside=inside)
-        if level.labelled or inside < GAP * across:
+        if level.labelled or inside < self._gap * across:
             return Reason(why=Why.LABELLED, inside=inside, across=across or None, label=label)
         return Reason(why=Why.FASTER, inside=inside, across=across or None)
 

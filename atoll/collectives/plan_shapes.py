@@ -6,10 +6,10 @@
   power of two give theirs to a partner first and get the result from it.
 - `ring`: reduce-scatter then all-gather along a ring, 2 (P-1)/P N bytes a rank: the bound for equal links (Patarasuk and
   Yuan, "Bandwidth optimal all-reduce algorithms", 2009).
-- `islands`: on every level of near groups, members sum along a chain whose head then stands for the group; what remains
-  crosses between the groups, all heads at once, each with its share; and back down (as BlueConnect, Cho et al., 2019,
-  splits all-reduce by levels; shares and pipelining by ranges are ours). Members of no weight begin every chain and head
-  none: they send and receive each element once.
+- `islands`: on every level of near groups, members sum along a chain, or each straight to the head (`star`: fewer hops,
+  as many bytes); the head then stands for the group. What remains crosses between the groups, all heads at once, each
+  with its share; and back down (as BlueConnect, Cho et al., 2019, splits all-reduce by levels; shares and pipelining by
+  ranges are ours). Members of no weight begin every chain and head none: they send and receive each element once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from atoll.collectives.plan import Meet, Move, Moves, Plan, Program, Reduce, Spread, cut, even
+
+# Relative sizes of the first slices, and, turned round, of the last.
+_RAMP = (0.25, 0.5)
 
 # A rank, or a group of near ranks or groups.
 Group = int | tuple["Group", ...]
@@ -38,6 +41,7 @@ class Recipe:
     weights: tuple[float, ...]
     slices: int = 1
     meet: bool = True
+    star: bool = False
     codec: str | None = None
 
     @property
@@ -45,7 +49,7 @@ class Recipe:
         """For people."""
         words = [self.shape]
         if self.shape == "islands":
-            words += [_drawn(self.groups), "meet" if self.meet else "chain"]
+            words += [_drawn(self.groups), *["star"] * self.star, "meet" if self.meet else "climb"]
             if len(set(self.weights)) > 1:
                 words.append("shares " + ":".join(f"{w / max(self.weights):.2g}" for w in self.weights))
         if self.slices > 1:
@@ -70,7 +74,10 @@ def ranks_of(group: Group) -> tuple[int, ...]:
 
 
 def _sliced(program: Program, slices: int) -> Iterator[Program]:
-    return (Program(start, end, program.moves) for start, end in even(program.start, program.end, slices))
+    """Many slices begin and end with small ones: the pipeline fills and drains faster, for few messages more."""
+    between = slices - 2 * len(_RAMP)
+    weights = (1.0,) * slices if between < 0 else (*_RAMP, *(1.0,) * between, *_RAMP[::-1])
+    return (Program(start, end, program.moves) for start, end in cut(program.start, program.end, weights))
 
 
 def _drawn(group: Group) -> str:
@@ -111,6 +118,12 @@ def _chain(order: Sequence[int], lazy: int) -> tuple[Moves, Moves]:
     return up, tuple(itertools.starmap(Spread, itertools.pairwise(out)))
 
 
+def _star(order: Sequence[int]) -> tuple[Moves, Moves]:
+    """Moves that sum all of `order` in its last, straight, and back out."""
+    *others, head = order
+    return tuple(Reduce(o, head) for o in others), tuple(Spread(head, o) for o in others)
+
+
 # -- levels of islands -----------------------------------------------------------------------------------------------
 
 
@@ -128,34 +141,37 @@ class _Branch:
 def _islands(recipe: Recipe, count: int) -> Iterator[Program]:
     groups = recipe.groups
     if isinstance(groups, int) or not recipe.meet:
-        yield from (Program(b.start, b.end, b.up + b.down) for b in _climb(groups, 0, count, recipe.weights))
+        yield from (Program(b.start, b.end, b.up + b.down) for b in _climb(groups, 0, count, recipe))
         return
-    for start, end, branches in _common([_climb(g, 0, count, recipe.weights) for g in groups]):
+    for start, end, branches in _common([_climb(g, 0, count, recipe) for g in groups]):
         meet = Meet(tuple(b.head for b in branches), coded=recipe.codec is not None)
         yield Program(start, end, (*_all(b.up for b in branches), meet, *_all(b.down for b in branches)))
 
 
-def _climb(group: Group, start: int, end: int, weights: tuple[float, ...]) -> list[_Branch]:
+def _climb(group: Group, start: int, end: int, recipe: Recipe) -> list[_Branch]:
     if isinstance(group, int):
         return [_Branch(start, end, (), group, ())]
-    members = [_climb(g, start, end, weights) for g in group]
-    shares = tuple(sum(weights[r] for r in ranks_of(g)) for g in group)
+    members = [_climb(g, start, end, recipe) for g in group]
+    shares = tuple(sum(recipe.weights[r] for r in ranks_of(g)) for g in group)
     if not any(shares):
         shares = (1.0,) * len(group)
     climbed = []
     for here, there, branches in _common(members):
         for number, (first, last) in enumerate(cut(here, there, shares)):
             if first < last:
-                climbed.append(_joined(first, last, branches, number, shares))
+                climbed.append(_joined(first, last, branches, number, shares, star=recipe.star))
     return climbed
 
 
-def _joined(start: int, end: int, branches: list[_Branch], head: int, shares: tuple[float, ...]) -> _Branch:
+def _joined(
+    start: int, end: int, branches: list[_Branch], head: int, shares: tuple[float, ...], *, star: bool
+) -> _Branch:
     """The branches of a group's members as one: those without a share begin the chain, `head` ends it."""
     numbers = range(len(branches))
     lazy = [n for n in numbers if shares[n] == 0]
     busy = [n for n in (*numbers[head + 1 :], *numbers[: head + 1]) if shares[n] > 0]
-    up, down = _chain([branches[n].head for n in (*lazy, *busy)], len(lazy))
+    order = [branches[n].head for n in (*lazy, *busy)]
+    up, down = _star(order) if star else _chain(order, len(lazy))
     ups, downs = _all(b.up for b in branches), _all(b.down for b in branches)
     return _Branch(start, end, ups + up, branches[head].head, down + downs)
 

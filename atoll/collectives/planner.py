@@ -24,6 +24,8 @@ _DIRECT_RANKS = 32
 SMALLEST_SLICE_BYTES = 16 * 1024
 LARGEST_SLICE_BYTES = 1024 * 1024
 _SLICES = (1, 2, 4, 8, 16, 32, 64)
+# More slices must bring at least this to be worth their messages.
+_WORTH = 0.985
 # Shares that differ by less than noise are even: even shares meet head to head, uneven ones are cut in more pieces.
 _EVEN = 1.15
 # A member slower than the median of its group by this heads nothing in the lean plans.
@@ -64,7 +66,10 @@ class Choice:
 
 
 class Planner:
-    """Plans for one fabric. `coded[name]`: encoded bytes for a byte of float32, for each codec that may be asked for."""
+    """Plans for one fabric. `coded[name]`: encoded bytes for a byte, for each codec that may be asked for.
+
+    A codec is a permission: plans without it compete, since on fast links coding takes longer than it saves.
+    """
 
     def __init__(
         self, fabric: Fabric, groups: Group, *, costs: Costs | None = None, coded: Mapping[str, float] | None = None
@@ -97,9 +102,11 @@ class Planner:
 
     def candidates(self, count: int, itemsize: int, codec: str | None = None) -> list[Choice]:
         """The best number of slices of every candidate, fastest first."""
-        costs = dataclasses.replace(self._costs, coded=1.0 if codec is None else self._coded[codec])
-        bound = lower_bound(self.fabric, self.groups, count * itemsize, costs.coded)
-        timed = [self._best_slices(base, count, itemsize, costs) for base in self._bases(codec)]
+        coded = 1.0 if codec is None else self._coded[codec]
+        bound = lower_bound(self.fabric, self.groups, count * itemsize, coded)
+        costs = dataclasses.replace(self._costs, coded=coded)
+        bases = itertools.chain(self._bases(None), self._bases(codec) if codec is not None else ())
+        timed = [self._best_slices(base, count, itemsize, costs) for base in bases]
         timed.sort(key=lambda found: found[1])
         return [
             Choice(recipe=r, predicted_s=s, reason=_reason(r, s, bound, [t for t in timed if t[0] is not r]))
@@ -112,7 +119,7 @@ class Planner:
         for slices in _slices(base, count * itemsize):
             recipe = dataclasses.replace(base, slices=slices)
             found = seconds(build(recipe, count), self.fabric, itemsize, costs)
-            if best is not None and found >= best[1] * 0.995:
+            if best is not None and found >= best[1] * _WORTH:
                 break
             best = (recipe, found)
         assert best is not None  # noqa: S101 - there is always a number of slices
@@ -125,21 +132,15 @@ class Planner:
                 yield Recipe(shape="direct", groups=self.groups, weights=even)
             yield Recipe(shape="doubling", groups=self.groups, weights=even)
             yield Recipe(shape="ring", groups=self.groups, weights=even)
-        if isinstance(self.groups, int) or not any(isinstance(g, tuple) for g in self.groups):
-            if codec is not None:
-                yield Recipe(shape="islands", groups=self.groups, weights=even, codec=codec)
-            yield from self._lean_rings(codec)
-            return
         for groups in dict.fromkeys((self.groups, _attached(self.groups, self.fabric), _two_levels(self.groups))):
+            flat = isinstance(groups, int) or not any(isinstance(g, tuple) for g in groups)
             for weights in dict.fromkeys((even, *self._shares(groups))):
-                yield Recipe(shape="islands", groups=groups, weights=weights, codec=codec)
-                if codec is None:
-                    yield Recipe(shape="islands", groups=groups, weights=weights, meet=False)
-
-    def _lean_rings(self, codec: str | None) -> Iterator[Recipe]:
-        weights = self._lean(self.groups)
-        if codec is None and any(w == 0 for w in weights):
-            yield Recipe(shape="islands", groups=self.groups, weights=weights, meet=False)
+                for star in (True, False):
+                    if not flat or codec is not None:
+                        yield Recipe(shape="islands", groups=groups, weights=weights, star=star, codec=codec)
+                    # On flat groups with even shares, chains are the ring.
+                    if codec is None and (star or not flat or weights != even):
+                        yield Recipe(shape="islands", groups=groups, weights=weights, star=star, meet=False)
 
     def _shares(self, groups: Group) -> Iterator[tuple[float, ...]]:
         """Shares by the speed at which each rank reaches other groups; and none for members too slow for their own."""

@@ -11,18 +11,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 
+from atoll.collectives.call import Call
 from atoll.collectives.network import Network, network_of, ways
 from atoll.collectives.plan import Plan
 from atoll.collectives.plan_shapes import Recipe
 from atoll.collectives.planner import Choice, Planner
+from atoll.collectives.tcp_exchanges import Exchanges, Move, Reduction
 from atoll.collectives.tcp_operations import Operations, ReduceOp, Request, carried, check_reducible
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_transport import Listener
 from atoll.collectives.telemetry import Telemetry
+from atoll.collectives.torch_codecs import CODECS, ratio
+from atoll.collectives.torch_codecs import codec as codec_named
+from atoll.collectives.torch_residuals import Residuals
 from atoll.collectives.wire import LANES, Kind
 from atoll.collectives.work import Poison, Work
 from atoll.errors import InternalError, PeerError
@@ -126,9 +130,10 @@ class Communicator:
         self._open: set[Work] = set()
         self._listeners: list[Callable[[Poison], None]] = []
         self._sequence = 0
-        self._planner = Planner(self.network.fabric, self.network.groups)
+        self._planner = Planner(self.network.fabric, self.network.groups, coded={name: ratio(name) for name in CODECS})
         self._reactor = Reactor(self.epoch, sockets, self._peer_ended, self.rank)
         self._operations = Operations(self._reactor, self.rank, self.size)
+        self._exchanges = Exchanges(self._reactor, self.rank, self.size)
 
     # -- operations --------------------------------------------------------------------------------------------------
 
@@ -137,26 +142,39 @@ class Communicator:
         buffer: torch.Tensor,
         *,
         op: ReduceOp = "sum",
-        codec: Any = None,
+        codec: str | None = None,
+        residuals: Residuals | None = None,
+        key: str = "",
         recipe: Recipe | None = None,
     ) -> Work:
         """`buffer` becomes the elementwise `op` over all ranks; asynchronous, bit for bit the same on all ranks.
 
-        By the plan that is predicted to be fastest, or by `recipe`, which must be the same on all ranks.
+        By the plan that is predicted to be fastest, or by `recipe`, which must be the same on all ranks. `codec` allows
+        what crosses slow links to be written in fewer bytes; what that loses is kept in `residuals`, for bucket `key`.
         """
-        check_reducible(buffer, op)
+        check_reducible(buffer, op, codec)
+        feedback = residuals.feedback(key, buffer.numel()) if residuals is not None and codec is not None else None
+        request = Request(
+            buffer=buffer,
+            op=op,
+            sequence=self._next(),
+            planned=lambda count, itemsize: self._planned(count, itemsize, codec, recipe),
+            codec=None if codec is None else codec_named(codec),
+            feedback=feedback,
+        )
+        work = Work()
+        if residuals is not None and feedback is not None:
+            work.add_done_callback(lambda done: residuals.told(key, feedback) if done.poison is None else None)
+        return self._start(work, self._operations.all_reduce(request, work))
 
-        def planned(count: int, itemsize: int) -> Plan:
-            if recipe is not None:
-                return self._planner.built(recipe, count)
-            return self._planner.plan(count, itemsize)
-
-        request = Request(buffer=buffer, op=op, sequence=self._next(), planned=planned, codec=codec)
-        return self._start(work := Work(), self._operations.all_reduce(request, work))
-
-    def plans(self, count: int, dtype: torch.dtype = torch.float32, codec: Any = None) -> list[Choice]:
+    def plans(self, count: int, dtype: torch.dtype = torch.float32, codec: str | None = None) -> list[Choice]:
         """All plans for `count` elements that are worth thinking of, with their predicted seconds, fastest first."""
         return self._planner.candidates(count, carried(dtype).itemsize, codec)
+
+    def _planned(self, count: int, itemsize: int, codec: str | None, recipe: Recipe | None) -> Plan:
+        if recipe is not None:
+            return self._planner.built(recipe, count)
+        return self._planner.plan(count, itemsize, codec)
 
     def all_gather(self, payload: bytes) -> Work:
         """`result` is the list of every rank's payload, in rank order; lengths may differ."""
@@ -181,6 +199,22 @@ class Communicator:
         """Receive into `buffer` the next message with this tag of `source`, or of any rank: `result` is whose it was."""
         self._check(f"recv from rank {source}", (self.rank + 1) % self.size if source is None else source, tag)
         return self._start(work := Work(), self._operations.recv(buffer, source, tag + 1, work))
+
+    def move(self, task: Move) -> Work:
+        """Tensors from rank to rank, as `task` says: all-gather, all-to-all, gather, scatter."""
+        return self._start(work := Work(), self._exchanges.move(task, self._next(), work))
+
+    def reduce(self, task: Reduction) -> Work:
+        """Each piece goes straight to its owner, which adds up in rank order: reduce-scatter, reduce."""
+        return self._start(work := Work(), self._exchanges.reduce(task, self._next(), work))
+
+    def all_reduce_directly(self, buffers: Sequence[torch.Tensor], call: Call) -> Work:
+        """The all-reduce of one type's tensors for operations and types that no plan adds up."""
+        return self._start(work := Work(), self._exchanges.all_reduce(buffers, call, self._next(), work))
+
+    def sockets(self) -> dict[int, list[socket.socket]]:
+        """The connections to each peer."""
+        return self._reactor.sockets()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -234,6 +268,7 @@ class Communicator:
             raise InternalError(f"tag {tag}: tags go from 0 to {LANES - 2}")
 
     def _start(self, work: Work, operation: Operation) -> Work:
+        work.trace.on = self.telemetry.on
         with self._lock:
             poison = self.poisoned
             if poison is None:
@@ -248,4 +283,5 @@ class Communicator:
     def _ended(self, work: Work) -> None:
         with self._lock:
             self._open.discard(work)
+            work.trace.ended_s = time.monotonic()
             self.telemetry.add(work.trace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from atoll.collectives.call import Call, pack
 from atoll.collectives.plan import Plan
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_sums import COLLECTIVES, Sum, Summation
+from atoll.collectives.torch_codecs import Codec
+from atoll.collectives.torch_residuals import Feedback
 from atoll.collectives.torch_scratch import Scratch, bytes_of
 from atoll.collectives.work import Work
 from atoll.errors import InternalError
@@ -50,8 +52,8 @@ class Request:
     op: ReduceOp
     sequence: int
     planned: Callable[[int, int], Plan]
-    codec: Any = None
-    feedback: Any = None
+    codec: Codec | None = None
+    feedback: Feedback | None = None
 
 
 def carried(dtype: torch.dtype) -> torch.dtype:
@@ -59,11 +61,15 @@ def carried(dtype: torch.dtype) -> torch.dtype:
     return CARRIED_IN[dtype]
 
 
-def check_reducible(buffer: torch.Tensor, op: str) -> None:
-    """Raises `InternalError` for a type that cannot be summed or an unknown `op`."""
+def check_reducible(buffer: torch.Tensor, op: str, codec: str | None = None) -> None:
+    """Raises `InternalError` for a type that cannot be summed, an unknown `op`, or what `codec` does not take."""
     if buffer.dtype not in CARRIED_IN or op not in _COMBINE:
         known = ", ".join(str(dtype) for dtype in CARRIED_IN)
         raise InternalError(f"all_reduce {op!r} of {buffer.dtype}: it takes {', '.join(_COMBINE)} of {known}")
+    if codec is not None and (carried(buffer.dtype) is not torch.float32 or op != "sum"):
+        raise InternalError(
+            f"all_reduce {op!r} of {buffer.dtype} in codec {codec!r}: codecs take sums of float32 and less"
+        )
 
 
 class Operations:

@@ -151,7 +151,8 @@ class Reactor:
         running, lines = self._current, self._lines[rank]
         edge = running.trace.edge(rank)
         ticket = Ticket(edge=edge)
-        edge.sent_bytes += len(view)
+        if edge is not None:
+            edge.sent_bytes += len(view)
         if self._ending is None:
             # Messages of one lane stay in order; parts of a collective may take any of a link's connections.
             peer = lines[part % len(lines) if lane == 0 else 0]
@@ -163,7 +164,8 @@ class Reactor:
     def post(self, rank: int, lane: int, sequence: int, part: int, view: memoryview) -> Ticket:
         """Receive exactly `len(view)` bytes into `view`."""
         edge = self._current.trace.edge(rank)
-        edge.received_bytes += len(view)
+        if edge is not None:
+            edge.received_bytes += len(view)
         ticket = Ticket(view, edge)
         if not self._mail.post(ticket, (rank, lane, sequence, part)) and self._has_left(rank):
             raise EpochEnded(f"rank {rank} has left the epoch")

@@ -20,6 +20,8 @@ import torch
 from atoll.collectives.plan import Action, Exchange, Give, Part, Plan, Take, part_of
 from atoll.collectives.tcp_peer import Ticket
 from atoll.collectives.tcp_reactor import Operation, Reactor
+from atoll.collectives.torch_codecs import Codec
+from atoll.collectives.torch_residuals import Feedback
 from atoll.collectives.torch_scratch import Scratch
 
 Array = np.ndarray[Any, Any]
@@ -28,6 +30,8 @@ Arrival = tuple[Ticket, Array]
 # Yields what it waits for; returns the memory of the result [elements].
 Summing = Generator[list[Ticket], None, torch.Tensor]
 COLLECTIVES = 0
+# Spreads the seeds of operations that round by chance over 32 bits (Knuth's multiplicative hash).
+_ODD = 2654435761
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +42,8 @@ class Sum:
     own: torch.Tensor
     function: np.ufunc
     sequence: int
-    codec: Any = None
-    feedback: Any = None
+    codec: Codec | None = None
+    feedback: Feedback | None = None
 
 
 class Summation:
@@ -55,8 +59,10 @@ class Summation:
 
     def run(self) -> Summing:
         """Sum up; the caller gives the result memory back."""
+        parts = part_of(self._task.plan, self._rank)
+        self._add_stranded(parts)
         # All receives are posted before the first send, so that bytes land where they belong however early they come.
-        programs = [self._program(part, self._posted(part)) for part in part_of(self._task.plan, self._rank)]
+        programs = [self._program(part, self._posted(part)) for part in parts]
         yield [self._reactor.spawn(program) for program in programs]
         yield self._sent
         for memory in self._taken:
@@ -136,31 +142,43 @@ class Summation:
 
     # -- in a codec --------------------------------------------------------------------------------------------------
 
+    def _add_stranded(self, parts: tuple[Part, ...]) -> None:
+        """What this rank lost of ranges that another encodes now goes into its contribution."""
+        if self._task.feedback is None:
+            return
+        coded = [(p.start, p.end) for p in parts if any(isinstance(i, Exchange) and i.coded for i in p.instructions)]
+        stranded = self._task.feedback.stranded(coded)
+        if stranded is not None:
+            self._own = self._own + stranded
+
     def _sent_coded(self, here: Exchange, part: Part, has: Array) -> Array:
         """Send what this rank has, encoded, and return what peers read; the loss is remembered for the next time."""
-        codec, feedback = self._task.codec, self._task.feedback
-        values = has
+        codec, feedback = self._codec, self._task.feedback
+        values = has if feedback is None else feedback.corrected(has, part.start, part.end)
+        code, decoded = self._encoded(part), self._temporary(part)
+        codec.encode(values, code, decoded, seed=self._task.sequence * _ODD + part.start)
         if feedback is not None:
-            values = feedback.corrected(has, part.start, part.end)
-        code, kept = self._encoded(part), self._temporary(part)
-        codec.encode(values, code, kept)
-        if feedback is not None:
-            feedback.keep(part.start, part.end, values - kept)
+            feedback.keep(part.start, part.end, values, decoded)
         for member in here.members:
             if member != self._rank:
                 self._send(member, here.part, code)
-        return kept
+        return decoded
 
-    def _decoded(self, members: tuple[int, ...], kept: Array, came: list[Array], place: Array) -> Array:
+    def _decoded(self, members: tuple[int, ...], mine: Array, came: list[Array], place: Array) -> Array:
         """The sum of all decoded contributions, this rank's own as its peers read it, in the order of the members."""
         incoming = iter(came)
         place.fill(0)
         for member in members:
             if member == self._rank:
-                combine(np.add, place, kept, place)
+                combine(np.add, place, mine, place)
             else:
-                self._task.codec.decode_add(next(incoming), place)
+                self._codec.decode_add(next(incoming), place)
         return place
+
+    @property
+    def _codec(self) -> Codec:
+        assert self._task.codec is not None  # noqa: S101 - a plan with coded meetings comes with its codec
+        return self._task.codec
 
     # -- memory and messages -----------------------------------------------------------------------------------------
 
@@ -176,7 +194,7 @@ class Summation:
         return self._take(part.end - part.start, self._task.own.dtype)
 
     def _encoded(self, part: Part) -> Array:
-        return self._take(self._task.codec.encoded_bytes(part.end - part.start), torch.uint8)
+        return self._take(self._codec.encoded_bytes(part.end - part.start), torch.uint8)
 
     def _take(self, count: int, dtype: torch.dtype) -> Array:
         memory = self._scratch.take(count, dtype)

@@ -10,6 +10,7 @@ import signal
 from typing import assert_never
 
 from atoll.control_plane import effects as fx
+from atoll.control_plane import network
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
@@ -58,6 +59,7 @@ def attached(desk: Desk, hello: m.AgentHello) -> None:
     # All that stands first, then what ended: an epoch raised for a loss counts with every spare that is ready.
     for found in hello.trainers:
         _absorb(desk, found)
+    network.attached(desk, hello)
     _mark_missing(desk, hello)
     for run in desk.cluster.open_runs():
         _say_again(desk, run, hello.node)
@@ -82,7 +84,7 @@ def _absorb(desk: Desk, found: m.FoundTrainer) -> None:
         trainer.joined = max(trainer.joined, found.epoch)
         trainer.ready = trainer.ready or found.ready
         if found.host:
-            trainer.host, trainer.port = found.host, found.port
+            trainer.host, trainer.port, trainer.doors = found.host, found.port, found.doors
         desk.touch(run)
 
 
@@ -121,6 +123,7 @@ def detached(desk: Desk, node_id: NodeId, evidence: str) -> None:
     if node is not None and node.attached:
         node.attached = False
         node.heard_at = desk.clock
+        desk.probes.detached(node_id)
         desk.note(None, node_id, "agent-detached", evidence)
 
 
@@ -191,6 +194,8 @@ def said(desk: Desk, fact: m.TrainerSaid) -> None:
             _standing_fact(desk, run, trainer, inner)
         case m.StepCommitted():
             _committed(desk, run, trainer, inner)
+        case m.LinksObserved():
+            network.observed(desk, inner)
         case m.CheckpointCommitted() | m.CheckpointFailed():
             _checkpoint_fact(desk, run, inner)
         case m.ServerReady():
@@ -202,7 +207,7 @@ def said(desk: Desk, fact: m.TrainerSaid) -> None:
             _outcome(desk, run, trainer, inner)
         case _:
             assert_never(inner)
-    if not isinstance(inner, m.StepCommitted):
+    if not isinstance(inner, m.StepCommitted | m.LinksObserved):
         desk.touch(run)
         settle(desk, run)
 
@@ -220,7 +225,7 @@ def _standing_fact(
         case m.TrainerReady():
             if not trainer.ready:
                 desk.note(run.run, trainer.trainer, "ready", f"warm, listens at {fact.host}:{fact.port}")
-            trainer.ready, trainer.host, trainer.port = True, fact.host, fact.port
+            trainer.ready, trainer.host, trainer.port, trainer.doors = True, fact.host, fact.port, fact.doors
             run.start_failures = 0
         case m.EpochJoined():
             if fact.epoch > trainer.joined:

@@ -15,6 +15,7 @@ from typing import assert_never
 from atoll.control_plane import agent_facts as facts
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
+from atoll.control_plane import network
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.projection import node_view, run_view
 from atoll.control_plane.queue import asked, problem, schedule
@@ -24,7 +25,7 @@ from atoll.control_plane.state import Cluster, Run
 from atoll.errors import NotFoundError
 from atoll.fault import detector
 from atoll.schema.ids import Incarnation, NodeId, RunId
-from atoll.schema.messages import AgentBeat, LeaveNode, TrainerExited, TrainerSaid, TrainerStarted
+from atoll.schema.messages import AgentBeat, LeaveNode, PeerProbed, TrainerExited, TrainerSaid, TrainerStarted
 from atoll.schema.views import RunState
 
 TICK_S = 0.1
@@ -138,6 +139,8 @@ class Core:
                 facts.exited(desk, fact)
             case TrainerSaid():
                 facts.said(desk, fact)
+            case PeerProbed():
+                network.probed(desk, fact)
             case _:
                 assert_never(fact)
 
@@ -180,6 +183,7 @@ class Core:
             node = Node(node=seen.node, heard_at=desk.clock, ask_agent_at=desk.clock + grace)
             desk.nodes[seen.node] = node
         node.seen = seen
+        desk.probes.labelled(seen.node, seen.labels)
         if seen.alive and not node.attached and desk.clock >= node.ask_agent_at and not desk.closing:
             node.ask_agent_at = desk.clock + AGENT_ASK_S
             desk.do(fx.StartAgent(node=node.node))
@@ -212,6 +216,7 @@ class Core:
             if not run.spec.detach and silent > DRIVER_SILENCE_S:
                 self._stop(run, f"its driver has been silent for {silent:.0f} s (submit with --detach to let it go on)")
             settle(desk, run)
+        network.tick(desk)
 
     def _verdicts(self) -> list[detector.Verdict]:
         desk = self.desk
@@ -249,6 +254,7 @@ class Core:
     def _node_lost(self, node_id: NodeId, evidence: str) -> None:
         desk = self.desk
         desk.nodes[node_id].lost = True
+        desk.probes.lost(node_id)
         desk.note(None, node_id, "node-lost", evidence)
         for run in desk.cluster.open_runs():
             for trainer in [t for t in run.active() if t.node == node_id]:

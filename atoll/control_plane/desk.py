@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from atoll.control_plane import effects as fx
 from atoll.control_plane.events import NodeSeen
 from atoll.control_plane.placement import Room, units
+from atoll.control_plane.probes import Probes
 from atoll.control_plane.records import Record
 from atoll.control_plane.state import Cluster, Run, Trainer
 from atoll.control_plane.story import brief, told
 from atoll.schema.ids import NodeId, RunId
 from atoll.schema.messages import AgentBeat, AgentCommand, Membership, TellTrainer, TrainerCommand
+from atoll.schema.topology import Topology
 
 
 @dataclass(slots=True)
@@ -49,6 +51,10 @@ class Desk:
     cause: str = ""
     room_changed: bool = False
     closing: bool = False
+    probes: Probes = field(default_factory=Probes)
+    topology_shown_at: float = 0.0
+    islands_of: Topology | None = None
+    islands_told: tuple[tuple[NodeId, ...], ...] = ()
     records: list[Record] = field(default_factory=list)
     effects: list[fx.Effect] = field(default_factory=list)
     touched: dict[RunId, None] = field(default_factory=dict)
@@ -84,7 +90,10 @@ class Desk:
     def tell_membership(self, run: Run, trainer: Trainer) -> None:
         """Say the current epoch to one of its members."""
         if trainer.trainer in run.member_ids():
-            self.tell(trainer, Membership(run=run.run, epoch=run.epoch, members=run.members, reason=run.reason))
+            membership = Membership(
+                run=run.run, epoch=run.epoch, members=run.members, reason=run.reason, topology=run.topology
+            )
+            self.tell(trainer, membership)
 
     def touch(self, run: Run) -> None:
         """The run's view changed."""

@@ -8,7 +8,7 @@ from typing import Any
 from atoll.control_plane.records import Record
 from atoll.schema.ids import NodeId, RunId, SeatId
 from atoll.schema.messages import AgentCommand
-from atoll.schema.views import CheckpointView, MetricPoint, NodeView, ProblemView, RunView
+from atoll.schema.views import CheckpointView, MetricPoint, NodeView, ProblemView, RunView, TopologyView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +101,13 @@ class ShowCheckpoint:
     view: CheckpointView
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowTopology:
+    """What is known of the network, for the web."""
+
+    view: TopologyView
+
+
 Effect = (
     Persist
     | Send
@@ -113,4 +120,5 @@ Effect = (
     | ShowNode
     | ShowMetric
     | ShowCheckpoint
+    | ShowTopology
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from atoll.schema.ids import NodeId, RunId, SeatId
-from atoll.schema.messages import AgentBeat, AgentHello, TrainerExited, TrainerSaid, TrainerStarted
+from atoll.schema.messages import AgentBeat, AgentHello, PeerProbed, TrainerExited, TrainerSaid, TrainerStarted
 from atoll.schema.spec import JobSpec
 
 
@@ -66,7 +66,7 @@ class AgentSaid:
     """A fact from an attached agent."""
 
     node: NodeId
-    fact: TrainerStarted | TrainerExited | TrainerSaid | AgentBeat
+    fact: TrainerStarted | TrainerExited | TrainerSaid | AgentBeat | PeerProbed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from atoll.collectives.islands import Island
+from atoll.collectives.knowledge import key
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.placement import UNIT
 from atoll.control_plane.state import Cluster, Run, Trainer
 from atoll.control_plane.story import brief
 from atoll.schema.ids import Step
 from atoll.schema.spec import JobKind
-from atoll.schema.views import CheckpointView, NodeView, RunView, TrainerView
+from atoll.schema.views import CheckpointView, IslandView, LinkView, NodeView, RunView, TopologyView, TrainerView
 
 # A long run loses many trainers; the page needs those that live and the last few that went.
 GONE_SHOWN = 8
@@ -86,6 +88,44 @@ def node_view(desk: Desk, node: Node) -> NodeView:
         cpus_free=room.cpus_free / UNIT if room else 0.0,
         agent=node.attached,
         labels=seen.labels if seen else {},
+    )
+
+
+def topology_view(desk: Desk) -> TopologyView:
+    """The network as its page shows it."""
+    probes = desk.probes
+    topology = probes.known.topology
+    links = tuple(
+        LinkView(
+            source=k.source,
+            source_nic=k.source_nic,
+            target=k.target,
+            target_nic=k.target_nic,
+            latency_s=k.latency_s,
+            bandwidth=k.bandwidth,
+            at=probes.measured.get(key(k), desk.now),
+        )
+        for k in topology.links
+    )
+    return TopologyView(
+        version=topology.version,
+        at=desk.now,
+        hosts=topology.hosts,
+        links=links,
+        trunks=topology.trunks,
+        islands=_island_view(probes.tree),
+        unmeasured=probes.unmeasured(),
+        problems={f"{a} - {b}": problem for (a, b), problem in sorted(probes.problems.items())},
+    )
+
+
+def _island_view(island: Island) -> IslandView:
+    return IslandView(
+        nodes=island.nodes,
+        children=tuple(_island_view(child) for child in island.children),
+        bandwidth=island.bandwidth,
+        latency_s=island.latency_s,
+        reason=str(island.reason),
     )
 
 

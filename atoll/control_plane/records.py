@@ -13,6 +13,7 @@ from atoll.schema.codec import Registry
 from atoll.schema.ids import Epoch, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member
 from atoll.schema.spec import JobSpec
+from atoll.schema.topology import Topology
 from atoll.schema.views import RunState
 
 
@@ -108,13 +109,18 @@ class TrainerGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRaised:
-    """The members of a new epoch, in rank order. Law 1: only this record raises an epoch."""
+    """The members of a new epoch, in rank order. Law 1: only this record raises an epoch.
+
+    `topology` is what they are told of their network: their plans follow from it, so all of them, and whoever is told
+    again after a restart, must hear the same.
+    """
 
     run: RunId
     epoch: Epoch
     members: tuple[Member, ...]
     reason: str
     at: float
+    topology: Topology | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

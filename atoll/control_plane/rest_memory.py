@@ -15,7 +15,16 @@ from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.messages import LogChunk
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunState, RunView, TrainerView
+from atoll.schema.views import (
+    CheckpointView,
+    EventView,
+    MetricPoint,
+    NodeView,
+    RunState,
+    RunView,
+    TopologyView,
+    TrainerView,
+)
 
 
 class MemoryReader:
@@ -27,6 +36,7 @@ class MemoryReader:
         self.points: dict[str, list[MetricPoint]] = {}
         self.saved: list[CheckpointView] = []
         self.hosts: list[NodeView] = []
+        self.network: TopologyView | None = None
 
     def runs(self) -> Sequence[Any]:
         """All runs."""
@@ -54,6 +64,10 @@ class MemoryReader:
     def nodes(self) -> Sequence[Any]:
         """The hosts."""
         return self.hosts
+
+    def topology(self) -> Any:
+        """The network as its JSON document, or None."""
+        return None if self.network is None else to_plain(self.network)
 
     def tell(self, run: str | None, subject: str, kind: str, text: str, cause: str = "") -> None:
         """Add an event."""

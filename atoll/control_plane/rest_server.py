@@ -27,7 +27,7 @@ from atoll.schema.codec import decode_as
 from atoll.schema.ids import RunId, TrainerId
 from atoll.schema.messages import PROTOCOL, Finding, LogChunk
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, ProblemView, RunView
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, ProblemView, RunView, TopologyView
 from atoll.ui import prometheus
 
 T = TypeVar("T")
@@ -216,6 +216,11 @@ def _cluster(source: ClusterSource) -> APIRouter:
     async def nodes() -> Response:
         """The hosts."""
         return json_response(await source.nodes())
+
+    @router.get("/topology", **_answers(TopologyView))
+    async def topology() -> Response:
+        """The network: NICs, measured links, trunks and islands."""
+        return json_response(await source.topology())
 
     @router.get("/doctor", **_answers(list[Finding]))
     async def doctor() -> Response:

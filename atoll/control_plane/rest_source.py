@@ -22,7 +22,7 @@ from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import RunId, TrainerId, is_safe_name
 from atoll.schema.messages import DoctorReport, Finding, LogChunk
 from atoll.schema.spec import JobSpec, check_spec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView, unknown_topology
 
 T = TypeVar("T")
 
@@ -62,6 +62,10 @@ class Reader(Protocol):
 
     def nodes(self) -> Sequence[Any]:
         """The hosts."""
+        ...
+
+    def topology(self) -> Any:
+        """The network, or None before anything of it was known."""
         ...
 
 
@@ -128,6 +132,11 @@ class ClusterSource:
     async def nodes(self) -> list[NodeView]:
         """The hosts of the cluster."""
         return await self._read(NodeView, self._reader.nodes)
+
+    async def topology(self) -> TopologyView:
+        """The network: NICs, measured links, trunks and islands."""
+        found = await self._call(self._reader.topology)
+        return unknown_topology() if found is None else _as(TopologyView, found)
 
     async def story(self, subject: str, limit: int) -> list[EventView]:
         """The last `limit` events: all of a run, or those about a trainer or node, or of the cause they share."""

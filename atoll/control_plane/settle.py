@@ -12,7 +12,8 @@ import dataclasses
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
-from atoll.control_plane.state import Run, Seat, Trainer
+from atoll.control_plane.network import awaits_links
+from atoll.control_plane.state import NO_EPOCH, Run, Seat, Trainer
 from atoll.fault import policy
 from atoll.schema.ids import Epoch, SeatId, TrainerId
 from atoll.schema.messages import FenceTrainer, StartTrainer, StopAtBoundary
@@ -207,6 +208,9 @@ def regroup(desk: Desk, run: Run, broken: str = "") -> None:
         wanted=run.spec.workers,
         broken=broken,
     )
+    if isinstance(decision, policy.Raise) and run.epoch == NO_EPOCH:
+        awaited = awaits_links(desk, run, (m.node for m in decision.members))
+        decision = policy.Hold(reason=awaited) if awaited else decision
     if isinstance(decision, policy.Raise):
         desk.record(
             r.EpochRaised(
@@ -215,6 +219,7 @@ def regroup(desk: Desk, run: Run, broken: str = "") -> None:
                 members=decision.members,
                 reason=decision.reason,
                 at=desk.now,
+                topology=desk.probes.part({m.node for m in decision.members}),
             )
         )
         for member in decision.members:
@@ -227,12 +232,13 @@ def regroup(desk: Desk, run: Run, broken: str = "") -> None:
 def _standing(run: Run, trainer: Trainer) -> policy.Standing:
     # After a restart of the control plane a member's address is known from its epoch before its agent says it again.
     member = next((m for m in run.members if m.trainer == trainer.trainer), None)
-    host, port = (trainer.host, trainer.port) if trainer.host or member is None else (member.host, member.port)
+    known = trainer if trainer.host or member is None else member
     return policy.Standing(
         trainer=trainer.trainer,
         node=trainer.node,
-        host=host,
-        port=port,
+        host=known.host,
+        port=known.port,
+        doors=known.doors,
         active=trainer.active,
         ready=trainer.ready,
         proven_gone=trainer.gone,

@@ -29,6 +29,7 @@ PAGE = 5000
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, at REAL, body TEXT)",
     "CREATE TABLE IF NOT EXISTS nodes (node TEXT PRIMARY KEY, body TEXT)",
+    "CREATE TABLE IF NOT EXISTS topology (one INTEGER PRIMARY KEY, body TEXT)",
     "CREATE TABLE IF NOT EXISTS checkpoints (run TEXT, step INTEGER, body TEXT, PRIMARY KEY (run, step))",
     "CREATE TABLE IF NOT EXISTS metrics (run TEXT, step INTEGER, body TEXT, PRIMARY KEY (run, step))",
     """CREATE TABLE IF NOT EXISTS events (
@@ -43,10 +44,11 @@ _INSERT = {
     " VALUES (:at, :run, :subject, :kind, :text, :cause)",
     fx.ShowRun: "INSERT OR REPLACE INTO runs VALUES (:run, :at, :body)",
     fx.ShowNode: "INSERT OR REPLACE INTO nodes VALUES (:node, :body)",
+    fx.ShowTopology: "INSERT OR REPLACE INTO topology VALUES (1, :body)",
     fx.ShowMetric: "INSERT OR REPLACE INTO metrics VALUES (:run, :step, :body)",
     fx.ShowCheckpoint: "INSERT OR REPLACE INTO checkpoints VALUES (:run, :step, :body)",
 }
-Shown = fx.Note | fx.ShowRun | fx.ShowNode | fx.ShowMetric | fx.ShowCheckpoint
+Shown = fx.Note | fx.ShowRun | fx.ShowNode | fx.ShowMetric | fx.ShowCheckpoint | fx.ShowTopology
 
 
 def _row(effect: Shown) -> dict[str, Any]:
@@ -57,6 +59,8 @@ def _row(effect: Shown) -> dict[str, Any]:
             return {"run": run.run, "at": run.submitted_at, "body": encode(run).decode()}
         case fx.ShowNode(view=node):
             return {"node": node.node, "body": encode(node).decode()}
+        case fx.ShowTopology(view=topology):
+            return {"body": encode(topology).decode()}
         case fx.ShowMetric(run=run_id, point=point):
             return {"run": run_id, "step": point.step, "body": encode(point).decode()}
         case fx.ShowCheckpoint(view=kept):
@@ -148,6 +152,11 @@ class HistoryReader:
     def nodes(self) -> list[dict[str, Any]]:
         """The hosts."""
         return self._bodies("SELECT body FROM nodes ORDER BY node", {})
+
+    def topology(self) -> dict[str, Any] | None:
+        """The network, or None before anything of it was known."""
+        found = self._bodies("SELECT body FROM topology", {})
+        return found[0] if found else None
 
     def checkpoints(self, run: RunId) -> list[dict[str, Any]]:
         """Durable checkpoints of a run, by step."""

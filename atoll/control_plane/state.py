@@ -16,6 +16,7 @@ from atoll.fault.detector import Blame
 from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member, ServerReady
 from atoll.schema.spec import JobSpec
+from atoll.schema.topology import Door, Topology
 from atoll.schema.views import CheckpointView, MetricPoint, RunState
 
 NO_EPOCH = Epoch(0)
@@ -40,6 +41,7 @@ class Trainer:
     ready: bool = False
     host: str = ""
     port: int = 0
+    doors: tuple[Door, ...] = ()
     joined: Epoch = NO_EPOCH
     server: ServerReady | None = None
     missing_since: float | None = None
@@ -85,6 +87,7 @@ class Run:
     reason: str = ""
     epoch: Epoch = NO_EPOCH
     members: tuple[Member, ...] = ()
+    topology: Topology | None = None
     trainers: dict[TrainerId, Trainer] = field(default_factory=dict)
     seats: dict[SeatId, Seat] = field(default_factory=dict)
     seats_made: int = 0
@@ -95,6 +98,7 @@ class Run:
     ended_at: float | None = None
     # volatile
     beat_at: float = 0.0
+    links_until: float | None = None
     stopping_at: float = 0.0
     step: Step = NO_STEP
     last: MetricPoint | None = None
@@ -217,6 +221,7 @@ def _apply_epoch(run: Run, record: r.EpochRaised) -> None:
         for member in record.members:
             run.trainers[member.trainer].founder = True
     run.epoch, run.members, run.reason = record.epoch, record.members, record.reason
+    run.topology = record.topology
 
 
 def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r.RunEnded) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from atoll.schema.ids import Epoch, NodeId, Rank, TrainerId
 from atoll.schema.messages import Member
+from atoll.schema.topology import Door
 
 # Once is chance (an out-of-memory kill, a cut), twice may be; three deaths before ready with no success between are
 # the program's or the image's fault.
@@ -32,6 +33,7 @@ class Standing:
     proven_gone: bool
     finished: bool
     holds: bool
+    doors: tuple[Door, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,8 @@ def _joiners(members: tuple[Member, ...], standings: tuple[Standing, ...]) -> li
 
 def _ranked(chosen: list[Standing]) -> tuple[Member, ...]:
     return tuple(
-        Member(trainer=s.trainer, rank=Rank(i), node=s.node, host=s.host, port=s.port) for i, s in enumerate(chosen)
+        Member(trainer=s.trainer, rank=Rank(i), node=s.node, host=s.host, port=s.port, doors=s.doors)
+        for i, s in enumerate(chosen)
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from atoll.schema.ids import Epoch, Incarnation, NodeId, Rank, RunId, SeatId, Step, TrainerId
 from atoll.schema.spec import JobSpec
-from atoll.schema.topology import Door, Topology
+from atoll.schema.topology import Door, Link, Nic, Observation, Topology
 
 PROTOCOL = 1
 
@@ -70,11 +70,12 @@ class TrainerHello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerReady:
-    """Warm: user code loaded, state managed, waiting for a membership at this address."""
+    """Warm: user code loaded, state managed, waiting for a membership at this address, and behind these doors."""
 
     trainer: TrainerId
     host: str
     port: int
+    doors: tuple[Door, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,12 +160,22 @@ class TrainerFailed:
     traceback: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinksObserved:
+    """What this trainer's collectives showed of its links since it last said so. A measurement: it may be dropped."""
+
+    trainer: TrainerId
+    epoch: Epoch
+    observations: tuple[Observation, ...]
+
+
 TRAINER_FACTS = (
     TrainerHello,
     TrainerReady,
     EpochJoined,
     PeerDown,
     StepCommitted,
+    LinksObserved,
     CheckpointCommitted,
     CheckpointFailed,
     ServerReady,
@@ -177,6 +188,7 @@ TrainerFact = (
     | EpochJoined
     | PeerDown
     | StepCommitted
+    | LinksObserved
     | CheckpointCommitted
     | CheckpointFailed
     | ServerReady
@@ -215,13 +227,34 @@ class FoundTrainer:
     ready: bool
     host: str = ""
     port: int = 0
+    doors: tuple[Door, ...] = ()
     exit_status: int | None = None
     outcome: TrainerFinished | TrainerFailed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerProbed:
+    """Answer to `ProbePeer`, and said again to each control plane that adopts: what the link does each way.
+
+    `at`: Unix seconds. Without `links` there was none to measure: `problem` says why. `beside`: as its order said.
+    """
+
+    request: str
+    peer: NodeId
+    at: float
+    seconds: float
+    beside: bool = False
+    links: tuple[Link, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentHello:
-    """First message of an agent after the handshake: what it is and all trainers it knows of."""
+    """First message of an agent after the handshake: what it is and all trainers it knows of.
+
+    `nics`: the node's, first the one by which it is known; `doors`: where it answers probes, for each NIC; `probes`: the
+    last results of its own.
+    """
 
     node: NodeId
     pid: int
@@ -230,6 +263,9 @@ class AgentHello:
     versions: Versions
     last_incarnation: Incarnation
     trainers: tuple[FoundTrainer, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    doors: tuple[Door, ...] = ()
+    probes: tuple[PeerProbed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,8 +344,9 @@ AGENT_FACTS = (
     AgentBeat,
     LogChunk,
     DoctorReport,
+    PeerProbed,
 )
-AgentFact = AgentHello | TrainerStarted | TrainerExited | TrainerSaid | AgentBeat | LogChunk | DoctorReport
+AgentFact = AgentHello | TrainerStarted | TrainerExited | TrainerSaid | AgentBeat | LogChunk | DoctorReport | PeerProbed
 
 
 # -- control plane -> agent ------------------------------------------------------------------------------------------
@@ -380,11 +417,30 @@ class Examine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbePeer:
+    """Measure the link from this node's NIC to a door of `peer`; bursts take at least `burst_s`, all of it `limit_s`.
+
+    `beside`: other probes, or a job's traffic, may take their share of what is measured.
+    """
+
+    request: str
+    peer: NodeId
+    nic: str
+    host: str
+    door: Door
+    burst_s: float
+    limit_s: float
+    beside: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaveNode:
     """The cluster goes down: fence every trainer and end the agent."""
 
     reason: str
 
 
-AGENT_COMMANDS = (Adopt, StartTrainer, FenceTrainer, TellTrainer, ForgetTrainer, ReadLog, Examine, LeaveNode)
-AgentCommand = Adopt | StartTrainer | FenceTrainer | TellTrainer | ForgetTrainer | ReadLog | Examine | LeaveNode
+AGENT_COMMANDS = (Adopt, StartTrainer, FenceTrainer, TellTrainer, ForgetTrainer, ReadLog, Examine, ProbePeer, LeaveNode)
+AgentCommand = (
+    Adopt | StartTrainer | FenceTrainer | TellTrainer | ForgetTrainer | ReadLog | Examine | ProbePeer | LeaveNode
+)

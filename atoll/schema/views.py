@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.spec import JobKind, JobSpec
+from atoll.schema.topology import Host, Trunk
 
 
 class RunState(enum.StrEnum):
@@ -115,6 +116,60 @@ class NodeView:
     cpus_free: float
     agent: bool
     labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkView:
+    """A measured link, one way: bytes/s and seconds. `at`: when it was last measured or confirmed by traffic."""
+
+    source: NodeId
+    source_nic: str
+    target: NodeId
+    target_nic: str
+    latency_s: float
+    bandwidth: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IslandView:
+    """Nodes near one another, and why they count as such; `children` are islands within it, lone nodes included."""
+
+    nodes: tuple[NodeId, ...]
+    children: tuple[IslandView, ...]
+    bandwidth: float | None
+    latency_s: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopologyView:
+    """The network as known. `unmeasured`: pairs of nodes that wait for a probe; `problems`: pairs that did not meet."""
+
+    version: int
+    at: float
+    hosts: tuple[Host, ...]
+    links: tuple[LinkView, ...]
+    trunks: tuple[Trunk, ...]
+    islands: IslandView
+    unmeasured: int = 0
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def both_ways(self) -> list[tuple[LinkView, LinkView | None]]:
+        """Each measured pair of NICs once: a link and its way back, if that is known."""
+        known = {(k.source, k.source_nic, k.target, k.target_nic): k for k in self.links}
+        pairs = []
+        for (a, one, b, two), link in sorted(known.items()):
+            back = known.get((b, two, a, one))
+            if back is None or (a, one) < (b, two):
+                pairs.append((link, back))
+        return pairs
+
+
+def unknown_topology() -> TopologyView:
+    """The network before anything of it is known."""
+    nothing = IslandView(nodes=(), children=(), bandwidth=None, latency_s=None, reason="nothing was measured yet")
+    return TopologyView(version=0, at=0.0, hosts=(), links=(), trunks=(), islands=nothing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

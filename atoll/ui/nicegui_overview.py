@@ -110,6 +110,7 @@ class Overview:
     def _build_nodes(self) -> None:
         with card("Nodes", "hosts that Ray and Atoll's agents hold together"):
             self._nodes: Keyed[NodeRow] = Keyed(box("nodes"), NodeView, lambda row: row.node)
+            ui.link("Islands and links between them", "/network").classes(replace="quiet")
             self._no_nodes = Empty(
                 "No node has attached", "Agents attach within seconds of the start; this says why not:", "atoll doctor"
             )

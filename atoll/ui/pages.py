@@ -1,4 +1,4 @@
-"""Mounts the dashboard on the web server: two pages, each refreshed once a second from a `Source`.
+"""Mounts the dashboard on the web server: three pages, each refreshed once a second from a `Source`.
 
 Everything the browser loads comes from this process: no other host is asked, so the dashboard works on a cluster without
 the internet. Who may see it is the web server's business: its token check stands before every route, the pages' WebSocket
@@ -18,6 +18,7 @@ from atoll.clock import Clock, SystemClock
 from atoll.errors import AtollError, NotFoundError
 from atoll.schema.ids import RunId
 from atoll.ui import wording
+from atoll.ui.nicegui_network import NetworkPage
 from atoll.ui.nicegui_overview import Overview
 from atoll.ui.nicegui_parts import LOGO, Empty, Frame
 from atoll.ui.nicegui_run import RunPage
@@ -42,6 +43,10 @@ def mount(app: FastAPI, source: Source, *, clock: Clock | None = None, mount_pat
     @ui.page("/", response_timeout=_FIRST_ANSWER_S)
     async def overview() -> None:
         await _live(Overview(source), tick)
+
+    @ui.page("/network", response_timeout=_FIRST_ANSWER_S)
+    async def network() -> None:
+        await _live(NetworkPage(source), tick)
 
     @ui.page("/runs/{run}", response_timeout=_FIRST_ANSWER_S)
     async def one_run(run: str) -> None:

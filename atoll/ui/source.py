@@ -13,7 +13,7 @@ from typing import Protocol
 
 from atoll.schema.ids import RunId, TrainerId
 from atoll.schema.messages import LogChunk
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView
 
 
 class Source(Protocol):
@@ -41,6 +41,10 @@ class Source(Protocol):
 
     async def nodes(self) -> Sequence[NodeView]:
         """The hosts of the cluster."""
+        ...
+
+    async def topology(self) -> TopologyView:
+        """The network: NICs, measured links, trunks and islands."""
         ...
 
     async def logs(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk:

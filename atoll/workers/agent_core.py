@@ -33,8 +33,11 @@ from atoll.schema.messages import (
     ForgetTrainer,
     FoundTrainer,
     LeaveNode,
+    LinksObserved,
     Membership,
     PeerDown,
+    PeerProbed,
+    ProbePeer,
     ReadLog,
     ServerReady,
     StartTrainer,
@@ -51,6 +54,7 @@ from atoll.schema.messages import (
     TrainerStarted,
     Versions,
 )
+from atoll.schema.topology import Door, Nic
 from atoll.workers.agent_messages import (
     Answer,
     Attached,
@@ -65,6 +69,8 @@ from atoll.workers.agent_messages import (
     ForkFailed,
     Kill,
     Leave,
+    Probe,
+    Probed,
     Refuse,
     Said,
     Save,
@@ -92,6 +98,8 @@ class Self:
     state_dir: str
     home: str
     versions: Versions
+    nics: tuple[Nic, ...] = ()
+    doors: tuple[Door, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,6 +137,8 @@ class AgentCore:
         self._records = {s.found.trainer: _Record(found=s.found, run_dir=s.run_dir) for s in saved.trainers}
         self._outbox: Outbox[AgentFact] = Outbox(may_drop=_is_measurement)
         self._adopted = False
+        # By own NIC and peer's: the last results, which a new control plane has not heard.
+        self._probes: dict[tuple[str, NodeId, str], PeerProbed] = {}
 
     def handle(self, event: Event, *, now: float) -> list[Effect]:
         """What to do about `event`, in this order. `now` is monotonic."""
@@ -152,6 +162,8 @@ class AgentCore:
                 effects = self._connected(event.hello)
             case Said():
                 effects = self._said(event)
+            case Probed():
+                effects = self._probed(event.fact)
             case _:
                 assert_never(event)
         return effects + self._drain(now)
@@ -193,6 +205,8 @@ class AgentCore:
                 return [Answer(question=command, log=self.log_of(command.trainer, command.run))]
             case Examine():
                 return [Answer(question=command)]
+            case ProbePeer():
+                return [Probe(order=command)]
             case LeaveNode():
                 kills = [k for r in self._living_records() for k in self._kill(r, command.reason)]
                 return [*kills, Leave(reason=command.reason)]
@@ -339,18 +353,29 @@ class AgentCore:
         found, fact = record.found, event.fact
         match fact:
             case TrainerReady():
-                record.found = dataclasses.replace(found, ready=True, host=fact.host, port=fact.port)
+                record.found = dataclasses.replace(found, ready=True, host=fact.host, port=fact.port, doors=fact.doors)
             case EpochJoined():
                 record.found = dataclasses.replace(found, epoch=max(found.epoch, fact.epoch))
             case TrainerFinished() | TrainerFailed():
                 record.found = dataclasses.replace(found, outcome=fact)
             case TrainerHello() | ServerReady():
                 pass
-            case PeerDown() | StepCommitted() | CheckpointCommitted() | CheckpointFailed():
+            case PeerDown() | StepCommitted() | LinksObserved() | CheckpointCommitted() | CheckpointFailed():
                 return None
             case _:
                 assert_never(fact)
         return type(fact).__name__
+
+    # -- links ---------------------------------------------------------------------------------------------------------
+
+    def _probed(self, fact: PeerProbed) -> list[Effect]:
+        """Not for the outbox: whoever does not hear it now hears it with the next `AgentHello`."""
+        for link in fact.links:
+            name = link.source_nic, link.target, link.target_nic
+            # What was reached beside others says less than what was reached alone.
+            if link.source == self._me.node and (not fact.beside or name not in self._probes):
+                self._probes[name] = fact
+        return [Send(fact=fact)] if self._adopted else []
 
     # -- saying --------------------------------------------------------------------------------------------------------
 
@@ -364,6 +389,9 @@ class AgentCore:
             last_incarnation=self._incarnation,
             # A fork under way is no process yet: said as `TrainerStarted` once it is, and a start said again is known.
             trainers=tuple(r.found for r in self._records.values() if not r.under_way),
+            nics=self._me.nics,
+            doors=self._me.doors,
+            probes=tuple(self._probes.values()),
         )
 
     def _put(self, trainer: TrainerId, fact: AgentFact) -> None:
@@ -411,4 +439,4 @@ def _status(found: FoundTrainer, seen: int | None) -> int:
 
 
 def _is_measurement(fact: AgentFact) -> bool:
-    return isinstance(fact, TrainerSaid) and isinstance(fact.fact, StepCommitted)
+    return isinstance(fact, TrainerSaid) and isinstance(fact.fact, StepCommitted | LinksObserved)

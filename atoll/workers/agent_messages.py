@@ -13,6 +13,8 @@ from atoll.schema.messages import (
     AgentFact,
     Examine,
     FoundTrainer,
+    PeerProbed,
+    ProbePeer,
     ReadLog,
     StartTrainer,
     TrainerCommand,
@@ -82,7 +84,14 @@ class Said:
     fact: TrainerFact
 
 
-Event = Attached | Detached | CommandCame | Forked | ForkFailed | Ended | Connected | Said
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """A probe that the control plane asked for has ended."""
+
+    fact: PeerProbed
+
+
+Event = Attached | Detached | CommandCame | Forked | ForkFailed | Ended | Connected | Said | Probed
 
 # -- effects ---------------------------------------------------------------------------------------------------------
 
@@ -141,6 +150,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Measure the link to a peer; ends as `Probed`."""
+
+    order: ProbePeer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
     """Close the stream: an older control plane speaks."""
 
@@ -154,7 +170,7 @@ class Leave:
     reason: str
 
 
-Effect = Save | Send | Fork | Watch | Kill | Tell | Answer | Refuse | Leave
+Effect = Save | Send | Fork | Watch | Kill | Tell | Answer | Probe | Refuse | Leave
 
 # -- what is written down --------------------------------------------------------------------------------------------
 

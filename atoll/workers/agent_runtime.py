@@ -51,6 +51,8 @@ from atoll.workers.agent_messages import (
     ForkFailed,
     Kill,
     Leave,
+    Probe,
+    Probed,
     Refuse,
     Save,
     Send,
@@ -61,6 +63,8 @@ from atoll.workers.control_link_runtime import ControlLink
 from atoll.workers.doctor_runtime import Node, examine
 from atoll.workers.exit_runtime import Exits
 from atoll.workers.fork_messages import ChildEnded, ForkRefused, ForkTrainer, TrainerForked, ZygoteReport, ZygoteWarm
+from atoll.workers.nic_runtime import nics
+from atoll.workers.probe_runtime import ProbeService
 from atoll.workers.proc_runtime import adopt_orphans, fence, find_writer, my_start_ticks, reap, send_signal
 from atoll.workers.silence import Silence
 from atoll.workers.supervisor_runtime import Supervisor
@@ -84,11 +88,13 @@ class Agent:
         self._state_dir = Path(config.state_dir)
         record = read_record(self._state_dir)
         same = record is not None and record.fingerprint == config.fingerprint()
-        self._core = AgentCore(_myself(config), record.saved if record and same else None)
+        secret = bytes.fromhex(config.secret)
+        self._probes = ProbeService(config.node, nics(config.address), secret, clock.now)
+        self._core = AgentCore(_myself(config, self._probes), record.saved if record and same else None)
         self._strangers = record.saved.trainers if record and not same else ()
         self._socket = TrainerSocket(self._state_dir, self._handle)
         self._zygote = ZygoteKeeper(self._state_dir / "agent.log", self._zygote_said)
-        self._link = ControlLink(config.control, config.node, bytes.fromhex(config.secret), self._handle)
+        self._link = ControlLink(config.control, config.node, secret, self._handle)
         self._exits = Exits(self._trainer_ended)
         self._alone = Silence(tick_s=2 * BEAT_S)
         self._leaving = asyncio.Event()
@@ -109,6 +115,7 @@ class Agent:
         self._spawn(self._zygote.run())
         self._spawn(self._link.run())
         self._spawn(self._beat())
+        self._spawn(self._probes.serve())
         if self._supervisor:
             self._spawn(self._supervise(self._supervisor))
         await self._leaving.wait()
@@ -135,7 +142,7 @@ class Agent:
                 fence(effect.pid, effect.start_ticks)
             case Tell():
                 self._socket.tell(effect.trainer, effect.command)
-            case Answer():
+            case Answer() | Probe():
                 self._spawn(self._answer(effect))
             case Refuse():
                 _log(f"refuses a control plane: {effect.reason}")
@@ -158,9 +165,18 @@ class Agent:
 
     def _order(self, start: StartTrainer) -> ForkTrainer:
         config = self._config
-        return ForkTrainer(start=start, node=config.node, address=config.address, state_dir=config.state_dir)
+        return ForkTrainer(
+            start=start,
+            node=config.node,
+            address=config.address,
+            state_dir=config.state_dir,
+            nics=nics(config.address),  # as they are now: a trainer cannot listen on one that went down
+        )
 
-    async def _answer(self, effect: Answer) -> None:
+    async def _answer(self, effect: Answer | Probe) -> None:
+        if isinstance(effect, Probe):
+            self._handle(Probed(fact=await self._probes.measure(effect.order)))
+            return
         question = effect.question
         match question:
             case ReadLog():
@@ -273,6 +289,7 @@ class Agent:
             await self._see_trainers_end()
             if self._supervisor:
                 await self._supervisor.close()
+        self._probes.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -332,7 +349,7 @@ def _take_over(state_dir: Path, record: AgentRecord) -> int | None:
     return None
 
 
-def _myself(config: AgentConfig) -> Self:
+def _myself(config: AgentConfig, probes: ProbeService) -> Self:
     versions = Versions(
         atoll=__version__,
         protocol=PROTOCOL,
@@ -346,6 +363,8 @@ def _myself(config: AgentConfig) -> Self:
         state_dir=config.state_dir,
         home=config.home,
         versions=versions,
+        nics=nics(config.address),
+        doors=probes.doors,
     )
 
 

@@ -87,7 +87,10 @@ class EpochLink:
         if not self._ready:
             self._ready = True
             listener = self._host.listener
-            self._host.tell(TrainerReady(trainer=self._host.identity.trainer, host=listener.host, port=listener.port))
+            ready = TrainerReady(
+                trainer=self._host.identity.trainer, host=listener.host, port=listener.port, doors=listener.doors
+            )
+            self._host.tell(ready)
 
     def _arrived(self, membership: Membership) -> None:
         """A membership came (link thread)."""

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 
 from atoll.schema.ids import NodeId, TrainerId
 from atoll.schema.messages import StartTrainer
+from atoll.schema.topology import Nic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkTrainer:
-    """Agent -> zygote: fork a trainer. `address` is where its listener binds, `state_dir` holds the agent's socket."""
+    """Agent -> zygote: fork a trainer. `state_dir` holds the agent's socket.
+
+    Its listener binds `address`, and each of `nics` where the node has several.
+    """
 
     start: StartTrainer
     node: NodeId
     address: str
     state_dir: str
+    nics: tuple[Nic, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from atoll.schema.codec import Registry, encode
 from atoll.schema.messages import (
     TRAINER_COMMANDS,
     EpochJoined,
+    LinksObserved,
     ServerReady,
     StepCommitted,
     TrainerFact,
@@ -66,7 +67,9 @@ class AgentLink:
         self._mailbox = mailbox
         self._state_dir = state_dir
         self._clock = clock
-        self._outbox: Outbox[TrainerFact] = Outbox(may_drop=lambda fact: isinstance(fact, StepCommitted))
+        self._outbox: Outbox[TrainerFact] = Outbox(
+            may_drop=lambda fact: isinstance(fact, StepCommitted | LinksObserved)
+        )
         self._lock = threading.Lock()
         self._said = threading.Condition(self._lock)
         self._unsent = b""

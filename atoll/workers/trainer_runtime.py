@@ -144,7 +144,8 @@ def _host(order: ForkTrainer, mailbox: Mailbox, link: AgentLink) -> TrainerHost:
         run_dir=Path(start.run_dir),
         secret=bytes.fromhex(start.secret),
     )
-    return TrainerHost(identity, mailbox, Listener(order.address, identity.secret, start.run), link)
+    nics = [(nic.name, nic.host) for nic in order.nics] if len(order.nics) > 1 else []
+    return TrainerHost(identity, mailbox, Listener(order.address, identity.secret, start.run, nics), link)
 
 
 def _take_on(spec: JobSpec, device_ids: tuple[int, ...]) -> None:

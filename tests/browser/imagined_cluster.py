@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -35,7 +36,9 @@ from atoll.schema.views import (
     NodeView,
     RunState,
     RunView,
+    TopologyView,
     TrainerView,
+    unknown_topology,
 )
 
 RUN = RunId("gpt-stdlib-7f3a")
@@ -119,6 +122,10 @@ class ImaginedCluster:
             _node("node-10-0-0-6", "10.0.0.6", cpus=8, free=8, alive=False),
         ]
 
+    async def topology(self) -> TopologyView:
+        self._check()
+        return unknown_topology() if self._scene == "empty" else _network(self._began)
+
     async def logs(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk:
         if self._scene == "mute":
             raise ConnectError("the control plane does not answer at 127.0.0.1:4; it is started again within seconds.")
@@ -191,6 +198,14 @@ class ImaginedCluster:
             made("gpt-small", "gpt-small-02d1", RunState.SUCCEEDED, 4000),
             made("gpt-wide-lr", "gpt-wide-lr-77aa", RunState.FAILED, 9000, step=Step(41), reason=DIVERGED),
         ]
+
+
+def _network(now: float) -> TopologyView:
+    # Beside the harnesses of other tests, where this script finds nothing by itself.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+    from imagined_network import imagined_network
+
+    return imagined_network(now)
 
 
 def _points(began: float) -> list[MetricPoint]:

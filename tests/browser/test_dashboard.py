@@ -24,7 +24,7 @@ def click(words: str) -> str:
     return f"[...document.querySelectorAll('button')].find(b => b.innerText.trim() === {json.dumps(words)}).click()"
 
 
-@pytest.mark.parametrize("path", ["/", RUN, "/runs/none-such"])
+@pytest.mark.parametrize("path", ["/", RUN, "/network", "/runs/none-such"])
 def test_pages_name_no_other_host(story, path):
     with urllib.request.urlopen(story + path, timeout=30) as answer:
         page = answer.read().decode()
@@ -40,6 +40,19 @@ def test_overview_lists_runs_and_nodes(tab, story):
     assert [s.split()[-1] for s in states] == ["running", "running", "succeeded", "failed"]
     assert tab.run(texts(".node .pill"))[-1].split()[-1] == "lost"
     assert tab.run("document.querySelectorAll('a.name-link')[1].getAttribute('href')") == RUN
+
+
+@pytest.mark.browser
+def test_the_network_is_drawn_with_its_islands_and_links(tab, story):
+    tab.open(story)
+    tab.wait_for(has("Islands and links between them"))
+    tab.open(story + "/network")
+    tab.wait_for("document.querySelectorAll('.chart svg path').length > 10")
+    for words in ("9.2 Gbit/s inside, 940 Mbit/s to the others", "node-z", "ib0 10.1.0.4 9.2 Gbit/s", "Island 2"):
+        assert tab.run(has(words)), words
+    assert tab.run("document.querySelectorAll('tbody tr').length") == 11
+    outside = [u for u in tab.requests if u.startswith("http") and not u.startswith(story)]
+    assert (outside, tab.errors) == ([], [])
 
 
 @pytest.mark.browser

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import threading
 
@@ -17,7 +18,7 @@ from atoll.control_plane.rest_source import ClusterSource
 from atoll.control_plane.web_server import bind
 from atoll.errors import AuthError, ConnectError, NotFoundError, PeerLost, SpecError
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import EventView, MetricPoint, RunState, RunView
+from atoll.schema.views import EventView, MetricPoint, RunState, RunView, unknown_topology
 
 TOKEN = "contract-token"
 SPEC = JobSpec(name="tiny", working_dir="/work", file="train.py", workers=2)
@@ -238,6 +239,9 @@ def test_events_metrics_checkpoints_nodes_story_doctor_and_version_are_typed(ser
     assert (client.checkpoints(run), client.nodes()) == ([], [])
     assert client.story("worker-7")[0].text == "gone"
     assert client.doctor()[0].ok
+    assert client.topology() == unknown_topology()
+    server.reader.network = dataclasses.replace(unknown_topology(), version=3, at=5.0)
+    assert client.topology() == server.reader.network
     assert client.version().protocol >= 1
 
 

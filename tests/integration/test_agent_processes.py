@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from agent_cluster import Cluster, FakeControl, quiet, wait_gone
 
+from atoll.clock import SystemClock
 from atoll.schema.messages import (
     DoctorReport,
     Examine,
@@ -24,6 +26,8 @@ from atoll.schema.messages import (
     ForgetTrainer,
     LeaveNode,
     LogChunk,
+    PeerProbed,
+    ProbePeer,
     ReadLog,
     StepCommitted,
     StopAtBoundary,
@@ -32,7 +36,9 @@ from atoll.schema.messages import (
     TrainerFinished,
     TrainerSaid,
 )
+from atoll.schema.topology import Nic
 from atoll.workers.agent_launch_runtime import launch
+from atoll.workers.probe_runtime import ProbeService
 from atoll.workers.proc_runtime import lives, read_stat, start_ticks
 
 pytestmark = [pytest.mark.slow]
@@ -72,6 +78,33 @@ def test_a_trainer_runs_the_function_and_finishes_with_its_output_in_its_log(sha
     shared.control.said("quick", TrainerFinished)
     assert shared.log("quick") == "loaded job\nhello from env True True\n"
     assert Path(shared.run_dir, "logs", "quick.log").stat().st_mode & 0o077 == 0
+
+
+def test_an_agent_probes_and_is_probed_and_says_again_what_it_measured(shared):
+    hello = shared.control.hellos[0]
+    assert [(n.name, n.host) for n in hello.nics] == [("lo", "127.0.0.1")]
+    assert [(d.nic, d.host) for d in hello.doors] == [("lo", "127.0.0.1")]
+    order = {"request": "there", "nic": "lo", "burst_s": 0.002, "limit_s": 10.0}
+
+    async def both_ways():
+        peer = ProbeService("peer", (Nic(name="lo", host="127.0.0.2"),), shared.secret, SystemClock().now)
+        serving = asyncio.create_task(peer.serve())
+        try:
+            shared.control.command(ProbePeer(peer="peer", host="127.0.0.1", door=peer.doors[0], **order))
+            there = await asyncio.to_thread(shared.control.wait, lambda f: isinstance(f, PeerProbed))
+            back = await peer.measure(ProbePeer(peer=hello.node, host="127.0.0.2", door=hello.doors[0], **order))
+            return there, back
+        finally:
+            peer.close()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    there, back = asyncio.run(both_ways())
+    assert (there.problem, back.problem) == ("", "")
+    assert [(k.source, k.target) for k in there.links] == [(hello.node, "peer"), ("peer", hello.node)]
+    assert all(k.bandwidth > 1e6 for k in (*there.links, *back.links))
+    shared.restart_control()
+    assert shared.control.hello().probes == (there,)
 
 
 def test_a_warm_zygote_starts_a_trainer_within_two_seconds(shared):

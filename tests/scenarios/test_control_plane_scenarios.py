@@ -4,6 +4,9 @@ node a cpus=2            Ray lists the node (the first one is the control plane'
 unlist a                 Ray calls it dead
 attach a [t0:ready t1:gone=-9 t2]   an agent arrives, holding these trainers of the newest run
 detach a                 its stream ends
+nics a fast=10.1.0.1     NICs that the agent of a has from its next attach on
+probed fast=480 slow=48  all probes under way end; Mbit/s by NIC (`probed nothing`: none was answered)
+saw t0 a fast b 48       traffic of t0: a's NIC to b's carried 48 Mbit/s for 0.2 s
 submit name workers=2 spares=1 [kind=serve] [attached] [cpus=0.4]
 seats                    all seats asked for come to life; `seats lost` makes Ray list none
 began|ready|joined|finished|serving t0 t1
@@ -26,9 +29,10 @@ from atoll.control_plane.records import RECORDS
 from atoll.schema import messages as m
 from atoll.schema.codec import encode
 from atoll.schema.spec import JobKind, JobSpec
+from atoll.schema.topology import Door, Link, Nic, Observation
 
 HERE = Path(__file__).parent / "control_plane"
-HIDDEN = (fx.ShowRun, fx.ShowNode, fx.ShowMetric, fx.ShowCheckpoint, fx.Persist)
+HIDDEN = (fx.ShowRun, fx.ShowNode, fx.ShowMetric, fx.ShowCheckpoint, fx.ShowTopology, fx.Persist)
 
 
 class World:
@@ -43,6 +47,9 @@ class World:
         self.attached = {}
         self.asked = []
         self.run = ""
+        self.nics = {}
+        self.probes = []
+        self.results = {}
 
     def do(self, event):
         effects = self.core.handle(event, now=self.now)
@@ -53,6 +60,8 @@ class World:
                 self.journal += [encode(r) for r in effect.records]
             elif isinstance(effect, fx.CreateSeat):
                 self.asked.append(effect.seat)
+            elif isinstance(effect, fx.Send) and isinstance(effect.command, m.ProbePeer):
+                self.probes.append((effect.node, effect.command))
         return [line for e in effects if not isinstance(e, HIDDEN) and (line := show(e))]
 
     def line(self, text):
@@ -93,8 +102,46 @@ class World:
             versions=m.Versions(atoll="0", protocol=1, python="3"),
             last_incarnation=0,
             trainers=tuple(self.found(t) for t in trainers),
+            nics=tuple(Nic(name=n, host=h, prefix=24) for n, h in self.nics.get(name, {}).items()),
+            doors=tuple(Door(nic=n, host=h, port=9) for n, h in self.nics.get(name, {}).items()),
+            probes=tuple(self.results.get(name, {}).values()),
         )
         return self.do(ev.AgentAttached(hello=hello))
+
+    def on_nics(self, name, **nics):
+        self.nics[name] = nics
+        return []
+
+    def on_probed(self, *how, **rates):
+        under_way, self.probes = self.probes, []
+        return [line for node, order in under_way if not how for line in self.answer(node, order, rates)]
+
+    def answer(self, node, order, rates):
+        ends = ((node, order.nic), (order.peer, order.door.nic))
+        rate = float(rates[order.nic]) / 8e-6
+        links = tuple(
+            Link(source=a, source_nic=x, target=b, target_nic=y, latency_s=1e-4, bandwidth=rate)
+            for (a, x), (b, y) in (ends, ends[::-1])
+        )
+        fact = m.PeerProbed(
+            request=order.request, peer=order.peer, at=self.now, seconds=0.25, links=links, beside=order.beside
+        )
+        if not order.beside or (order.nic, order.peer) not in self.results.setdefault(node, {}):
+            self.results.setdefault(node, {})[order.nic, order.peer] = fact
+        return self.do(ev.AgentSaid(node=node, fact=fact))
+
+    def on_saw(self, short, source, nic, target, rate):
+        seen = Observation(
+            source=source,
+            source_nic=nic,
+            target=target,
+            target_nic=nic,
+            bytes=int(float(rate) / 8e-6 * 0.2),
+            busy_s=0.2,
+            rtt_s=1e-4,
+            window_s=0.2,
+        )
+        return self.fact([short], lambda t: m.LinksObserved(trainer=t, epoch=1, observations=(seen,)))
 
     def found(self, text):
         short, _, state = text.partition(":")
@@ -219,6 +266,7 @@ class World:
         self.incarnation += 1
         self.core = Core(self.incarnation, [RECORDS.decode(line) for line in self.journal])
         self.asked = []
+        self.probes = []
         for run in before.runs.values():
             again = self.core.desk.cluster.runs[run.run]
             assert (again.state, again.epoch, again.members) == (run.state, run.epoch, run.members)
@@ -240,6 +288,7 @@ SAID = {
     m.FenceTrainer: lambda c: f"fence {c.trainer}: {c.reason}",
     m.ForgetTrainer: lambda c: f"forget {c.trainer}",
     m.LeaveNode: lambda c: "leave the node",
+    m.ProbePeer: lambda c: f"probe {c.peer} at {c.door.host} by {c.nic} ({c.burst_s * 1000:.0f} ms)",
 }
 
 
@@ -253,7 +302,8 @@ def command(said):
 
 def told(inner):
     if isinstance(inner, m.Membership):
-        return f"epoch {inner.epoch} of {' '.join(x.trainer for x in inner.members)}"
+        known = f", {len(inner.topology.links)} links known" if inner.topology else ""
+        return f"epoch {inner.epoch} of {' '.join(x.trainer for x in inner.members)}{known}"
     return "stop at boundary"
 
 

@@ -13,9 +13,12 @@ from atoll.schema.messages import (
     FenceTrainer,
     ForgetTrainer,
     LeaveNode,
+    LinksObserved,
     Member,
     Membership,
     PeerDown,
+    PeerProbed,
+    ProbePeer,
     ReadLog,
     StartTrainer,
     StepCommitted,
@@ -31,6 +34,7 @@ from atoll.schema.messages import (
     Versions,
 )
 from atoll.schema.spec import JobSpec
+from atoll.schema.topology import Door, Link, Nic
 from atoll.workers.agent_core import EXIT_UNKNOWN, AgentCore, Self
 from atoll.workers.agent_messages import (
     Answer,
@@ -44,6 +48,8 @@ from atoll.workers.agent_messages import (
     ForkFailed,
     Kill,
     Leave,
+    Probe,
+    Probed,
     Refuse,
     Said,
     Save,
@@ -348,3 +354,66 @@ def test_evidence_of_a_peers_loss_is_passed_on(agent):
     agent.trainer()
     down = PeerDown(trainer="t1", epoch=1, peer="t2", evidence="reset")
     assert sent(agent(Said(trainer="t1", fact=down))) == [TrainerSaid(run="r", fact=down)]
+
+
+# -- links -----------------------------------------------------------------------------------------------------------
+
+ORDER = ProbePeer(
+    request="q",
+    peer="node-2",
+    nic="eth0",
+    host="10.0.0.1",
+    door=Door(nic="eth0", host="10.0.0.2", port=9),
+    burst_s=0.02,
+    limit_s=5,
+)
+
+
+def probed(rate, *, beside=False):
+    ends = {"source": "node-1", "source_nic": "eth0", "target": "node-2", "target_nic": "eth0"}
+    link = Link(**ends, latency_s=1e-4, bandwidth=rate)
+    return PeerProbed(request="q", peer="node-2", at=1.0, seconds=0.1, links=(link,), beside=beside)
+
+
+def test_a_probe_is_carried_out_and_its_result_said_now_and_to_the_next_control_plane(agent):
+    assert agent.command(ORDER) == [Probe(order=ORDER)]
+    assert sent(agent(Probed(fact=probed(5.0)))) == [probed(5.0)]
+    agent(Detached())
+    assert agent(Probed(fact=probed(6.0))) == []
+    assert sent(agent(Attached()))[0].probes == (probed(6.0),)
+
+
+def test_a_result_beside_others_does_not_replace_one_alone(agent):
+    for fact in (probed(5.0), probed(2.0, beside=True)):
+        agent(Probed(fact=fact))
+    assert sent(agent(Attached()))[0].probes == (probed(5.0),)
+
+
+def test_a_probe_that_failed_is_said_once(agent):
+    failed = PeerProbed(request="q", peer="node-2", at=1.0, seconds=0.1, problem="refused")
+    assert sent(agent(Probed(fact=failed))) == [failed]
+    assert sent(agent(Attached()))[0].probes == ()
+
+
+def test_nics_and_doors_are_part_of_the_hello():
+    nic, door = Nic(name="eth0", host="10.0.0.1"), Door(nic="eth0", host="10.0.0.1", port=9)
+    core = AgentCore(dataclasses.replace(ME, nics=(nic,), doors=(door,)))
+    hello = sent(core.handle(Attached(), now=0.0))[0]
+    assert (hello.nics, hello.doors) == ((nic,), (door,))
+
+
+def test_doors_of_a_trainer_are_told_again_with_it(agent):
+    agent.trainer()
+    doors = (Door(nic="eth1", host="10.1.0.1", port=9),)
+    agent(Said(trainer="t1", fact=TrainerReady(trainer="t1", host="h", port=9, doors=doors)))
+    assert sent(agent(Attached()))[0].trainers[0].doors == doors
+
+
+def test_observations_pass_and_may_be_dropped(agent):
+    agent.trainer()
+    fact = LinksObserved(trainer="t1", epoch=1, observations=())
+    assert sent(agent(Said(trainer="t1", fact=fact))) == [TrainerSaid(run="r", fact=fact)]
+    agent(Detached())
+    for _ in range(12_000):
+        agent(Said(trainer="t1", fact=fact))
+    assert len(sent(agent.attach(keep=("t1",)))) <= 10_001

@@ -3,7 +3,9 @@ import subprocess
 import sys
 
 import pytest
+from imagined_network import imagined_network
 
+from atoll.schema.codec import to_plain
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import CheckpointView, NodeView, RunState
 
@@ -228,3 +230,36 @@ def test_version_and_help_import_nothing_heavy():
     )
     printed = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[1] == "[]"
+
+
+def test_topology_prints_islands_hosts_nics_and_links(atoll, cluster, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    cluster.reader.network = imagined_network(1e9)
+    code, out, _ = atoll("topology")
+    assert code == 0
+    assert "island 1: 9.2 Gbit/s inside, 940 Mbit/s to the others, 20 us" in out
+    assert "node-a island=east" in out
+    assert "ib0 10.1.0.4/24: 9.2 Gbit/s" in out
+    assert "node-z: no faster link than 940 Mbit/s to anyone" in out
+    assert "node-b - node-z: no link measured: 10.0.0.9:4000: no answer in time" in out
+    first = next(line for line in out.splitlines() if line.startswith("node-a eth0"))
+    assert first.split()[2:9] == ["node-b", "eth0", "940", "Mbit/s", "940", "Mbit/s", "400"]
+
+
+def test_topology_as_json_is_the_view(atoll, cluster):
+    cluster.reader.network = imagined_network(1e9)
+    _, out, _ = atoll("topology", "--json")
+    assert json.loads(out) == to_plain(cluster.reader.network)
+
+
+def test_topology_without_agents_says_where_to_look(atoll, cluster):
+    code, out, _ = atoll("topology")
+    assert (code, "atoll status" in out) == (0, True)
+
+
+def test_topology_leaves_out_fast_links_until_asked(atoll, cluster, monkeypatch):
+    monkeypatch.setattr("atoll.cli_topology.LINKS_SHOWN", 3)
+    cluster.reader.network = imagined_network(1e9)
+    _, out, _ = atoll("topology")
+    assert "8 faster ones" in out
+    assert "faster ones" not in atoll("topology", "--links")[1]

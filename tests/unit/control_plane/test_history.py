@@ -1,10 +1,11 @@
 import pytest
+from imagined_network import imagined_network
 
 from atoll.control_plane import effects as fx
 from atoll.control_plane.sql_history import HistoryReader, HistoryWriter
 from atoll.schema.codec import from_plain
 from atoll.schema.spec import JobKind
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunState, RunView
+from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunState, RunView, TopologyView
 
 
 def run_view(run="r", at=1.0, step=0):
@@ -83,6 +84,19 @@ def test_checkpoints_and_nodes_are_kept(written):
     reader = written(fx.ShowCheckpoint(view=kept), fx.ShowNode(view=node))
     assert [from_plain(CheckpointView, c) for c in reader.checkpoints("r")] == [kept]
     assert [from_plain(NodeView, n) for n in reader.nodes()] == [node]
+    reader.close()
+
+
+def test_the_newest_network_is_kept(written):
+    first, second = (fx.ShowTopology(view=imagined_network(at)) for at in (1e9, 2e9))
+    reader = written(first, second)
+    assert from_plain(TopologyView, reader.topology()) == second.view
+    reader.close()
+
+
+def test_a_history_without_a_network_says_so(written):
+    reader = written(note("one"))
+    assert reader.topology() is None
     reader.close()
 
 

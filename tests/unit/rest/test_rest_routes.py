@@ -3,10 +3,11 @@ import json
 import math
 
 import pytest
+from imagined_network import imagined_network
 
 from atoll.control_plane import rest_server
 from atoll.schema.codec import from_plain, to_plain
-from atoll.schema.views import CheckpointView, RunState, RunView
+from atoll.schema.views import CheckpointView, RunState, RunView, TopologyView, unknown_topology
 
 
 def test_health_answers_without_a_token(site):
@@ -144,6 +145,14 @@ def test_prometheus_text_counts_runs_by_state(site):
     answer = site.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'atoll_runs{state="running"} 1.0' in answer.text
+
+
+def test_the_network_is_told_and_is_empty_before_anything_is_known(site):
+    assert from_plain(TopologyView, site.get("/api/topology").json()) == unknown_topology()
+    site.reader.network = imagined_network(5.0)
+    assert from_plain(TopologyView, site.get("/api/topology").json()) == site.reader.network
+    schemas = site.get("/api/openapi.json").json()["components"]["schemas"]
+    assert {"TopologyView", "IslandView", "LinkView"} <= set(schemas)
 
 
 def test_openapi_describes_views_and_problems(site):

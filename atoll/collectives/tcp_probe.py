@@ -1,0 +1,253 @@
+"""Measures one connected pair of sockets, both ends at once: latency, and what the link carries each way.
+
+Both ends say hello; the first pings; then each sends bursts, twice as large each time, until one takes long enough to be
+measured (`Effort.seconds`), and hears after each what arrived. The receiver times bytes as the kernel has them, not as this
+process gets round to reading them, so that a busy host measures the link and not itself. What a token bucket lets pass at
+once (32 KB on the shaped links of a lab) and a quarter of each burst, in which TCP opens its window, are left out; where a
+round trip is long, bursts go on until they grow no faster.
+
+Frames are fixed in size and carry a version; anything else on the wire is refused.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from atoll.collectives.tcp_handshake import Patience
+from atoll.errors import HandshakeError, PeerLost
+
+VERSION = 1
+_MAGIC = b"ATLP"
+_FRAME = struct.Struct("!4sBBxxQQ")
+_PINGS = 12
+_FIRST_BYTES = 64 * 1024
+# A full bucket of the lab's shaped links, and the frames' headers that it counts.
+_BUCKET_BYTES = 36 * 1024
+# Nobody may have us read more than this in one burst.
+_LARGEST_BYTES = 256 << 20
+_LONGEST_S = 1.0
+# So often a burst is looked at while it comes in: enough for a straight line through the looks.
+_LOOKS = 64
+# A burst that grew by less over the one before has found the link's rate.
+_GROWTH = 1.1
+# A burst this many round trips long is ruled by the link, not by TCP's opening window.
+_ROUND_TRIPS = 8
+_BLOCK = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long a burst has to take, and what it may cost: on a link of 10 Gbit/s 16 MiB take 13 ms.
+
+    Both ways what the first end asks for holds.
+    """
+
+    seconds: float = 0.02
+    limit_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkMeasure:
+    """What this end's link does: seconds one way, bytes/s outwards and inwards, and how long it took to find out."""
+
+    latency_s: float
+    outwards: float
+    inwards: float
+    seconds: float
+
+
+class _Kind(enum.IntEnum):
+    HELLO = 1
+    PING = 2
+    PONG = 3
+    BURST = 4
+    ARRIVED = 5
+    DONE = 6
+
+
+def probe(
+    sock: socket.socket,
+    *,
+    first: bool,
+    deadline: float,
+    cancelled: Callable[[], bool] = lambda: False,
+    effort: Effort | None = None,
+) -> LinkMeasure:
+    """Measure the link that `sock` uses; the other end calls this, too, with the opposite `first`.
+
+    Nothing else may be under way on `sock`; afterwards it is as before, with nothing left to read. Raises `PeerLost` at
+    `deadline` (monotonic seconds) or where the other end goes away, `HandshakeError` where it speaks something else.
+    """
+    blocking = sock.gettimeout()
+    sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    # Else the tail of a burst waits for the acknowledgement of what came before it.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        return _Probe(sock, Patience(deadline=deadline, cancelled=cancelled), effort or Effort()).run(first=first)
+    except (ConnectionError, BrokenPipeError) as error:
+        raise PeerLost(f"the other end went away during a probe: {error}") from None
+    finally:
+        with suppress(OSError):
+            sock.settimeout(blocking)
+
+
+class _Probe:
+    """One end of one measurement."""
+
+    def __init__(self, sock: socket.socket, patience: Patience, effort: Effort) -> None:
+        self._sock, self._patience, self._effort = sock, patience, effort
+        self._block = memoryview(bytearray(os.urandom(_BLOCK)))
+        self._poll_in, self._poll_out = select.poll(), select.poll()
+        self._poll_in.register(sock, select.POLLIN)
+        self._poll_out.register(sock, select.POLLOUT)
+
+    def run(self, *, first: bool) -> LinkMeasure:
+        began = time.perf_counter()
+        self._say(_Kind.HELLO, round(self._effort.seconds * 1e6), self._effort.limit_bytes)
+        micros, limit = self._hear(_Kind.HELLO)
+        if first:
+            latency = self._ping()
+            outwards = self._send_bursts(latency)
+            inwards, _ = self._receive_bursts()
+        else:
+            # Both ways with the same effort: that of who asked, within reason.
+            self._effort = Effort(seconds=min(micros / 1e6, _LONGEST_S), limit_bytes=min(limit, _LARGEST_BYTES))
+            inwards, latency = self._receive_bursts()
+            outwards = self._send_bursts(latency)
+        return LinkMeasure(latency_s=latency, outwards=outwards, inwards=inwards, seconds=time.perf_counter() - began)
+
+    # -- latency -------------------------------------------------------------------------------------------------------
+
+    def _ping(self) -> float:
+        """Half of the fastest round trip."""
+        best = float("inf")
+        for _ in range(_PINGS):
+            began = time.perf_counter()
+            self._say(_Kind.PING)
+            self._hear(_Kind.PONG)
+            best = min(best, time.perf_counter() - began)
+        return best / 2
+
+    # -- bandwidth -----------------------------------------------------------------------------------------------------
+
+    def _send_bursts(self, latency_s: float) -> float:
+        """Bursts until one tells the rate; returns bytes/s."""
+        size, before = _FIRST_BYTES, 0.0
+        while True:
+            self._say(_Kind.BURST, size)
+            self._send_block(size)
+            rate, took_ns = self._hear(_Kind.ARRIVED)
+            took = took_ns / 1e9
+            settled = took >= _ROUND_TRIPS * 2 * latency_s or rate <= before * _GROWTH
+            if (took >= self._effort.seconds and settled) or 2 * size > self._effort.limit_bytes:
+                self._say(_Kind.DONE, rate, round(latency_s * 1e9))
+                return float(rate)
+            size, before = size * 2, float(rate)
+
+    def _receive_bursts(self) -> tuple[float, float]:
+        """Time the other end's bursts until it has had enough; returns bytes/s and the latency that it knows."""
+        while True:
+            kind, first, second = self._frame()
+            match kind:
+                case _Kind.PING:
+                    self._say(_Kind.PONG)
+                case _Kind.BURST if _BUCKET_BYTES < first <= _LARGEST_BYTES:
+                    rate, took = self._receive_block(first)
+                    self._say(_Kind.ARRIVED, round(rate), round(took * 1e9))
+                case _Kind.DONE:
+                    return float(first), second / 1e9
+                case _:
+                    raise HandshakeError(f"a probe's {kind.name.lower()} of {first} bytes; another build of Atoll?")
+
+    def _send_block(self, size: int) -> None:
+        left = size
+        while left:
+            self._wait(self._poll_out)
+            with suppress(BlockingIOError):
+                left -= self._sock.send(self._block[: min(left, _BLOCK)])
+
+    def _receive_block(self, size: int) -> tuple[float, float]:
+        """Bytes/s and seconds of the timed part of a burst."""
+        skip = max(_BUCKET_BYTES, size // 4)
+        got, samples, began = 0, list[tuple[float, int]](), time.perf_counter()
+        waiting = bytearray(4)
+        step = self._wake_after(size // _LOOKS)
+        while got < size:
+            if size - got < step:
+                step = self._wake_after(1)  # the last bytes are fewer
+            self._wait(self._poll_in)
+            fcntl.ioctl(self._sock, termios.FIONREAD, waiting)
+            arrived = got + int.from_bytes(waiting, "little")
+            samples.append((time.perf_counter(), arrived))
+            with suppress(BlockingIOError):
+                piece = self._sock.recv_into(self._block[: min(size - got, _BLOCK)])
+                if not piece:
+                    raise PeerLost("the other end closed the connection during a probe")
+                got += piece
+        self._wake_after(1)
+        timed = [s for s in samples if s[1] >= skip]
+        if timed[0][1] > (skip + size) // 2:
+            timed = [(began, 0), (samples[-1][0], size)]  # it came faster than this process looked: at least this fast
+        return _slope(timed), timed[-1][0] - timed[0][0]
+
+    def _wake_after(self, count: int) -> int:
+        """Be woken for so many bytes only: a wake for each segment would cost a busy host more than the link does."""
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        return count
+
+    # -- frames --------------------------------------------------------------------------------------------------------
+
+    def _say(self, kind: _Kind, first: int = 0, second: int = 0) -> None:
+        left = memoryview(_FRAME.pack(_MAGIC, VERSION, kind, first, second))
+        while left:
+            self._wait(self._poll_out)
+            with suppress(BlockingIOError):
+                left = left[self._sock.send(left) :]
+
+    def _hear(self, wanted: _Kind) -> tuple[int, int]:
+        kind, first, second = self._frame()
+        if kind is not wanted:
+            raise HandshakeError(f"a probe's {kind.name.lower()} where {wanted.name.lower()} was due")
+        return first, second
+
+    def _frame(self) -> tuple[_Kind, int, int]:
+        data = bytearray()
+        while len(data) < _FRAME.size:
+            self._wait(self._poll_in)
+            with suppress(BlockingIOError):
+                piece = self._sock.recv(_FRAME.size - len(data))
+                if not piece:
+                    raise PeerLost("the other end closed the connection during a probe")
+                data += piece
+        magic, version, kind, first, second = _FRAME.unpack(data)
+        if (magic, version) != (_MAGIC, VERSION) or kind not in _Kind._value2member_map_:
+            raise HandshakeError(
+                f"no frame of a probe, version {VERSION}: {bytes(data[:8])!r}; another build of Atoll?"
+            )
+        return _Kind(kind), first, second
+
+    def _wait(self, poll: select.poll) -> None:
+        while not poll.poll(self._patience.left() * 1000):
+            pass
+
+
+def _slope(samples: list[tuple[float, int]]) -> float:
+    """Bytes/s as the straight line through all samples (least squares): one late reading moves it little."""
+    start, base = samples[0]
+    times, counts = [t - start for t, _ in samples], [n - base for _, n in samples]
+    if len(samples) < 3:  # noqa: PLR2004 - two points are a line
+        return counts[-1] / max(times[-1], 1e-6)
+    middle, mean = sum(times) / len(times), sum(counts) / len(counts)
+    spread = sum((t - middle) ** 2 for t in times)
+    together = sum((t - middle) * (n - mean) for t, n in zip(times, counts, strict=True))
+    return max(together / max(spread, 1e-12), counts[-1] / max(times[-1], 1e-6) / 2)

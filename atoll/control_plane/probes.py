@@ -1,0 +1,391 @@
+"""Which nodes probe one another, when; and what is known of the network between them.
+
+One *job* is under way at a time: a survey of pairs that nobody measured (many pairs side by side, each node in one), the
+check of one suspected trunk (its pairs one by one, then together), or one pair whose last reading is old. A node that
+works for a run is probed for 1 % of its time at most, and what it shows beside that work is a lower bound only. Nothing
+here is journaled: after a restart agents say their last results again, and what they do not know is measured.
+
+Times are those of the core's clock (`clock`), but `at`, which people read, in Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from atoll.collectives.attribution import fold
+from atoll.collectives.fabric import best_links
+from atoll.collectives.islands import Island, islands
+from atoll.collectives.knowledge import Change, Knowledge, LinkKey, Reading, What, key, meet, take
+from atoll.collectives.probing import Check, Lane, check_together, checks, doubtful, lanes, side_by_side
+from atoll.schema.ids import NodeId
+from atoll.schema.messages import AgentHello, PeerProbed, ProbePeer
+from atoll.schema.topology import Door, Host, Link, Observation, Topology, Trunk
+
+# Agents that come together are surveyed together.
+SETTLE_S = 1.0
+# A network changes rarely, and links that carry a job's traffic tell by themselves.
+REFRESH_S = 300.0
+# A pair that did not meet may be on networks that are not joined: asked again, now and then.
+RETRY_S = 120.0
+# Trunks are asked after as seldom as they change; their checks are the longest probes.
+RECHECK_S = 1800.0
+# Members of a larger run are told the best link of each pair only: it goes into the journal with their epoch.
+ALL_LINKS = 32
+# So many doubtful readings are cleared up, one by one, before trunks are looked for; more than that point to trunks.
+DOUBTS_FIRST = 64
+BUSY_SHARE = 0.01
+# Long enough to be measured; several pairs have to overlap for most of a check.
+BURST_S, CHECK_BURST_S = 0.02, 0.2
+# What an agent may take for one probe, and how much later its answer is given up.
+LIMIT_S, ANSWER_S = 5.0, 3.0
+# How often to look for something to do while there is nothing.
+LOOK_S = 0.5
+# Traffic that reaches this share of what is known of a link confirms it.
+FRESH = 0.8
+# Windows in which the words of all trainers of a collective are taken together.
+WINDOW_S = 2.0
+
+
+@dataclass(slots=True)
+class _Job:
+    """Probes under way. `answers` of `check` are taken together."""
+
+    waiting: dict[str, Lane]
+    until: float
+    check: Check | None = None
+    answers: list[Link] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Site:
+    """A node's NICs and doors, and when it may be probed again while it works."""
+
+    host: Host
+    doors: dict[str, Door]
+    ready_at: float
+    attached: bool = True
+    busy_until: float = 0.0
+
+
+class Probes:
+    """The network as known, and the probes under way. All times are handed in."""
+
+    def __init__(self) -> None:
+        self.known = Knowledge()
+        self.measured: dict[LinkKey, float] = {}
+        self.problems: dict[tuple[NodeId, NodeId], str] = {}
+        self.changed = False
+        self._sites: dict[NodeId, _Site] = {}
+        self._job: _Job | None = None
+        self._count = 0
+        self._tried: dict[Lane, float] = {}
+        self._checked: dict[frozenset[tuple[NodeId, ...]], float] = {}
+        self._check: tuple[Check, list[Lane]] | None = None
+        self._lanes: tuple[Lane, ...] = ()
+        self._seen: list[Observation] = []
+        self._window_at = 0.0
+        self._idle_until = 0.0
+        # What agents told of links whose other end is not here yet.
+        self._claims: dict[LinkKey, tuple[Reading, float]] = {}
+        self._looked: tuple[int, tuple[Check, ...]] = (-1, ())
+        self._tree: tuple[Topology | None, Island] = (None, islands(Topology(hosts=())))
+
+    # -- facts -------------------------------------------------------------------------------------------------------
+
+    def attached(self, hello: AgentHello, labels: dict[str, str], *, clock: float, now: float) -> None:
+        """An agent is here, with NICs, doors, and results of its own that may be news."""
+        if not hello.nics:
+            return
+        host = Host(node=hello.node, nics=hello.nics, labels=labels)
+        site = _Site(host=host, doors={d.nic: d for d in hello.doors}, ready_at=clock + SETTLE_S)
+        before = self._sites.get(hello.node)
+        if before is not None:
+            site.busy_until = before.busy_until
+        self._sites[hello.node] = site
+        self._idle_until = 0.0
+        for fact in hello.probes:
+            readings = [Reading(link=k, alone=not fact.beside) for k in fact.links]
+            self._claims |= {key(reading.link): (reading, fact.at) for reading in readings}
+        self._meet()
+        self._believe(clock, now)
+
+    def detached(self, node: NodeId) -> None:
+        """Its stream ended: what is known of it stays, but nobody probes it."""
+        if node in self._sites:
+            self._sites[node].attached = False
+
+    def labelled(self, node: NodeId, labels: dict[str, str]) -> None:
+        """Ray listed the node with these labels."""
+        site = self._sites.get(node)
+        if site is not None and site.host.labels != labels:
+            site.host = Host(node=node, nics=site.host.nics, labels=labels)
+            self._meet()
+
+    def lost(self, node: NodeId) -> None:
+        """The node is gone, and its links with it."""
+        if self._sites.pop(node, None) is not None:
+            self._meet()
+
+    def probed(self, fact: PeerProbed, *, clock: float, busy: Collection[NodeId]) -> list[Change]:
+        """A probe has ended. Returns what that changed, if people should know."""
+        job = self._job
+        lane = job.waiting.pop(fact.request, None) if job is not None else None
+        if job is None or lane is None:
+            return []
+        for node in lane.nodes:
+            if node in busy and node in self._sites:
+                self._sites[node].busy_until = clock + fact.seconds / BUSY_SHARE
+        self._note_problem(lane, fact)
+        if job.check is not None:
+            job.answers += fact.links
+        else:
+            # A job may have begun meanwhile.
+            alone = not fact.beside and not self._beside(lane, busy)
+            here = [k for k in fact.links if self._joins(k)]
+            self._take([Reading(link=k, alone=alone) for k in here], at=fact.at)
+        return [] if job.waiting else self._finish(clock)
+
+    def observed(self, observations: Iterable[Observation]) -> None:
+        """Trainers told of their links; taken in with what others say at the same time."""
+        self._seen += observations
+
+    def tick(
+        self, *, clock: float, now: float, busy: Collection[NodeId]
+    ) -> tuple[list[Change], list[tuple[NodeId, ProbePeer]]]:
+        """What real traffic changed, and which probes begin now."""
+        changes = self._fold(clock, now)
+        if self._job is not None:
+            if clock < self._job.until:
+                return changes, []
+            changes += self._finish(clock)
+        if clock < self._idle_until:
+            return changes, []
+        free = {n for n, s in self._sites.items() if self._free(n, s, clock, busy)}
+        orders = self._next(free, clock, busy) if len(free) > 1 else []
+        self._idle_until = clock if orders else clock + LOOK_S
+        return changes, orders
+
+    # -- what is known -----------------------------------------------------------------------------------------------
+
+    @property
+    def tree(self) -> Island:
+        """The islands."""
+        if self._tree[0] is not self.known.topology:
+            self._tree = (self.known.topology, islands(self.known.topology))
+        return self._tree[1]
+
+    def unmeasured(self, nodes: Collection[NodeId] | None = None) -> int:
+        """How many pairs (of `nodes`) still wait for their first probe."""
+        wanted = {frozenset(w.nodes) for w in self._lanes if w not in self._tried and not self._is_known(w)}
+        return sum(1 for pair in wanted if nodes is None or pair.issubset(nodes))
+
+    def part(self, nodes: Collection[NodeId]) -> Topology | None:
+        """What is known of the network among `nodes`, or None while that is nothing."""
+        whole = self.known.topology
+        kept = whole.links if len(nodes) <= ALL_LINKS else tuple(best_links(whole).values())
+        links = tuple(k for k in kept if k.source in nodes and k.target in nodes)
+        if not links:
+            return None
+        return Topology(
+            hosts=tuple(h for h in whole.hosts if h.node in nodes),
+            links=links,
+            trunks=tuple(t for t in (_within(t, nodes) for t in whole.trunks) if t is not None),
+            version=whole.version,
+        )
+
+    # -- choosing ----------------------------------------------------------------------------------------------------
+
+    def _free(self, node: NodeId, site: _Site, clock: float, busy: Collection[NodeId]) -> bool:
+        return site.attached and bool(site.doors) and clock >= (site.busy_until if node in busy else site.ready_at)
+
+    def _next(self, free: Collection[NodeId], clock: float, busy: Collection[NodeId]) -> list[tuple[NodeId, ProbePeer]]:
+        new = [w for w in self._lanes if not self._is_known(w) and clock - self._tried.get(w, -RETRY_S) >= RETRY_S]
+        survey = side_by_side(new, free)
+        if survey:
+            return self._begin(survey, clock, busy)
+        idle = set(free) - set(busy)
+        doubts = doubtful(self.known) if self._looked[0] != self.known.topology.version else ()
+        doubted = side_by_side(doubts, idle, 1)
+        if doubted and len(doubts) <= DOUBTS_FIRST:
+            return self._begin(doubted, clock, busy)
+        orders = self._next_of_check(idle, clock, busy)
+        if orders or doubted:
+            return orders or self._begin(doubted, clock, busy)
+        old = [w for w in self._lanes if clock - self._tried.get(w, -REFRESH_S) >= REFRESH_S and self._is_known(w)]
+        oldest = side_by_side(sorted(old, key=lambda w: self._tried.get(w, -REFRESH_S)), free)[:1]
+        return self._begin(oldest, clock, busy) if oldest else []
+
+    def _next_of_check(
+        self, idle: Collection[NodeId], clock: float, busy: Collection[NodeId]
+    ) -> list[tuple[NodeId, ProbePeer]]:
+        if self._check is None:
+            due = [c for c in self._checks() if clock - self._checked.get(_pair(c), -RECHECK_S) >= RECHECK_S]
+            ready = [c for c in due if all(n in idle for w in c.lanes for n in w.nodes)]
+            if not ready:
+                return []
+            self._check = (ready[0], list(ready[0].lanes))
+        check, one_by_one = self._check
+        if any(n not in idle for w in check.lanes for n in w.nodes):
+            self._check = None  # begun anew when its nodes have time
+            return []
+        if one_by_one:
+            return self._begin((one_by_one.pop(0),), clock, busy)
+        self._check, self._checked[_pair(check)] = None, clock
+        return self._begin(check.lanes, clock, busy, check)
+
+    def _checks(self) -> tuple[Check, ...]:
+        if self._looked[0] != self.known.topology.version:
+            self._looked = (self.known.topology.version, checks(self.known.topology))
+        return self._looked[1]
+
+    def _begin(
+        self, chosen: Sequence[Lane], clock: float, busy: Collection[NodeId], check: Check | None = None
+    ) -> list[tuple[NodeId, ProbePeer]]:
+        job = self._job = _Job(waiting={}, until=clock + LIMIT_S + ANSWER_S, check=check)
+        orders = []
+        for lane in chosen:
+            door = self._sites[lane.target].doors.get(lane.target_nic)
+            self._tried[lane] = clock
+            if door is None:
+                continue
+            self._count += 1
+            order = ProbePeer(
+                request=f"probe-{self._count}",
+                peer=lane.target,
+                nic=lane.source_nic,
+                host=self._address(lane),
+                door=door,
+                burst_s=CHECK_BURST_S if check else BURST_S,
+                limit_s=LIMIT_S,
+                beside=len(chosen) > 1 or self._beside(lane, busy),
+            )
+            job.waiting[order.request] = lane
+            orders.append((lane.source, order))
+        if not orders:
+            self._job = None
+        return orders
+
+    def _address(self, lane: Lane) -> str:
+        return next(n.host for n in self._sites[lane.source].host.nics if n.name == lane.source_nic)
+
+    # -- taking in ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, clock: float) -> list[Change]:
+        """The job is over; whoever did not answer is asked again later."""
+        job, self._job = self._job, None
+        if job is None or job.check is None:
+            return []
+        for lane in job.check.lanes:
+            self._tried[lane] = clock
+        self.known = check_together(self.known, job.check, job.answers)
+        self.changed = self.changed or bool(self.known.changes)
+        return list(self.known.changes)
+
+    def _take(self, readings: list[Reading], *, at: float) -> None:
+        self.known = take(self.known, readings)
+        self.changed = self.changed or bool(readings)
+        for reading in readings:
+            self.measured[key(reading.link)] = at
+
+    def _believe(self, clock: float, now: float) -> None:
+        """Take in what agents told of links between nodes that are here."""
+        for name, (reading, at) in sorted(self._claims.items(), key=lambda claim: claim[0]):
+            if self._joins(reading.link):
+                del self._claims[name]
+                if at > self.measured.get(name, 0.0):
+                    self._take([reading], at=at)
+                    self._tried[_lane(reading.link)] = clock - max(0.0, now - at)
+
+    def _joins(self, link: Link) -> bool:
+        """Whether both ends are NICs that are here."""
+        ends = ((link.source, link.source_nic), (link.target, link.target_nic))
+        return all(n in self._sites and any(nic.name == name for nic in self._sites[n].host.nics) for n, name in ends)
+
+    def _fold(self, clock: float, now: float) -> list[Change]:
+        if not self._seen or clock < self._window_at + WINDOW_S:
+            return []
+        seen, self._seen, self._window_at = _merged(self._seen), [], clock
+        bandwidths = {key(k): k.bandwidth for k in self.known.topology.links}
+        for o in seen:
+            name = (o.source, o.source_nic, o.target, o.target_nic)
+            # Traffic near what is known of a link measures it as well as a probe does.
+            if o.busy_s > 0 and o.bytes / o.busy_s >= bandwidths.get(name, float("inf")) * FRESH:
+                self.measured[name] = now
+                self._refreshed(o, clock)
+        self.known = fold(self.known, seen)
+        self.changed = self.changed or bool(self.known.changes)
+        return [c for c in self.known.changes if c.what is not What.FOUND]
+
+    def _refreshed(self, o: Observation, clock: float) -> None:
+        self._tried[_lane(o)] = clock
+
+    def _beside(self, lane: Lane, busy: Collection[NodeId]) -> bool:
+        """Whether a job's traffic may have taken its share of what this probe measured."""
+        if any(n in busy for n in lane.nodes):
+            return True
+        ways = (lane.nodes, lane.nodes[::-1])
+        crossed = [t for t in self.known.topology.trunks for a, b in ways if a in t.sources and b in t.targets]
+        return any(n in busy for t in crossed for n in (*t.sources, *t.targets))
+
+    def _note_problem(self, lane: Lane, fact: PeerProbed) -> None:
+        if fact.links:
+            self.problems.pop(lane.nodes, None)
+        else:
+            self.problems[lane.nodes] = fact.problem
+            self.changed = True
+
+    def _meet(self) -> None:
+        hosts = [s.host for s in self._sites.values()]
+        before = self.known.topology
+        self.known = meet(self.known, hosts)
+        if self.known.topology is before:
+            return
+        self.changed = True
+        self._lanes = lanes(hosts)
+        alive = {key(k) for k in self.known.topology.links}
+        self.measured = {name: at for name, at in self.measured.items() if name in alive}
+        self._tried = {w: at for w, at in self._tried.items() if w in set(self._lanes) and self._is_known(w)}
+        self.problems = {pair: p for pair, p in self.problems.items() if all(n in self._sites for n in pair)}
+
+    def _is_known(self, lane: Lane) -> bool:
+        return (lane.source, lane.source_nic, lane.target, lane.target_nic) in self.measured
+
+
+def _lane(link: Link | Observation) -> Lane:
+    """The lane of a link, whichever way: the first node by name dials."""
+    ends = sorted([(link.source, link.source_nic), (link.target, link.target_nic)])
+    return Lane(source=ends[0][0], source_nic=ends[0][1], target=ends[1][0], target_nic=ends[1][1])
+
+
+def _pair(check: Check) -> frozenset[tuple[NodeId, ...]]:
+    return frozenset((check.inside, check.outside))
+
+
+def _within(trunk: Trunk, nodes: Collection[NodeId]) -> Trunk | None:
+    sources, targets = (tuple(n for n in side if n in nodes) for side in (trunk.sources, trunk.targets))
+    return Trunk(sources=sources, targets=targets, bandwidth=trunk.bandwidth) if sources and targets else None
+
+
+def _merged(observations: Iterable[Observation]) -> list[Observation]:
+    """Several windows of one link as one."""
+    found: dict[LinkKey, Observation] = {}
+    for o in observations:
+        name = (o.source, o.source_nic, o.target, o.target_nic)
+        before = found.get(name)
+        found[name] = (
+            o
+            if before is None
+            else Observation(
+                source=o.source,
+                source_nic=o.source_nic,
+                target=o.target,
+                target_nic=o.target_nic,
+                bytes=before.bytes + o.bytes,
+                busy_s=before.busy_s + o.busy_s,
+                rtt_s=min(before.rtt_s, o.rtt_s),
+                window_s=before.window_s + o.window_s,
+                messages=before.messages + o.messages,
+            )
+        )
+    return list(found.values())

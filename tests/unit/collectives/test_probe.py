@@ -1,0 +1,113 @@
+"""The two-sided measurement of one connection, over loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+from atoll.collectives.tcp_probe import Effort, _slope, probe
+from atoll.errors import AtollError, HandshakeError, PeerLost
+
+QUICK = Effort(seconds=0.001, limit_bytes=1 << 20)
+
+
+@pytest.fixture
+def pair():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname(), timeout=5)
+        two, _ = listener.accept()
+    with one, two:
+        yield one, two
+
+
+class Beside(threading.Thread):
+    """Runs `call` in a thread; `result` waits for what it returned or raised."""
+
+    def __init__(self, call):
+        super().__init__(daemon=True, name="atoll-test-probe")
+        self.call, self.outcome = call, None
+        self.start()
+
+    def run(self):
+        try:
+            self.outcome = self.call()
+        except (OSError, AtollError) as error:
+            self.outcome = error
+
+    def result(self):
+        self.join(10)
+        assert not self.is_alive()
+        return self.outcome
+
+
+def soon(seconds=10.0):
+    return time.monotonic() + seconds
+
+
+def test_both_ends_hear_the_same_and_the_connection_stays_usable(pair):
+    one, two = pair
+    other = Beside(lambda: probe(two, first=False, deadline=soon(), effort=QUICK))
+    mine, theirs = probe(one, first=True, deadline=soon(), effort=QUICK), other.result()
+    assert mine.outwards == pytest.approx(theirs.inwards)
+    assert mine.inwards == pytest.approx(theirs.outwards, rel=1e-3)
+    assert 0 < mine.latency_s < 0.1
+    assert theirs.latency_s == pytest.approx(mine.latency_s, abs=1e-8)
+    assert min(mine.outwards, mine.inwards) > 10e6
+    assert one.gettimeout() == 5
+    one.sendall(b"after")
+    assert two.recv(16) == b"after"
+
+
+def test_a_stranger_on_the_line_is_refused(pair):
+    one, two = pair
+    two.sendall(b"GET / HTTP/1.1\r\nHost: atoll\r\n\r\n")
+    with pytest.raises(HandshakeError, match="no frame of a probe"):
+        probe(one, first=True, deadline=soon())
+
+
+def test_another_version_is_refused(pair):
+    one, two = pair
+    two.sendall(b"ATLP\x09\x01" + bytes(18))
+    with pytest.raises(HandshakeError, match="another build"):
+        probe(one, first=True, deadline=soon())
+
+
+def test_a_burst_without_end_is_refused(pair):
+    one, two = pair
+    two.sendall(b"ATLP\x01\x01" + bytes(18) + b"ATLP\x01\x04\x00\x00" + (1 << 60).to_bytes(8, "big") + bytes(8))
+    with pytest.raises(HandshakeError, match="burst of"):
+        probe(one, first=False, deadline=soon())
+
+
+def test_a_silent_end_is_lost_at_the_deadline(pair):
+    one, _ = pair
+    began = time.monotonic()
+    with pytest.raises(PeerLost):
+        probe(one, first=True, deadline=soon(0.1))
+    assert time.monotonic() - began < 2
+
+
+def test_a_cancelled_probe_ends_at_once(pair):
+    one, _ = pair
+    with pytest.raises(PeerLost):
+        probe(one, first=True, deadline=soon(), cancelled=lambda: True)
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_RDWR, None])
+def test_an_end_that_goes_away_is_lost(pair, how):
+    one, two = pair
+    two.shutdown(how) if how is not None else two.close()
+    with pytest.raises(PeerLost):
+        probe(one, first=True, deadline=soon())
+
+
+def test_the_slope_survives_late_readings():
+    rate = 1e6
+    prompt = [(t / 1000, int(t * 1000)) for t in range(40)]
+    assert _slope(prompt) == pytest.approx(rate, rel=0.01)
+    late = [(t + (0.004 if i in {0, 17, 39} else 0.0), n) for i, (t, n) in enumerate(prompt)]
+    assert _slope(late) == pytest.approx(rate, rel=0.1)
+    assert _slope([(0.0, 0), (0.0, 1000)]) > 0
