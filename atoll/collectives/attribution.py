@@ -41,7 +41,9 @@ FULL = 0.7
 WINDOWS = 2
 # Less, or in less time, is a matter of latency and of single segments.
 MIN_BYTES = 128 * 1024
-MIN_BUSY_S = 5e-3
+MIN_BUSY_S = 20e-3
+# An edge that was busy for less than this share of the busiest one's time holds nobody up; its rate is that of short bursts.
+WORTH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,12 @@ def _edges(topology: Topology, observations: tuple[Observation, ...]) -> list[_E
     for o in observations:
         link = links.get((o.source, o.source_nic, o.target, o.target_nic))
         carrying = o.busy_s - o.messages * o.rtt_s
-        if link is None or o.bytes < MIN_BYTES or o.busy_s < MIN_BUSY_S or carrying < o.busy_s / 2:
+        if (
+            link is None
+            or o.bytes < MIN_BYTES
+            or o.busy_s < max(MIN_BUSY_S, WORTH * longest)
+            or carrying < o.busy_s / 2
+        ):
             continue
         found.append(_Edge(link, o.bytes / o.busy_s, o.bytes / max(o.window_s, longest)))
     return sorted(found, key=lambda e: key(e.link))
@@ -143,8 +150,12 @@ class _Window:
         )
 
     def _load(self, edge: _Edge, same: _Same) -> float:
-        """What the group of `edge` carried while it was busy: others count with their mean over the window."""
-        return edge.rate + sum(e.mean for e in self._edges if e is not edge and same(e))
+        """What the group of `edge` may have carried while it was busy.
+
+        Others count as if they had all been busy at the same time: better to miss a slow NIC than to see one where there
+        is none, for a plan would follow.
+        """
+        return edge.rate + sum(e.rate for e in self._edges if e is not edge and same(e))
 
     def _cause(self, edge: _Edge) -> tuple[Suspicion, list[_Edge]]:
         sides = self._sides[edge.link]
@@ -305,3 +316,27 @@ def _nic(finding: Suspicion, hosts: tuple[Host, ...]) -> tuple[tuple[Host, ...],
         evidence=_evidence(finding),
     )
     return changed, change
+
+
+def merged(observations: Iterable[Observation]) -> list[Observation]:
+    """Several windows of one link as one."""
+    found: dict[LinkKey, Observation] = {}
+    for o in observations:
+        name = (o.source, o.source_nic, o.target, o.target_nic)
+        before = found.get(name)
+        found[name] = (
+            o
+            if before is None
+            else Observation(
+                source=o.source,
+                source_nic=o.source_nic,
+                target=o.target,
+                target_nic=o.target_nic,
+                bytes=before.bytes + o.bytes,
+                busy_s=before.busy_s + o.busy_s,
+                rtt_s=min(before.rtt_s, o.rtt_s),
+                window_s=before.window_s + o.window_s,
+                messages=before.messages + o.messages,
+            )
+        )
+    return list(found.values())

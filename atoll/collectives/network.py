@@ -43,8 +43,12 @@ class Network:
 def network_of(members: Sequence[Member], topology: Topology | None) -> Network:
     """The network of `members` in rank order; of their nodes' part of `topology` where there is one."""
     nodes = tuple(m.node for m in members)
-    known = part_of(topology or Topology(hosts=()), set(nodes))
-    return Network(nodes, known, fabric_of(nodes, known), groups_of(nodes, known))
+    return network_on(nodes, part_of(topology or Topology(hosts=()), set(nodes)))
+
+
+def network_on(nodes: tuple[NodeId, ...], topology: Topology) -> Network:
+    """The network of ranks that live on `nodes[rank]`."""
+    return Network(nodes, topology, fabric_of(nodes, topology), groups_of(nodes, topology))
 
 
 def part_of(topology: Topology, nodes: set[NodeId]) -> Topology:

@@ -24,6 +24,12 @@ _DIRECT_RANKS = 32
 SMALLEST_SLICE_BYTES = 16 * 1024
 LARGEST_SLICE_BYTES = 1024 * 1024
 _SLICES = (1, 2, 4, 8, 16, 32, 64)
+# Slices to compare candidates by, how many of those near the best are then played with other numbers, and how near.
+_COARSE = 4
+_REFINED = 3
+_NEAR = 1.3
+# Each program is some hundred microseconds of every rank's loop, and of playing it.
+_PROGRAMS = 320
 # More slices must bring at least this to be worth their messages.
 _WORTH = 0.985
 # Shares that differ by less than noise are even: even shares meet head to head, uneven ones are cut in more pieces.
@@ -32,6 +38,9 @@ _EVEN = 1.15
 _LEAN = 0.6
 # Plans kept for sizes seen before: a model has a few dozen buckets at most.
 _KEPT_PLANS = 64
+
+
+Timed = tuple[Recipe, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,23 +115,32 @@ class Planner:
         bound = lower_bound(self.fabric, self.groups, count * itemsize, coded)
         costs = dataclasses.replace(self._costs, coded=coded)
         bases = itertools.chain(self._bases(None), self._bases(codec) if codec is not None else ())
-        timed = [self._best_slices(base, count, itemsize, costs) for base in bases]
+        timed = [self._timed(_coarse(base, count * itemsize), count, itemsize, costs) for base in bases]
+        timed.sort(key=lambda found: found[1])
+        # Slices do not make a good plan of a bad one: only what is near the best is worth playing again.
+        near = [t for t in timed[:_REFINED] if t[1] <= _NEAR * timed[0][1]]
+        timed[: len(near)] = [self._best_slices(t, count, itemsize, costs) for t in near]
         timed.sort(key=lambda found: found[1])
         return [
             Choice(recipe=r, predicted_s=s, reason=_reason(r, s, bound, [t for t in timed if t[0] is not r]))
             for r, s in timed
         ]
 
-    def _best_slices(self, base: Recipe, count: int, itemsize: int, costs: Costs) -> tuple[Recipe, float]:
-        """Predicted seconds fall with the number of slices, then rise: tried upwards until they do not fall."""
-        best: tuple[Recipe, float] | None = None
-        for slices in _slices(base, count * itemsize):
-            recipe = dataclasses.replace(base, slices=slices)
-            found = seconds(build(recipe, count), self.fabric, itemsize, costs)
-            if best is not None and found >= best[1] * _WORTH:
-                break
-            best = (recipe, found)
-        assert best is not None  # noqa: S101 - there is always a number of slices
+    def _timed(self, recipe: Recipe, count: int, itemsize: int, costs: Costs) -> Timed:
+        return recipe, seconds(build(recipe, count), self.fabric, itemsize, costs)
+
+    def _best_slices(self, best: Timed, count: int, itemsize: int, costs: Costs) -> Timed:
+        """Predicted seconds fall with the number of slices, then rise: tried upwards, then downwards, while they fall."""
+        start, fitting = best[0].slices, _slices(best[0], count * itemsize)
+        programs = len(build(best[0], count).programs) / start
+        more = [s for s in fitting if s > start and s * programs <= _PROGRAMS]
+        fewer = [s for s in reversed(fitting) if s < start]
+        for worth, numbers in ((_WORTH, more), (1 / _WORTH, fewer)):
+            for slices in numbers:
+                tried = self._timed(dataclasses.replace(best[0], slices=slices), count, itemsize, costs)
+                if tried[1] >= best[1] * worth:
+                    break
+                best = tried
         return best
 
     def _bases(self, codec: str | None) -> Iterator[Recipe]:
@@ -178,7 +196,7 @@ class Planner:
         return max((self.fabric.routes[rank, b].bandwidth for b in members if b != rank), default=0.0)
 
 
-def _reason(recipe: Recipe, predicted_s: float, bound: float, others: list[tuple[Recipe, float]]) -> Reason:
+def _reason(recipe: Recipe, predicted_s: float, bound: float, others: list[Timed]) -> Reason:
     other = next(((r, s) for r, s in others if r.shape != recipe.shape or r.meet != recipe.meet), None)
     return Reason(
         plan=recipe.name,
@@ -189,13 +207,18 @@ def _reason(recipe: Recipe, predicted_s: float, bound: float, others: list[tuple
     )
 
 
-def _slices(base: Recipe, size_bytes: int) -> Iterator[int]:
+def _slices(base: Recipe, size_bytes: int) -> list[int]:
+    """The numbers of slices that leave slices of a sensible size."""
     if base.shape in {"direct", "doubling"}:
-        yield 1
-        return
+        return [1]
     share = size_bytes / max(1, len(base.weights))
     fitting = [s for s in _SLICES if s == 1 or share / s >= SMALLEST_SLICE_BYTES]
-    yield from [s for s in fitting if share / s <= LARGEST_SLICE_BYTES] or fitting[-1:]
+    return [s for s in fitting if share / s <= LARGEST_SLICE_BYTES] or fitting[-1:]
+
+
+def _coarse(base: Recipe, size_bytes: int) -> Recipe:
+    """The base with a few slices: enough to tell it from others."""
+    return dataclasses.replace(base, slices=min(_slices(base, size_bytes), key=lambda s: abs(s - _COARSE)))
 
 
 def _leaves(group: Group) -> Iterator[tuple[int, ...]]:

@@ -15,10 +15,10 @@ import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from atoll.collectives.islands import Island, islands
+from atoll.collectives.islands import LABEL, Island, islands
 from atoll.collectives.knowledge import End, Knowledge, differs, key, revised, trunk_change
 from atoll.schema.ids import NodeId
-from atoll.schema.topology import Host, Link, Nic, Topology, Trunk, rate_text
+from atoll.schema.topology import Host, Link, Nic, Observation, Topology, Trunk, rate_text
 
 # Pairs that share nothing lose a few per cent to each other; two on one trunk lose half.
 SHARED = 0.7
@@ -101,7 +101,7 @@ def _same_network(one: Nic, two: Nic) -> bool:
 def side_by_side(wanted: Iterable[Lane], free: Collection[NodeId], limit: int = 8) -> tuple[Lane, ...]:
     """As many of `wanted`, in order, as can run at once with each of the `free` nodes in one at most; `limit` at most."""
     taken: set[NodeId] = set()
-    chosen = []
+    chosen: list[Lane] = []
     for lane in wanted:
         if len(chosen) < limit and all(n in free and n not in taken for n in lane.nodes):
             taken.update(lane.nodes)
@@ -109,25 +109,25 @@ def side_by_side(wanted: Iterable[Lane], free: Collection[NodeId], limit: int = 
     return tuple(chosen)
 
 
-def doubtful(known: Knowledge) -> tuple[Lane, ...]:
-    """Lanes whose only reading was taken beside others and is much less than what both NICs reach, with no trunk to blame."""
+def doubtful(known: Knowledge) -> tuple[tuple[Lane, bool], ...]:
+    """Lanes that read much less than both of their NICs reach, with no trunk to blame; and whether never probed alone."""
     fastest: dict[End, float] = {}
     for link in known.topology.links:
         for end in ((link.source, link.source_nic), (link.target, link.target_nic)):
             fastest[end] = max(fastest.get(end, 0.0), link.bandwidth)
-    found = [
-        _lane(link)
-        for link in known.topology.links
-        if key(link) in known.beside
-        and link.bandwidth < SHARED * min(fastest[key(link)[:2]], fastest[key(link)[2:]])
-        and not any(link.source in t.sources and link.target in t.targets for t in known.topology.trunks)
-    ]
-    return tuple(dict.fromkeys(found))
+    found: dict[Lane, bool] = {}
+    for link in known.topology.links:
+        least = min(fastest[key(link)[:2]], fastest[key(link)[2:]])
+        behind = any(link.source in t.sources and link.target in t.targets for t in known.topology.trunks)
+        if link.bandwidth < SHARED * least and not behind:
+            found[lane_of(link)] = found.get(lane_of(link), False) or key(link) in known.beside
+    return tuple(found.items())
 
 
 def checks(topology: Topology) -> tuple[Check, ...]:
     """Where a trunk may hide: between each island and the nodes beside it in the island around both."""
-    found = _checks(islands(topology, _SUSPECT), topology)
+    around = islands(topology, _SUSPECT)
+    found = _checks(around, topology) + _labelled(around, topology)
     return tuple({frozenset((c.inside, c.outside)): c for c in reversed(found)}.values())[::-1]
 
 
@@ -139,6 +139,19 @@ def _checks(around: Island, topology: Topology) -> list[Check]:
         if len(crossing) > 1:
             found.append(Check(inside=child.nodes, outside=outside, lanes=crossing))
         found += _checks(child, topology)
+    return found
+
+
+def _labelled(around: Island, topology: Topology) -> list[Check]:
+    """Between nodes of one label and all others: where links alone show nothing, their owner may know."""
+    labels = {h.node: h.labels.get(LABEL) for h in topology.hosts}
+    groups = {label: [n for n in around.nodes if labels.get(n) == label] for label in labels.values() if label}
+    found = []
+    for _, group in sorted(groups.items()):
+        outside = [n for n in around.nodes if n not in group]
+        crossing = _crossing(group, outside, topology)
+        if len(crossing) > 1:
+            found.append(Check(inside=tuple(group), outside=tuple(outside), lanes=crossing))
     return found
 
 
@@ -159,12 +172,12 @@ def _crossing(inside: Sequence[NodeId], outside: Sequence[NodeId], topology: Top
     for node in inside[:CHECK_PAIRS]:
         other = next((n for n in left if (min(node, n), max(node, n)) in best), None)
         if other is not None:
-            found.append(_lane(best[min(node, other), max(node, other)]))
+            found.append(lane_of(best[min(node, other), max(node, other)]))
             left.remove(other)
     return tuple(found)
 
 
-def _lane(link: Link) -> Lane:
+def lane_of(link: Link | Observation) -> Lane:
     """The lane of a link, whichever way: the first node by name dials."""
     (a, one), (b, two) = sorted([(link.source, link.source_nic), (link.target, link.target_nic)])
     return Lane(source=a, source_nic=one, target=b, target_nic=two)

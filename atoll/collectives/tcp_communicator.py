@@ -7,6 +7,7 @@ operation leaves its buffer as it was, and what a caller writes into a buffer af
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -15,23 +16,28 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from atoll.collectives.call import Call
+from atoll.collectives.knowledge import Change
 from atoll.collectives.network import Network, network_of, ways
 from atoll.collectives.plan import Plan
 from atoll.collectives.plan_shapes import Recipe
-from atoll.collectives.planner import Choice, Planner
+from atoll.collectives.planner import Choice
 from atoll.collectives.tcp_exchanges import Exchanges, Move, Reduction
+from atoll.collectives.tcp_links import Links
 from atoll.collectives.tcp_operations import Operations, ReduceOp, Request, carried, check_reducible
+from atoll.collectives.tcp_peer import Ticket
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_transport import Listener
-from atoll.collectives.telemetry import Telemetry
-from atoll.collectives.torch_codecs import CODECS, ratio
+from atoll.collectives.telemetry import Telemetry, Trace
 from atoll.collectives.torch_codecs import codec as codec_named
 from atoll.collectives.torch_residuals import Residuals
+from atoll.collectives.tuning import KEPT_GENERATIONS, Told, Tuning
 from atoll.collectives.wire import LANES, Kind
 from atoll.collectives.work import Poison, Work
 from atoll.errors import InternalError, PeerError
+from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
+from atoll.schema.topology import Observation
 
 _CLOSE_S = 1.0
 
@@ -123,14 +129,17 @@ class Communicator:
         self.members: tuple[Member, ...] = tuple(sorted(membership.members, key=lambda m: m.rank))
         self.rank: int = me.rank
         self.size = len(membership.members)
-        self.network = network or network_of(self.members, membership.topology)
+        network = network or network_of(self.members, membership.topology)
+        self._tuning = Tuning(network)
+        self._tuned: dict[int, Ticket] = {}
+        self._links = Links(network.nodes, self.rank, network.topology)
+        self.observed: tuple[Observation, ...] = ()
         self.poisoned: Poison | None = None
         self.telemetry = Telemetry()
         self._lock = threading.Lock()
         self._open: set[Work] = set()
         self._listeners: list[Callable[[Poison], None]] = []
         self._sequence = 0
-        self._planner = Planner(self.network.fabric, self.network.groups, coded={name: ratio(name) for name in CODECS})
         self._reactor = Reactor(self.epoch, sockets, self._peer_ended, self.rank)
         self._operations = Operations(self._reactor, self.rank, self.size)
         self._exchanges = Exchanges(self._reactor, self.rank, self.size)
@@ -154,27 +163,64 @@ class Communicator:
         """
         check_reducible(buffer, op, codec)
         feedback = residuals.feedback(key, buffer.numel()) if residuals is not None and codec is not None else None
+        work = Work()
+        generation = self._tuning.count(buffer.numel() * carried(buffer.dtype).itemsize)
         request = Request(
             buffer=buffer,
             op=op,
             sequence=self._next(),
-            planned=lambda count, itemsize: self._planned(count, itemsize, codec, recipe),
+            planned=lambda count, itemsize: self._planned(count, itemsize, codec, recipe, generation, work.trace),
+            after=(self._tuned[generation],) if generation else (),
             codec=None if codec is None else codec_named(codec),
             feedback=feedback,
         )
-        work = Work()
         if residuals is not None and feedback is not None:
             work.add_done_callback(lambda done: residuals.told(key, feedback) if done.poison is None else None)
-        return self._start(work, self._operations.all_reduce(request, work))
+        self._start(work, self._operations.all_reduce(request, work))
+        if self._tuning.window_ends():
+            self._tune()
+        return work
 
     def plans(self, count: int, dtype: torch.dtype = torch.float32, codec: str | None = None) -> list[Choice]:
         """All plans for `count` elements that are worth thinking of, with their predicted seconds, fastest first."""
-        return self._planner.candidates(count, carried(dtype).itemsize, codec)
+        return self._tuning.newest.candidates(count, carried(dtype).itemsize, codec)
 
-    def _planned(self, count: int, itemsize: int, codec: str | None, recipe: Recipe | None) -> Plan:
+    @property
+    def network(self) -> Network:
+        """As known now: what the topology said, and what the traffic has shown since."""
+        return self._tuning.network
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What the traffic of this epoch has shown to be otherwise than the topology said, with reasons."""
+        return tuple(self._tuning.changes)
+
+    def _planned(
+        self, count: int, itemsize: int, codec: str | None, recipe: Recipe | None, generation: int, trace: Trace
+    ) -> Plan:
+        planner = self._tuning.planner(generation)
         if recipe is not None:
-            return self._planner.built(recipe, count)
-        return self._planner.plan(count, itemsize, codec)
+            return planner.built(recipe, count)
+        choice = planner.choose(count, itemsize, codec)
+        plan = planner.built(choice.recipe, count)
+        trace.expected_s, trace.planned_s = choice.predicted_s, time.monotonic()
+        return plan
+
+    def _tune(self) -> None:
+        """The ranks tell each other what their links carried; plans of a later window follow it."""
+        done = self._tuned[self._tuning.windows] = Ticket()
+        self._tuned.pop(self._tuning.windows - KEPT_GENERATIONS, None)
+
+        def say() -> bytes:
+            self.observed = self._links.observe(self._reactor.lines())
+            told = Told(pace=self._tuning.pace(), observations=self.observed)
+            return json.dumps(to_plain(told)).encode()
+
+        def hear(told: list[bytes]) -> None:
+            self._tuning.told([from_plain(Told, json.loads(said)) for said in told])
+            self._reactor.complete(done)
+
+        self._start(work := Work(), self._operations.exchange(say, hear, self._next(), work))
 
     def all_gather(self, payload: bytes) -> Work:
         """`result` is the list of every rank's payload, in rank order; lengths may differ."""
@@ -284,4 +330,5 @@ class Communicator:
         with self._lock:
             self._open.discard(work)
             work.trace.ended_s = time.monotonic()
+            self._tuning.took(work.trace)
             self.telemetry.add(work.trace)

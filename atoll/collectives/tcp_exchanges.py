@@ -171,6 +171,9 @@ class Exchanges:
     def _sum(self, call: Call, own: torch.Tensor, arrivals: Arrivals, dtype: torch.dtype) -> Summing:
         """The total [bytes] of this rank's piece: all contributions in rank order, added as they arrive."""
         function, wide = FUNCTIONS[call.op], _ADDED_IN.get(dtype, dtype)
+        if own.numel() == 0:  # torch cannot view no elements of one type as another
+            yield [ticket for ticket, _ in arrivals.values()]
+            return own
         total: Array | None = None
         for rank in range(self._size):
             memory = own

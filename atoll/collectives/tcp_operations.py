@@ -7,7 +7,7 @@ bool in int32. CUDA buffers pass through pinned memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ import torch
 
 from atoll.collectives.call import Call, pack
 from atoll.collectives.plan import Plan
+from atoll.collectives.tcp_peer import Ticket
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_sums import COLLECTIVES, Sum, Summation
 from atoll.collectives.torch_codecs import Codec
@@ -24,6 +25,7 @@ from atoll.collectives.torch_scratch import Scratch, bytes_of
 from atoll.collectives.work import Work
 from atoll.errors import InternalError
 
+Gathering = Generator[list[Ticket], None, list[bytes]]
 ReduceOp = Literal["sum", "min", "max"]
 
 CARRIED_IN = {
@@ -46,12 +48,16 @@ _ONE_THREAD_ELEMENTS = 16 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One all-reduce as it was asked for. `planned` gives the plan for (elements, bytes of one), on the loop's thread."""
+    """One all-reduce as it was asked for. `planned` gives the plan for (elements, bytes of one), on the loop's thread.
+
+    `after`: tickets that must be done before it can.
+    """
 
     buffer: torch.Tensor
     op: ReduceOp
     sequence: int
     planned: Callable[[int, int], Plan]
+    after: tuple[Ticket, ...] = ()
     codec: Codec | None = None
     feedback: Feedback | None = None
 
@@ -86,6 +92,18 @@ class Operations:
 
     def all_gather(self, payload: bytes, sequence: int, work: Work) -> Operation:
         """First all lengths, then all payloads."""
+        found = yield from self._gathered(payload, sequence)
+        work.finish(found)
+
+    def exchange(
+        self, say: Callable[[], bytes], hear: Callable[[list[bytes]], None], sequence: int, work: Work
+    ) -> Operation:
+        """All ranks tell all what `say` gives when the operation begins; `hear` gets what all told, in rank order."""
+        found = yield from self._gathered(say(), sequence)
+        hear(found)
+        work.finish()
+
+    def _gathered(self, payload: bytes, sequence: int) -> Gathering:
         self._reactor.open(pack(Call("all_gather")), sequence)
         lengths = {r: bytearray(_LENGTH_BYTES) for r in self._others}
         tickets = [self._reactor.post(r, COLLECTIVES, sequence, 0, memoryview(b)) for r, b in lengths.items()]
@@ -97,7 +115,7 @@ class Operations:
         yield tickets
         bodies = {r: bytearray(int.from_bytes(b, "big")) for r, b in lengths.items()}
         yield [self._reactor.post(r, COLLECTIVES, sequence, 1, memoryview(b)) for r, b in bodies.items() if b]
-        work.finish([payload if r == self._rank else bytes(bodies[r]) for r in range(self._size)])
+        return [payload if r == self._rank else bytes(bodies[r]) for r in range(self._size)]
 
     def broadcast(self, buffer: torch.Tensor, root: int, sequence: int, work: Work) -> Operation:
         """From `root` to each."""
@@ -150,6 +168,7 @@ class Operations:
         in_place = plain.dtype is wide and plain.device.type == "cpu" and plain.is_contiguous()
         # Only read, and only until the last addition; see the module's words on callers' buffers.
         mine = plain.view(-1) if in_place else self._staged(buffer, wide)
+        yield [*request.after]
         plan = request.planned(mine.numel(), mine.itemsize)
         codec = request.codec.name if request.codec is not None else ""
         call = Call("all_reduce", dtype_name(buffer), buffer.numel(), request.op, codec, plan.digest)

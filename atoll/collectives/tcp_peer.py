@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from atoll.collectives.tcp_links import Pressure
 from atoll.collectives.telemetry import Edge
 from atoll.collectives.wire import Frame, Header, Kind, Reader, pack, read_abort
 from atoll.errors import HandshakeError, InternalError
@@ -109,6 +110,7 @@ class Peer:
         self.leaving = False  # it said BYE
         self.gone = False  # its stream ended after that
         self.claimed: Ticket | None = None  # for whom the body under way is received
+        self.pressure = Pressure(sock)
         self.blocked_since = 0.0
         self._wakes_at = 1
         self._deliver, self._done = deliver, done

@@ -43,17 +43,30 @@ _GROWTH = 1.1
 # A burst this many round trips long is ruled by the link, not by TCP's opening window.
 _ROUND_TRIPS = 8
 _BLOCK = 256 * 1024
+# Chunks of a stream: small enough for a starving pair on a slow link, grown where they take no time.
+_CHUNK_BYTES = 16 * 1024
+_CHUNKS_A_LOOK = 16
+_RENDEZVOUS_S = 0.15
+# On the way at once where the rate is not known yet, or low: less than the 64 KB that small queues hold.
+_WINDOW_BYTES = 48 * 1024
+_QUEUE_S = 0.01
+# While there is less room than this the sender rests, so long.
+_ROOM_BYTES = 8 * 1024
+_PAUSE_S = 0.0003
+_TCP_NOTSENT_LOWAT = 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
     """How long a burst has to take, and what it may cost: on a link of 10 Gbit/s 16 MiB take 13 ms.
 
-    Both ways what the first end asks for holds.
+    `steady`: send for just so long instead, and measure the middle of that time; for pairs that are to be at it together,
+    of which one may starve the other. Both ways what the first end asks for holds.
     """
 
-    seconds: float = 0.02
+    seconds: float = 0.04
     limit_bytes: int = 16 << 20
+    steady: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +86,8 @@ class _Kind(enum.IntEnum):
     BURST = 4
     ARRIVED = 5
     DONE = 6
+    CHUNK = 7
+    ENDED = 8
 
 
 def probe(
@@ -113,18 +128,28 @@ class _Probe:
 
     def run(self, *, first: bool) -> LinkMeasure:
         began = time.perf_counter()
-        self._say(_Kind.HELLO, round(self._effort.seconds * 1e6), self._effort.limit_bytes)
+        effort = self._effort
+        self._say(_Kind.HELLO, round(effort.seconds * 1e6), 0 if effort.steady else effort.limit_bytes)
         micros, limit = self._hear(_Kind.HELLO)
         if first:
             latency = self._ping()
-            outwards = self._send_bursts(latency)
+            if effort.steady:
+                # Who was told at the same time has met its peer by now, too: once they send, a handshake would wait.
+                self._rest(began + _RENDEZVOUS_S - time.perf_counter())
+            outwards = self._send(latency)
             inwards, _ = self._receive_bursts()
         else:
             # Both ways with the same effort: that of who asked, within reason.
-            self._effort = Effort(seconds=min(micros / 1e6, _LONGEST_S), limit_bytes=min(limit, _LARGEST_BYTES))
+            seconds, limit_bytes = min(micros / 1e6, _LONGEST_S), min(limit, _LARGEST_BYTES)
+            self._effort = Effort(seconds=seconds, limit_bytes=limit_bytes, steady=limit == 0)
             inwards, latency = self._receive_bursts()
-            outwards = self._send_bursts(latency)
+            outwards = self._send(latency)
         return LinkMeasure(latency_s=latency, outwards=outwards, inwards=inwards, seconds=time.perf_counter() - began)
+
+    def _rest(self, seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            time.sleep(min(left, self._patience.left()))
 
     # -- latency -------------------------------------------------------------------------------------------------------
 
@@ -140,22 +165,45 @@ class _Probe:
 
     # -- bandwidth -----------------------------------------------------------------------------------------------------
 
-    def _send_bursts(self, latency_s: float) -> float:
+    def _send(self, latency_s: float) -> float:
+        """What this end can send, in bytes/s; the other end is told that, too."""
+        rate = self._send_stream(latency_s) if self._effort.steady else self._send_bursts(latency_s)
+        self._say(_Kind.DONE, rate, round(latency_s * 1e9))
+        return float(rate)
+
+    def _send_stream(self, latency_s: float) -> int:
+        """Chunks for as long as asked; they grow while they take no time."""
+        # Little may wait in the kernel: what waits there when the time is over would still have to arrive.
+        self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _CHUNK_BYTES)
+        size, sent, total, mark = _CHUNK_BYTES, 0, 0, time.perf_counter()
+        began, end = mark, mark + self._effort.seconds
+        while (now := time.perf_counter()) < end:
+            if sent == _CHUNKS_A_LOOK:
+                size = min(2 * size, _BLOCK) if now - mark < self._effort.seconds / _CHUNKS_A_LOOK else size
+                sent, mark = 0, now
+            self._say(_Kind.CHUNK, size)
+            self._send_block(size, _window(total / max(now - began, 1e-6), latency_s))
+            sent, total = sent + 1, total + size
+        self._say(_Kind.ENDED)
+        self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, 0)
+        return self._hear(_Kind.ARRIVED)[0]
+
+    def _send_bursts(self, latency_s: float) -> int:
         """Bursts until one tells the rate; returns bytes/s."""
         size, before = _FIRST_BYTES, 0.0
         while True:
             self._say(_Kind.BURST, size)
-            self._send_block(size)
+            self._send_block(size, _window(before, latency_s))
             rate, took_ns = self._hear(_Kind.ARRIVED)
             took = took_ns / 1e9
             settled = took >= _ROUND_TRIPS * 2 * latency_s or rate <= before * _GROWTH
             if (took >= self._effort.seconds and settled) or 2 * size > self._effort.limit_bytes:
-                self._say(_Kind.DONE, rate, round(latency_s * 1e9))
-                return float(rate)
+                return rate
             size, before = size * 2, float(rate)
 
     def _receive_bursts(self) -> tuple[float, float]:
         """Time the other end's bursts until it has had enough; returns bytes/s and the latency that it knows."""
+        arrivals: list[tuple[float, int]] = []
         while True:
             kind, first, second = self._frame()
             match kind:
@@ -164,17 +212,38 @@ class _Probe:
                 case _Kind.BURST if _BUCKET_BYTES < first <= _LARGEST_BYTES:
                     rate, took = self._receive_block(first)
                     self._say(_Kind.ARRIVED, round(rate), round(took * 1e9))
+                case _Kind.CHUNK if 0 < first <= _BLOCK:
+                    self._receive_chunk(first, arrivals)
+                case _Kind.ENDED if arrivals:
+                    self._say(_Kind.ARRIVED, round(_middle(arrivals, self._effort.seconds)))
                 case _Kind.DONE:
                     return float(first), second / 1e9
                 case _:
                     raise HandshakeError(f"a probe's {kind.name.lower()} of {first} bytes; another build of Atoll?")
 
-    def _send_block(self, size: int) -> None:
-        left = size
+    def _send_block(self, size: int, window: int) -> None:
+        """Send, with at most `window` bytes on the way: what overflows a switch's queue is lost, and found late."""
+        left, waiting = size, bytearray(4)
         while left:
             self._wait(self._poll_out)
+            fcntl.ioctl(self._sock, termios.TIOCOUTQ, waiting)
+            room = window - int.from_bytes(waiting, "little")
+            if room < min(left, _ROOM_BYTES):
+                time.sleep(_PAUSE_S)
+                continue
             with suppress(BlockingIOError):
-                left -= self._sock.send(self._block[: min(left, _BLOCK)])
+                left -= self._sock.send(self._block[: min(left, room, _BLOCK)])
+
+    def _receive_chunk(self, size: int, arrivals: list[tuple[float, int]]) -> None:
+        left = size
+        while left:
+            self._wait(self._poll_in)
+            with suppress(BlockingIOError):
+                piece = self._sock.recv_into(self._block[:left])
+                if not piece:
+                    raise PeerLost("the other end closed the connection during a probe")
+                left -= piece
+        arrivals.append((time.perf_counter(), (arrivals[-1][1] if arrivals else 0) + size))
 
     def _receive_block(self, size: int) -> tuple[float, float]:
         """Bytes/s and seconds of the timed part of a burst."""
@@ -239,6 +308,19 @@ class _Probe:
     def _wait(self, poll: select.poll) -> None:
         while not poll.poll(self._patience.left() * 1000):
             pass
+
+
+def _window(rate: float, latency_s: float) -> int:
+    """Bytes that fill a link of this rate for a round trip and ten milliseconds: half of what a switch's queue holds."""
+    return max(_WINDOW_BYTES, round(rate * (2 * latency_s + _QUEUE_S)))
+
+
+def _middle(arrivals: list[tuple[float, int]], seconds: float) -> float:
+    """Bytes/s between a fifth and nine tenths of `seconds` from the first arrival on."""
+    start = arrivals[0][0]
+    before = [a for a in arrivals if a[0] <= start + 0.2 * seconds][-1]
+    until = [a for a in arrivals if a[0] <= start + 0.9 * seconds][-1]
+    return (until[1] - before[1]) / (0.7 * seconds)
 
 
 def _slope(samples: list[tuple[float, int]]) -> float:

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from atoll.collectives.call import NO_CALL
+from atoll.collectives.tcp_links import Line
 from atoll.collectives.tcp_mail import Mail
 from atoll.collectives.tcp_peer import EpochEnded, Peer, Ticket
 from atoll.collectives.telemetry import Trace
@@ -86,7 +87,7 @@ class Reactor:
         rank: int = 0,
     ) -> None:
         self._epoch, self._on_end = epoch, on_end
-        self._mail = Mail(rank, self._complete)
+        self._mail = Mail(rank, self.complete)
         self._lines = {rank: [self._peer(rank, s) for s in _listed(found)] for rank, found in sockets.items()}
         self._peers = [peer for lines in self._lines.values() for peer in lines]
         self.now = time.monotonic()
@@ -131,6 +132,10 @@ class Reactor:
     def sockets(self) -> dict[int, list[socket.socket]]:
         """The connections to each peer, for reading what the kernel counts of them."""
         return {rank: [peer.sock for peer in lines] for rank, lines in self._lines.items()}
+
+    def lines(self) -> dict[int, list[Line]]:
+        """The connections to each peer with what they carried; on the loop's thread."""
+        return {rank: [Line(peer.sock, peer.pressure) for peer in lines] for rank, lines in self._lines.items()}
 
     def _poke(self) -> None:
         with self._lock, suppress(OSError):
@@ -250,12 +255,13 @@ class Reactor:
                 self._open.discard(running)
                 if running.sequence is not None:
                     self._mail.close(running.sequence)
-                self._complete(running.finished)
+                self.complete(running.finished)
                 return
             if running.waits_for(tickets):
                 return
 
-    def _complete(self, ticket: Ticket) -> None:
+    def complete(self, ticket: Ticket) -> None:
+        """A ticket is done: a frame has left, a body is there, or whatever else an operation waits for."""
         ticket.done = True
         if ticket.owner is not None:
             ticket.owner.told(ticket)
@@ -271,9 +277,11 @@ class Reactor:
             if front is not None:
                 front.blocked_s += self.now - peer.blocked_since
             if not blocked:
+                peer.pressure.ends(self.now)
                 self._writers.discard(peer)
                 self._selector.modify(peer.sock, selectors.EVENT_READ, peer)
         elif blocked:
+            peer.pressure.begins(self.now)
             self._writers.add(peer)
             self._selector.modify(peer.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, peer)
         peer.blocked_since = self.now
@@ -292,7 +300,7 @@ class Reactor:
     # -- bytes that came ---------------------------------------------------------------------------------------------
 
     def _peer(self, rank: int, sock: socket.socket) -> Peer:
-        return Peer(rank, sock, self._epoch, place=self._place, deliver=self._deliver, done=self._complete)
+        return Peer(rank, sock, self._epoch, place=self._place, deliver=self._deliver, done=self.complete)
 
     def _place(self, peer: Peer, header: Header) -> memoryview:
         peer.claimed = self._mail.claim(peer.rank, header)

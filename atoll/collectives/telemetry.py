@@ -57,6 +57,8 @@ class Trace:
     what: str = ""
     entered_s: float = 0.0
     ended_s: float | None = None
+    planned_s: float = 0.0  # when its plan was known
+    expected_s: float | None = None  # what that was predicted to take
     on: bool = True
     edges: dict[int, Edge] = field(default_factory=dict)
 

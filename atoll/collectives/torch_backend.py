@@ -15,14 +15,14 @@ from datetime import timedelta
 from typing import Any, cast
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from atoll.collectives.tcp_communicator import Communicator
 from atoll.collectives.torch_group_life import BACKEND, Own, install
 from atoll.collectives.torch_process_group import ProcessGroup
 from atoll.collectives.torch_rendezvous import meet
 
-__all__ = ["BACKEND", "Options", "ProcessGroup", "init", "register"]
+__all__ = ["BACKEND", "Options", "ProcessGroup", "init", "join", "register"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,15 @@ def init(communicator: Communicator) -> ProcessGroup:
         pg_options=Options(communicator=communicator),
     )
     return cast("ProcessGroup", dist.group.WORLD)
+
+
+def join(store: Store, rank: int, size: int, timeout: timedelta, *, name: str = BACKEND) -> ProcessGroup:
+    """A group beside those that `torch.distributed` knows; its ranks meet through `store`."""
+    names = range(size)
+    group = ProcessGroup(rank, size, meet(store, rank, names, timeout), Own(store=store, timeout=timeout, names=names))
+    group._set_group_name(name)  # noqa: SLF001 - torch's name for it
+    install()
+    return group
 
 
 def register() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from torch.distributed.distributed_c10d import Store
+from torch._C._distributed_c10d import Store
 
 # How much longer than rank 0 the others wait for its word.
 _WORD_S = 5.0

@@ -8,6 +8,7 @@ A lost peer ends it at once. A group that was given its communicator leaves fail
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch._C._distributed_c10d import Store
 
 from atoll.collectives.tcp_communicator import Communicator
 from atoll.collectives.tcp_roll_call import RollCall
@@ -335,6 +336,7 @@ def _at_exit() -> None:
         group.shutdown()
 
 
+@functools.cache
 def install() -> None:
     """Once for a process: what happens to groups in a child, and when the program ends without destroying them."""
     os.register_at_fork(after_in_child=_in_child)

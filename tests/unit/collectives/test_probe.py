@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from atoll.collectives.tcp_probe import Effort, _slope, probe
+from atoll.collectives.tcp_probe import Effort, _middle, _slope, probe
 from atoll.errors import AtollError, HandshakeError, PeerLost
 
 QUICK = Effort(seconds=0.001, limit_bytes=1 << 20)
@@ -59,6 +59,24 @@ def test_both_ends_hear_the_same_and_the_connection_stays_usable(pair):
     assert one.gettimeout() == 5
     one.sendall(b"after")
     assert two.recv(16) == b"after"
+
+
+def test_a_steady_probe_takes_the_time_it_was_given_each_way(pair):
+    one, two = pair
+    other = Beside(lambda: probe(two, first=False, deadline=soon()))
+    mine, theirs = probe(one, first=True, deadline=soon(), effort=Effort(seconds=0.05, steady=True)), other.result()
+    assert mine.outwards == pytest.approx(theirs.inwards)
+    assert min(mine.outwards, mine.inwards) > 1e6
+    assert 0.25 <= mine.seconds < 5
+    one.sendall(b"after")
+    assert two.recv(16) == b"after"
+
+
+def test_the_middle_of_a_stream_counts_and_not_its_ends():
+    """Nothing, then 1 MB/s, then all at once what had starved."""
+    arrivals = [(0.0, 0)] + [(t / 100, t * 10_000) for t in range(2, 96)] + [(0.97, 50_000_000)]
+    assert _middle(arrivals, 1.0) == pytest.approx(1e6, rel=0.02)
+    assert _middle([(0.0, 16384), (0.99, 10**9)], 1.0) == 0.0
 
 
 def test_a_stranger_on_the_line_is_refused(pair):

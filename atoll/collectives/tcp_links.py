@@ -1,0 +1,129 @@
+"""What links carried while they had enough to carry, as observations.
+
+A connection is *pressed* while the kernel has more unsent than it should (`tcp_peer.BACKLOG_BYTES`): only then does what
+it carries tell of the link and not of the sender. Its bytes are those that Linux counts as acknowledged, the time is less
+what it counts as waiting for the reader (`struct tcp_info`, linux/tcp.h): two readings for each time of pressure.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from atoll.schema.ids import NodeId
+from atoll.schema.topology import Observation, Topology
+
+# bytes_acked u64 at 120, min_rtt u32 at 148, rwnd_limited u64 at 176; times in microseconds.
+_INFO = struct.Struct("=120xQ20xI24xQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of one connection since it was made."""
+
+    acked_bytes: int
+    unread_s: float
+    rtt_s: float
+
+
+def counts(sock: socket.socket) -> Counts | None:
+    """What the kernel counts; None where it does not, or the connection is gone."""
+    with suppress(OSError, struct.error):
+        acked, rtt, unread = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
+        return Counts(acked, unread / 1e6, rtt / 1e6)
+    return None
+
+
+class Pressure:
+    """One connection: what it carried under pressure since it was last asked."""
+
+    __slots__ = ("_at", "_sock", "_then", "bytes", "seconds")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._then: Counts | None = None
+        self._at = 0.0
+        self.bytes, self.seconds = 0, 0.0
+
+    def begins(self, now: float) -> None:
+        """The kernel takes no more."""
+        self._then, self._at = counts(self._sock), now
+
+    def ends(self, now: float) -> None:
+        """The kernel has taken all there was."""
+        here = counts(self._sock) if self._then is not None else None
+        if here is not None and self._then is not None:
+            self.bytes += here.acked_bytes - self._then.acked_bytes
+            self.seconds += max(0.0, now - self._at - (here.unread_s - self._then.unread_s))
+        self._then = None
+
+    def taken(self, now: float) -> tuple[int, float]:
+        """(bytes, seconds) since the last call; pressure that goes on is counted up to here."""
+        if self._then is not None:
+            self.ends(now)
+            self.begins(now)
+        found = self.bytes, self.seconds
+        self.bytes, self.seconds = 0, 0.0
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One connection to a peer."""
+
+    sock: socket.socket
+    pressure: Pressure
+
+
+class Links:
+    """The connections of one rank to its peers, by the links that they use. Used on the loop's thread."""
+
+    def __init__(self, nodes: Sequence[NodeId], rank: int, topology: Topology) -> None:
+        self._nodes, self._rank = nodes, rank
+        self._nics = {(h.node, nic.host): nic.name for h in topology.hosts for nic in h.nics}
+        self._since = time.monotonic()
+
+    def observe(self, lines: Mapping[int, Iterable[Line]]) -> tuple[Observation, ...]:
+        """What links carried under pressure since the last call."""
+        now = time.monotonic()
+        window, self._since = now - self._since, now
+        found = (self._of(rank, met, now, window) for rank, met in lines.items())
+        return tuple(o for o in found if o is not None)
+
+    def _of(self, rank: int, met: Iterable[Line], now: float, window_s: float) -> Observation | None:
+        size, seconds, rtts, ends = 0, 0.0, [0.0], None
+        for line in met:
+            carried, busy = line.pressure.taken(now)
+            here = counts(line.sock)
+            if here is None:
+                continue
+            size += carried
+            seconds = max(seconds, busy)
+            rtts.append(here.rtt_s)
+            ends = ends or self._ends(rank, line.sock)
+        if ends is None or not size:
+            return None
+        return Observation(
+            source=self._nodes[self._rank],
+            source_nic=ends[0],
+            target=self._nodes[rank],
+            target_nic=ends[1],
+            bytes=size,
+            busy_s=seconds,
+            rtt_s=max(rtts),
+            window_s=window_s,
+        )
+
+    def _ends(self, rank: int, sock: socket.socket) -> tuple[str, str] | None:
+        """The NICs of a connection, by its addresses."""
+        try:
+            here, there = sock.getsockname()[0], sock.getpeername()[0]
+        except OSError:
+            return None
+        mine = self._nics.get((self._nodes[self._rank], here))
+        theirs = self._nics.get((self._nodes[rank], there))
+        return None if mine is None or theirs is None else (mine, theirs)

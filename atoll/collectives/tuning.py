@@ -1,0 +1,123 @@
+"""Plans follow the links as they are: windows of traffic, told to all, folded by all, and when what they show takes effect.
+
+All ranks call the same operations in the same order, so all count the same windows without a word. At the end of each the
+ranks exchange what their links carried; what that shows (`attribution`) changes the network for all in the same way. Its
+plans are used from the next window but one: by then the exchange has long been over, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from atoll.collectives.attribution import fold
+from atoll.collectives.knowledge import Change, Knowledge
+from atoll.collectives.network import Network, network_on
+from atoll.collectives.planner import Planner
+from atoll.collectives.telemetry import Trace
+from atoll.collectives.torch_codecs import CODECS, ratio
+from atoll.schema.topology import Observation
+
+# A window has at least so many operations and bytes: links of 10 to 500 Mbit/s are measured well by it, and the exchange
+# of a few hundred bytes is under a hundredth of what the window itself takes.
+WINDOW_OPERATIONS = 2
+WINDOW_BYTES = 16 << 20
+# While operations take about what was predicted, no link is slower or faster than was thought, whatever it looks like.
+AS_PLANNED = (0.8, 1.25)
+# An operation begins before the window after its own ends, so older plans than a few windows are never asked for.
+KEPT_GENERATIONS = 8
+# Smaller operations are ruled by latency: they are not counted.
+COUNTED_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What one rank tells the others of a window: see `Tuning.pace`, and what its links carried."""
+
+    pace: float | None
+    observations: tuple[Observation, ...]
+
+
+class Tuning:
+    """What one rank knows of the network, window by window. Counting happens on the caller's thread, the rest on the loop's.
+
+    `changes`: all that was changed so far, with reasons. `windows`: how many are over.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.changes: list[Change] = []
+        self._network = network
+        self._knowledge = Knowledge(topology=network.topology)
+        self._planners = {0: _planner(network)}
+        self._told = 0
+        self._operations, self._bytes = 0, 0
+        self._took_s, self._expected_s = 0.0, 0.0
+        self.windows = 0
+
+    @property
+    def network(self) -> Network:
+        """As known now."""
+        return self._network
+
+    @property
+    def newest(self) -> Planner:
+        """The planner of the network as known now."""
+        return self._planners[self._told]
+
+    # -- on the caller's thread --------------------------------------------------------------------------------------
+
+    def count(self, size_bytes: int) -> int:
+        """An operation of `size_bytes` begins; returns by which generation of plans."""
+        if size_bytes >= COUNTED_BYTES:
+            self._operations += 1
+            self._bytes += size_bytes
+        return max(0, self.windows - 1)
+
+    def window_ends(self) -> bool:
+        """True where a window is over with this operation: the caller then has the ranks exchange observations."""
+        enough = self._operations >= WINDOW_OPERATIONS and self._bytes >= WINDOW_BYTES
+        if not enough or not self._network.topology.links:
+            return False
+        self._operations, self._bytes = 0, 0
+        self.windows += 1
+        return True
+
+    # -- on the loop's thread ----------------------------------------------------------------------------------------
+
+    def planner(self, generation: int) -> Planner:
+        """The planner of a generation; its window must have been told."""
+        return self._planners[generation]
+
+    def took(self, trace: Trace) -> None:
+        """An operation is over."""
+        if trace.expected_s is not None and trace.ended_s is not None:
+            self._expected_s += trace.expected_s
+            self._took_s += trace.ended_s - trace.planned_s
+
+    def pace(self) -> float | None:
+        """How long this rank's operations took against what their plans promised, since it was last asked."""
+        pace = self._took_s / self._expected_s if self._expected_s else None
+        self._took_s, self._expected_s = 0.0, 0.0
+        return pace
+
+    def told(self, said: Sequence[Told]) -> None:
+        """What all ranks saw in one window."""
+        before = self._knowledge.topology.version
+        # Who comes last waits for nobody: its time is the operation's.
+        pace = min((s.pace for s in said if s.pace is not None), default=1.0)
+        if not AS_PLANNED[0] <= pace <= AS_PLANNED[1]:
+            self._knowledge = fold(self._knowledge, [o for s in said for o in s.observations])
+        planner = self._planners[self._told]
+        if self._knowledge.topology.version != before:
+            self._network = network_on(self._network.nodes, self._knowledge.topology)
+            self.changes.extend(self._knowledge.changes)
+            planner = _planner(self._network)
+        self._told += 1
+        self._planners[self._told] = planner
+        self._planners.pop(self._told - KEPT_GENERATIONS, None)
+        self._knowledge = dataclasses.replace(self._knowledge, changes=())
+
+
+def _planner(network: Network) -> Planner:
+    return Planner(network.fabric, network.groups, coded={name: ratio(name) for name in CODECS})
