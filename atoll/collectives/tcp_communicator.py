@@ -140,9 +140,16 @@ class Communicator:
         self._open: set[Work] = set()
         self._listeners: list[Callable[[Poison], None]] = []
         self._sequence = 0
-        self._reactor = Reactor(self.epoch, sockets, self._peer_ended, self.rank)
-        self._operations = Operations(self._reactor, self.rank, self.size)
-        self._exchanges = Exchanges(self._reactor, self.rank, self.size)
+        with self._lock:  # a peer may end before this constructor does: `_end` waits
+            self._reactor = Reactor(
+                self.epoch,
+                sockets,
+                self._peer_ended,
+                rank=self.rank,
+                local=[m.rank for m in self.members if m.node == me.node and m.rank != me.rank],
+            )
+            self._operations = Operations(self._reactor, self.rank, self.size)
+            self._exchanges = Exchanges(self._reactor, self.rank, self.size)
 
     # -- operations --------------------------------------------------------------------------------------------------
 

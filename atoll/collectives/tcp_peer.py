@@ -3,6 +3,8 @@
 Earlier operations go first, and within one its earlier parts: the plan's order. Only what the kernel takes has left our
 hands, so its unsent backlog is kept short, or bulk that was queued first would stand before what is urgent.
 
+Bodies for a rank of the same host travel in shared memory, once both sides have it open; their frames say where.
+
 Who is to blame for a broken connection is what the peer itself said last: before a failed send becomes this peer's
 fault, what it had already sent is read to the end, because a peer that aborts names the culprit in its last frame and
 then closes (and the close makes our send fail).
@@ -10,6 +12,8 @@ then closes (and the close makes our send fail).
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import heapq
 import itertools
 import socket
@@ -18,9 +22,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+import numpy as np
+
+from atoll.collectives.shm_ring import Bytes, Inbox, Outbox
 from atoll.collectives.tcp_links import Pressure
 from atoll.collectives.telemetry import Edge
-from atoll.collectives.wire import Frame, Header, Kind, Reader, pack, read_abort
+from atoll.collectives.wire import Frame, Header, Kind, Reader, pack, pack_place, read_abort, unpack_place
 from atoll.errors import HandshakeError, InternalError
 
 # One turn of the loop takes at most this much from one peer, so that what came is added while it is in the cache.
@@ -37,6 +44,7 @@ BACKLOG_BYTES = 1 << 18
 _TCP_NOTSENT_LOWAT = 25  # the socket module has no name for it
 
 Priority = tuple[int, int]  # (operation, part): lower goes first
+_FIRST: Priority = (-1, -1)
 
 
 class EpochEnded(Exception):
@@ -50,10 +58,14 @@ class EpochEnded(Exception):
 class Ticket:
     """A send, a receive (then with its memory) or a part of the work that an operation waits for."""
 
-    __slots__ = ("done", "edge", "owner", "rank", "view")
+    __slots__ = ("borrows", "done", "edge", "free", "lent", "owner", "rank", "view")
 
-    def __init__(self, view: memoryview | None = None, edge: Edge | None = None) -> None:
+    def __init__(self, view: memoryview | None = None, edge: Edge | None = None, *, borrows: bool = False) -> None:
         self.view, self.edge = view, edge
+        # Of a receive whose bytes are only read, once: they may be `lent` where they lie, until `free` is called.
+        self.borrows = borrows
+        self.lent: Bytes | None = None
+        self.free: Callable[[], None] | None = None
         self.done = False
         self.rank = -1  # of a receive from any rank: who sent it
         self.owner: Waiter | None = None
@@ -69,11 +81,31 @@ class Waiter(Protocol):
 class Outgoing:
     """One frame on its way out."""
 
-    __slots__ = ("began", "edge", "ticket", "views")
+    __slots__ = ("began", "body", "edge", "header", "ticket", "views")
 
-    def __init__(self, ticket: Ticket | None, edge: Edge | None, *views: memoryview) -> None:
+    def __init__(self, ticket: Ticket | None, edge: Edge | None, header: Header, body: memoryview) -> None:
         self.ticket, self.edge, self.began = ticket, edge, False
-        self.views = [view for view in views if len(view)]
+        self.header, self.body = header, body
+        self.views = [memoryview(pack(header)), *([body] if len(body) else [])]
+
+    @classmethod
+    def raw(cls, last: bytes) -> Outgoing:
+        """Whole frames as bytes."""
+        frame = cls.__new__(cls)
+        frame.ticket, frame.edge, frame.began, frame.views = None, None, False, [memoryview(last)]
+        return frame
+
+    def share(self, ring: Outbox) -> bool:
+        """Put the body into shared memory if it travels there; False while that has no room."""
+        if self.header.kind is not Kind.DATA or not ring.takes(len(self.body)):
+            return True
+        at = ring.put(self.body)
+        if at is None:
+            return False
+        place = pack_place(at, len(self.body))
+        header = dataclasses.replace(self.header, kind=Kind.SHARED, length=len(place))
+        self.views = [memoryview(pack(header) + place)]
+        return True
 
     def advance(self, count: int) -> int:
         """Count `count` sent bytes off; returns those that belong to the next frame."""
@@ -91,7 +123,7 @@ class Outgoing:
 class Peer:
     """A stream to and from `rank`. `place` names the memory for a body, `deliver` takes each whole DATA frame.
 
-    `done` is told each ticket whose frame has left.
+    `done` is told each ticket whose frame has left, `dirty` that it has something to send of itself.
     """
 
     def __init__(
@@ -103,6 +135,8 @@ class Peer:
         place: Callable[[Peer, Header], memoryview],
         deliver: Callable[[Peer, Frame], None],
         done: Callable[[Ticket], None],
+        dirty: Callable[[Peer], None],
+        local: bool = False,
     ) -> None:
         sock.settimeout(0.0)
         shorten_backlog(sock)
@@ -113,11 +147,21 @@ class Peer:
         self.pressure = Pressure(sock)
         self.blocked_since = 0.0
         self._wakes_at = 1
-        self._deliver, self._done = deliver, done
+        self._place, self._deliver, self._done, self._dirty = place, deliver, done, dirty
         self._reader = Reader(epoch, lambda header: place(self, header))
         self._queue: list[tuple[Priority, int, Outgoing]] = []  # a heap
         self._out: deque[Outgoing] = deque()  # taken from the queue: they leave in this order
         self._number = itertools.count()
+        self._outbox: Outbox | None = None
+        self._inbox: Inbox | None = None
+        self._full = False  # the ring has no room for what is to leave next
+        if local:
+            self._invite()
+
+    @property
+    def wants_to_write(self) -> bool:
+        """True while something waits for the socket, and not for the peer to make room."""
+        return bool(self._out or (self._queue and not self._full))
 
     @property
     def has_output(self) -> bool:
@@ -134,9 +178,21 @@ class Peer:
         if self.gone:
             raise EpochEnded(f"rank {self.rank} has left the epoch")
         idle = not self.has_output
-        frame = Outgoing(ticket, ticket.edge, memoryview(pack(header)), body)
+        frame = Outgoing(ticket, ticket.edge, header, body)
         heapq.heappush(self._queue, (priority, next(self._number), frame))
         return idle
+
+    def _invite(self) -> None:
+        with suppress(OSError):
+            self._outbox = Outbox()
+            self._say(Kind.RING, self._outbox.invitation())
+
+    def _say(self, kind: Kind, body: bytes = b"") -> None:
+        """A word to the peer, before all else."""
+        header = Header(kind, 0, self.epoch, 0, 0, len(body))
+        heapq.heappush(self._queue, (_FIRST, next(self._number), Outgoing(None, None, header, memoryview(body))))
+        self._full = False  # this needs no room there
+        self._dirty(self)
 
     def flush(self) -> None:
         """Send what the socket takes."""
@@ -165,7 +221,7 @@ class Peer:
         if not drop:
             kept += [heapq.heappop(self._queue)[-1] for _ in range(len(self._queue))]
         self._queue.clear()
-        self._out = deque([*kept, Outgoing(None, None, memoryview(last))])
+        self._out = deque([*kept, Outgoing.raw(last)])
 
     def part(self, scrap: memoryview) -> bool:
         """Send and throw away what comes, without waiting; True once both directions are at their end."""
@@ -188,6 +244,9 @@ class Peer:
         self.gone = True
         self._out.clear()
         self._queue.clear()
+        for end in (self._outbox, self._inbox):
+            if end is not None:
+                end.close()
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
@@ -208,7 +267,11 @@ class Peer:
         """What the next call sends: frames that are under way, then the first of the queue."""
         size = sum(len(view) for frame in self._out for view in frame.views)
         while self._queue and size < _GATHER_BYTES and len(self._out) < _GATHER_FRAMES:
-            frame = heapq.heappop(self._queue)[-1]
+            frame = self._queue[0][-1]
+            if self._outbox is not None and not frame.share(self._outbox):
+                self._full = True
+                break
+            heapq.heappop(self._queue)
             self._out.append(frame)
             size += sum(map(len, frame.views))
         return [view for frame in self._out for view in frame.views]
@@ -250,6 +313,49 @@ class Peer:
             case Kind.ABORT:
                 reason, culprit = read_abort(frame.body)
                 raise EpochEnded(reason, name=culprit)
+            case Kind.RING:
+                self._meet_in_memory(bytes(frame.body))
+            case Kind.SHARED:
+                self._take_shared(frame)
+            case Kind.FREED:
+                if self._outbox is not None:
+                    self._outbox.freed(self._where(frame)[0])
+                self._full = False
+
+    def _meet_in_memory(self, invitation: bytes) -> None:
+        if not invitation:
+            if self._outbox is not None:
+                self._outbox.opened()
+            return
+        self._inbox = Inbox.open(invitation)
+        if self._inbox is not None:
+            self._say(Kind.RING)
+
+    def _take_shared(self, frame: Frame) -> None:
+        at, size = self._where(frame)
+        if self._inbox is None or not self._inbox.holds(at, size):
+            raise EpochEnded(f"rank {self.rank}: {size} bytes at {at} of no shared memory", rank=self.rank)
+        header = dataclasses.replace(frame.header, kind=Kind.DATA, length=size)
+        view = self._place(self, header)
+        if len(view) != size:
+            raise EpochEnded(
+                f"rank {self.rank}: {size} bytes came for {len(view)}: the ranks call different operations"
+            )
+        body, free = self._inbox.body(at, size), functools.partial(self._say, Kind.FREED, bytes(frame.body))
+        ticket = self.claimed
+        if ticket is not None and ticket.borrows and ticket.owner is not None:
+            # Someone waits for it and will use it in this very turn: where it lies is good enough.
+            ticket.lent, ticket.free = body, free
+        else:
+            np.frombuffer(view, np.uint8)[:] = body
+            free()
+        self._deliver(self, Frame(header, view))
+
+    def _where(self, frame: Frame) -> tuple[int, int]:
+        try:
+            return unpack_place(frame.body)
+        except HandshakeError as error:
+            raise EpochEnded(f"rank {self.rank}: {error}", rank=self.rank) from None
 
     def _read_to_the_end(self) -> None:
         with suppress(OSError):

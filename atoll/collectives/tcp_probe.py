@@ -53,6 +53,8 @@ _QUEUE_S = 0.01
 # While there is less room than this the sender rests, so long.
 _ROOM_BYTES = 8 * 1024
 _PAUSE_S = 0.0003
+# Steps that differ by less, as a share of what came between them, are of one size.
+_EVEN = 0.02
 _TCP_NOTSENT_LOWAT = 25
 
 
@@ -64,7 +66,7 @@ class Effort:
     of which one may starve the other. Both ways what the first end asks for holds.
     """
 
-    seconds: float = 0.04
+    seconds: float = 0.03
     limit_bytes: int = 16 << 20
     steady: bool = False
 
@@ -266,8 +268,10 @@ class _Probe:
         self._wake_after(1)
         timed = [s for s in samples if s[1] >= skip]
         if timed[0][1] > (skip + size) // 2:
-            timed = [(began, 0), (samples[-1][0], size)]  # it came faster than this process looked: at least this fast
-        return _slope(timed), timed[-1][0] - timed[0][0]
+            # It came faster than this process looked: at least this fast.
+            timed = [(began, 0), (samples[-1][0], size)]
+            return _slope(timed), timed[-1][0] - began
+        return _even_slope(samples, len(samples) - len(timed)), timed[-1][0] - timed[0][0]
 
     def _wake_after(self, count: int) -> int:
         """Be woken for so many bytes only: a wake for each segment would cost a busy host more than the link does."""
@@ -321,6 +325,23 @@ def _middle(arrivals: list[tuple[float, int]], seconds: float) -> float:
     before = [a for a in arrivals if a[0] <= start + 0.2 * seconds][-1]
     until = [a for a in arrivals if a[0] <= start + 0.9 * seconds][-1]
     return (until[1] - before[1]) / (0.7 * seconds)
+
+
+def _even_slope(samples: list[tuple[float, int]], first: int) -> float:
+    """Bytes/s from sample `first` on: the median over pairs of samples far apart that came in steps of about one size.
+
+    A shaper that lets go of whole packets of 64 KB pays for each after it went: the time between two samples is that of
+    the earlier one's step, the bytes are those of the later one's. Between steps of one size both are the same.
+    """
+    steps = [n - before for (_, n), (_, before) in zip(samples, [(0.0, 0), *samples], strict=False)]
+    span = samples[-1][0] - samples[first][0]
+    slopes = sorted(
+        (late[1] - early[1]) / (late[0] - early[0])
+        for i, early in enumerate(samples[first:], first)
+        for j, late in enumerate(samples[i + 1 :], i + 1)
+        if i > 0 and late[0] - early[0] > span / 2 and abs(steps[j] - steps[i]) <= _EVEN * (late[1] - early[1])
+    )
+    return slopes[len(slopes) // 2] if slopes else _slope(samples[first:])
 
 
 def _slope(samples: list[tuple[float, int]]) -> float:

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -77,25 +77,29 @@ class _Farewell:
 
 
 class Reactor:
-    """The loop. `on_end(reason, culprit_rank, culprit_name)` runs on its thread, once, when the epoch cannot go on."""
+    """The loop of `rank`; `local` are the peers on its own host. `on_end(reason, culprit_rank, culprit_name)` runs on its thread, once, when the epoch cannot go on."""
 
     def __init__(
         self,
         epoch: int,
         sockets: Mapping[int, socket.socket | Sequence[socket.socket]],
         on_end: Callable[[str, int | None, str | None], None],
+        *,
         rank: int = 0,
+        local: Collection[int] = (),
     ) -> None:
         self._epoch, self._on_end = epoch, on_end
         self._mail = Mail(rank, self.complete)
-        self._lines = {rank: [self._peer(rank, s) for s in _listed(found)] for rank, found in sockets.items()}
+        self._dirty: list[Peer] = []
+        self._lines = {
+            peer: [self._peer(peer, s, local=peer in local) for s in _listed(found)] for peer, found in sockets.items()
+        }
         self._peers = [peer for lines in self._lines.values() for peer in lines]
         self.now = time.monotonic()
         self.ready: deque[Running] = deque()
         self._asked: deque[Running] = deque()
         self._started = 0
         self._current = Running(self, _nothing(), Trace())
-        self._dirty: list[Peer] = []
         self._writers: set[Peer] = set()
         self._open: set[Running] = set()
         self._ending: _Farewell | None = None
@@ -166,12 +170,14 @@ class Reactor:
                 self._dirty.append(peer)
         return ticket
 
-    def post(self, rank: int, lane: int, sequence: int, part: int, view: memoryview) -> Ticket:
-        """Receive exactly `len(view)` bytes into `view`."""
+    def post(
+        self, rank: int, lane: int, sequence: int, part: int, view: memoryview, *, borrows: bool = False
+    ) -> Ticket:
+        """Receive exactly `len(view)` bytes into `view`; `borrows`: or have them lent where they lie (`Ticket.lent`)."""
         edge = self._current.trace.edge(rank)
         if edge is not None:
             edge.received_bytes += len(view)
-        ticket = Ticket(view, edge)
+        ticket = Ticket(view, edge, borrows=borrows)
         if not self._mail.post(ticket, (rank, lane, sequence, part)) and self._has_left(rank):
             raise EpochEnded(f"rank {rank} has left the epoch")
         return ticket
@@ -202,6 +208,7 @@ class Reactor:
 
     def _run(self) -> None:
         try:
+            self._work()
             while self._ending is None:
                 self._turn()
         except EpochEnded as end:
@@ -226,6 +233,8 @@ class Reactor:
                 peer.read()
                 if peer.gone:
                     self._let_go(peer)
+                elif peer.wants_to_write and peer not in self._writers:
+                    self._dirty.append(peer)  # it made room, or has to be answered
             # What came goes on before more is read: it is in the cache, and another rank waits for it.
             self._work()
         self._work()
@@ -236,7 +245,8 @@ class Reactor:
         while self.ready or self._dirty:
             while self.ready:
                 self._advance(self.ready.popleft())
-            dirty, self._dirty = self._dirty, []
+            dirty = list(self._dirty)
+            self._dirty.clear()
             for peer in dirty:
                 self._flush(peer)
 
@@ -272,7 +282,7 @@ class Reactor:
             return
         front = peer.front
         peer.flush()
-        blocked = peer.has_output
+        blocked = peer.wants_to_write
         if peer in self._writers:
             if front is not None:
                 front.blocked_s += self.now - peer.blocked_since
@@ -299,8 +309,17 @@ class Reactor:
 
     # -- bytes that came ---------------------------------------------------------------------------------------------
 
-    def _peer(self, rank: int, sock: socket.socket) -> Peer:
-        return Peer(rank, sock, self._epoch, place=self._place, deliver=self._deliver, done=self.complete)
+    def _peer(self, rank: int, sock: socket.socket, *, local: bool) -> Peer:
+        return Peer(
+            rank,
+            sock,
+            self._epoch,
+            place=self._place,
+            deliver=self._deliver,
+            done=self.complete,
+            dirty=self._dirty.append,
+            local=local,
+        )
 
     def _place(self, peer: Peer, header: Header) -> memoryview:
         peer.claimed = self._mail.claim(peer.rank, header)

@@ -81,7 +81,7 @@ class Summation:
                     after = part.instructions[number + 1 : number + 2]
                     apart = action is Action.ADD and (number > 0 or any(isinstance(i, Exchange) for i in after))
                     memory = self._temporary(part) if apart else self._place[part.start : part.end]
-                    posted.append([self._receive(source, message, memory)])
+                    posted.append([self._receive(source, message, memory, borrows=action is Action.ADD)])
                 case Exchange(members, coded, message):
                     others = [m for m in members if m != self._rank]
                     make = self._encoded if coded else self._temporary
@@ -99,7 +99,7 @@ class Summation:
                 case Take(_, action, _):
                     [(ticket, came)] = arrivals
                     yield [ticket]
-                    has = came if action is Action.COPY else combine(self._task.function, came, has, came)
+                    has = came if action is Action.COPY else self._added(ticket, came, has)
                 case Give(target, message):
                     if has is own:
                         np.copyto(place, own)
@@ -182,9 +182,18 @@ class Summation:
 
     # -- memory and messages -----------------------------------------------------------------------------------------
 
-    def _receive(self, source: int, message: int, memory: Array) -> Arrival:
+    def _receive(self, source: int, message: int, memory: Array, *, borrows: bool = False) -> Arrival:
         view = memory.view(np.uint8).data
-        return self._reactor.post(source, COLLECTIVES, self._task.sequence, message, view), memory
+        return self._reactor.post(source, COLLECTIVES, self._task.sequence, message, view, borrows=borrows), memory
+
+    def _added(self, ticket: Ticket, came: Array, has: Array) -> Array:
+        """What came and what there was, in the memory of what came."""
+        if ticket.lent is None or ticket.free is None:
+            return combine(self._task.function, came, has, came)
+        combine(self._task.function, ticket.lent.view(came.dtype), has, came)
+        ticket.lent = None
+        ticket.free()
+        return came
 
     def _send(self, target: int, message: int, memory: Array) -> None:
         view = memory.view(np.uint8).data

@@ -28,7 +28,7 @@ _ORDER = frozenset({"min", "max"})
 _UNKNOWN = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 __all__ = [
-    "check_alike", "check_pieces", "check_reducible", "equal_parts", "listed", "name", "op_of", "rows", "split_into",
+    "check_alike", "check_pieces", "check_reducible", "check_tag", "equal_parts", "listed", "name", "op_of", "rows", "split_into",
 ]  # fmt: skip
 
 
@@ -83,6 +83,12 @@ def rows(place: str, tensor: torch.Tensor, splits: Sequence[int], size: int) -> 
         raise ValueError(f"{place}: split sizes {list(splits)} for {count} rows and {size} ranks")
     width = tensor.numel() // count if count else 0
     return cut(flat(place, tensor), [s * width for s in splits])
+
+
+def check_tag(place: str, tag: int, end: int) -> None:
+    """Tags go from 0 to `end` - 1."""
+    if not 0 <= tag < end:
+        raise ValueError(f"{place}: tag {tag}; tags go from 0 to {end - 1}")
 
 
 def check_pieces(place: str, pieces: Mapping[int, Pieces], mine: Pieces, size: int, rank: int) -> None:

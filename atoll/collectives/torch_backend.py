@@ -10,6 +10,7 @@ makes of it are empty until they `adopt` one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -20,16 +21,22 @@ from torch._C._distributed_c10d import HashStore, Store
 from atoll.collectives.tcp_communicator import Communicator
 from atoll.collectives.torch_group_life import BACKEND, Own, install
 from atoll.collectives.torch_process_group import ProcessGroup
-from atoll.collectives.torch_rendezvous import meet
+from atoll.collectives.torch_rendezvous import NOWHERE, Place, meet
 
-__all__ = ["BACKEND", "Options", "ProcessGroup", "init", "join", "register"]
+__all__ = ["BACKEND", "Options", "Place", "ProcessGroup", "init", "join", "register"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`pg_options` of `init_process_group` and `new_group`. `communicator`: carry the group by this one; None: adopt later."""
+    """`pg_options` of `init_process_group` and `new_group`.
+
+    `communicator`: carry the group by this one. `adopts`: by one that comes later. Else ranks meet through the store;
+    `place` says what is known of the network, which groups made from this one then know too.
+    """
 
     communicator: Communicator | None = None
+    adopts: bool = False
+    place: Place = NOWHERE
 
 
 def init(communicator: Communicator) -> ProcessGroup:
@@ -46,8 +53,7 @@ def init(communicator: Communicator) -> ProcessGroup:
 
 def join(store: Store, rank: int, size: int, timeout: timedelta, *, name: str = BACKEND) -> ProcessGroup:
     """A group beside those that `torch.distributed` knows; its ranks meet through `store`."""
-    names = range(size)
-    group = ProcessGroup(rank, size, meet(store, rank, names, timeout), Own(store=store, timeout=timeout, names=names))
+    group = _met(store, rank, range(size), timeout, NOWHERE)
     group._set_group_name(name)  # noqa: SLF001 - torch's name for it
     install()
     return group
@@ -62,22 +68,24 @@ def register() -> None:
 
 def _create(place: Any, options: Options | None) -> ProcessGroup:
     rank, size = place.group_rank, place.group_size
-    if isinstance(options, Options):
-        return ProcessGroup(rank, size, options.communicator)
-    if _elastic():
-        return ProcessGroup(rank, size, None)
+    chosen = options if isinstance(options, Options) else _as_the_default_group()
+    if chosen.adopts or chosen.communicator is not None:
+        return ProcessGroup(rank, size, chosen.communicator)
     names = list(place.global_ranks_in_group) or list(range(size))
-    timeout: timedelta = place.timeout
-    communicator = meet(place.store, rank, names, timeout)
-    return ProcessGroup(rank, size, communicator, Own(store=place.store, timeout=timeout, names=names))
+    return _met(place.store, rank, names, place.timeout, chosen.place)
 
 
-def _elastic() -> bool:
-    """Whether the default group's communicator is somebody else's: then so are those of all groups."""
-    if not dist.is_initialized():
-        return False
-    default = dist.group.WORLD
-    return isinstance(default, ProcessGroup) and default.adopted
+def _met(store: Store, rank: int, names: Sequence[int], timeout: timedelta, place: Place) -> ProcessGroup:
+    communicator = meet(store, rank, names, timeout, place)
+    return ProcessGroup(rank, len(names), communicator, Own(store=store, timeout=timeout, names=names, network=place))
+
+
+def _as_the_default_group() -> Options:
+    """If the default group's communicator is somebody else's, so are those of all groups; what it knows, they know."""
+    default = dist.group.WORLD if dist.is_initialized() else None
+    if not isinstance(default, ProcessGroup):
+        return Options()
+    return Options(adopts=default.adopted, place=default.place)
 
 
 register()

@@ -110,7 +110,7 @@ class _Blocked:
             for first, rows, start, end in _tiles(values.size):
                 scale = scales[first : first + rows]
                 tile = _rows(values[start:end], rows)
-                code = self._encode(tile, scale, codes, start, seed)
+                code = self._encode(tile, scale, codes, (start, end), seed)
                 decoded[start:end] = self._value(code, scale).reshape(-1)[: end - start]
 
     def decode_add(self, data: Bytes, out: Floats) -> None:
@@ -129,8 +129,8 @@ class _Blocked:
         """Bytes of the values without their scales."""
         raise NotImplementedError
 
-    def _encode(self, tile: Floats, scale: Floats, codes: Bytes, start: int, seed: int) -> Any:
-        """Scales and codes of `tile` [rows, BLOCK]; returns the codes as `_decode` gives them."""
+    def _encode(self, tile: Floats, scale: Floats, codes: Bytes, span: tuple[int, int], seed: int) -> Any:
+        """Scales and codes of `tile` [rows, BLOCK], the values of `span`; returns the codes as `_decode` gives them."""
         raise NotImplementedError
 
     def _decode(self, codes: Bytes, start: int, end: int, rows: int) -> Any:
@@ -151,7 +151,7 @@ class Int8(_Blocked):
         """One a value."""
         return count
 
-    def _encode(self, tile: Floats, scale: Floats, codes: Bytes, start: int, seed: int) -> Any:  # noqa: ARG002
+    def _encode(self, tile: Floats, scale: Floats, codes: Bytes, span: tuple[int, int], seed: int) -> Any:  # noqa: ARG002
         largest = np.maximum(tile.max(1, keepdims=True), -tile.min(1, keepdims=True))
         scale[:] = largest / np.float32(127)
         code = tile * np.where(largest > _TINY, np.float32(127) / largest, np.float32(0))
@@ -159,7 +159,7 @@ class Int8(_Blocked):
         strange = ~np.isfinite(largest[:, 0])
         if strange.any():
             code[strange] = 1
-        bytes_ = codes.view(np.int8)[start : start + tile.size]
+        bytes_ = codes.view(np.int8)[slice(*span)]
         np.copyto(bytes_, code.reshape(-1)[: bytes_.size], casting="unsafe")
         return code
 
@@ -186,12 +186,13 @@ class OneBit(_Blocked):
         """A bit a value."""
         return -(-count // 8)
 
-    def _encode(self, tile: Floats, scale: Floats, codes: Bytes, start: int, seed: int) -> Any:  # noqa: ARG002
+    def _encode(self, tile: Floats, scale: Floats, codes: Bytes, span: tuple[int, int], seed: int) -> Any:  # noqa: ARG002
+        start, end = span
         up = tile >= 0
-        number = up.sum(1)
-        total = np.where(up, tile, np.float32(0)).sum(1)
-        scale[:, 0] = total / np.maximum(number, 1)
-        scale[:, 1] = (tile.sum(1) - total) / np.maximum(tile.shape[1] - number, 1)
+        _means(tile, up, scale)
+        filled = tile.size - (end - start)
+        if filled:  # what fills a short block up has no part in its means
+            _means(tile[-1:, :-filled], up[-1:, :-filled], scale[-1:])
         _pack(up, codes, start)
         return up
 
@@ -215,8 +216,8 @@ class Ternary(_Blocked):
         """A bit for being there, one for the sign."""
         return 2 * -(-count // 8)
 
-    def _encode(self, tile: Floats, scale: Floats, codes: Bytes, start: int, seed: int) -> Any:
-        size = np.abs(tile)
+    def _encode(self, tile: Floats, scale: Floats, codes: Bytes, span: tuple[int, int], seed: int) -> Any:
+        start, size = span[0], np.abs(tile)
         scale[:] = size.max(1, keepdims=True)
         there = size > _chances(start, tile.size, seed).reshape(tile.shape) * scale
         strange = ~np.isfinite(scale[:, 0])
@@ -278,6 +279,13 @@ def _rows(values: Any, rows: int) -> Any:
     if missing:
         values = np.concatenate([values, np.full(missing, values[-1], values.dtype)])
     return values.reshape(rows, BLOCK)
+
+
+def _means(rows: Floats, up: Any, scale: Floats) -> None:
+    """`scale` [blocks, 2]: the mean of the values of each row that are `up`, and of the others."""
+    number, total = up.sum(1), np.where(up, rows, np.float32(0)).sum(1)
+    scale[:, 0] = total / np.maximum(number, 1)
+    scale[:, 1] = (rows.sum(1) - total) / np.maximum(rows.shape[1] - number, 1)
 
 
 def _spread(values: Floats, of: Any) -> Floats:

@@ -27,6 +27,7 @@ from atoll.collectives.tcp_communicator import Communicator
 from atoll.collectives.tcp_roll_call import RollCall
 from atoll.collectives.torch_barrier import Barrier
 from atoll.collectives.torch_deadlines import Deadlines
+from atoll.collectives.torch_rendezvous import NOWHERE, Place
 from atoll.collectives.torch_work import Handle, Label
 from atoll.collectives.work import Poison, Work
 
@@ -46,6 +47,7 @@ class Own:
     store: Store
     timeout: timedelta
     names: Sequence[int]
+    network: Place = NOWHERE
 
 
 class GroupLife:
@@ -59,7 +61,7 @@ class GroupLife:
         self._called = 0
         self._messages = 0
         self._barriers = 0
-        self._open: dict[Handle, float] = {}
+        self._open: dict[Handle, tuple[float, float]] = {}  # when due, and by which limit
         self._batch: list[Handle] | None = None
         self._limit_s = own.timeout.total_seconds() if own else float("inf")
         self._roll_call = RollCall(communicator, lambda: self._called) if own and communicator else None
@@ -145,6 +147,11 @@ class GroupLife:
         """Whether its communicator is somebody else's: then failures end operations as if done."""
         return self._own is None
 
+    @property
+    def place(self) -> Place:
+        """What is known of the network."""
+        return self._own.network if self._own else NOWHERE
+
     def adopt(self, communicator: Communicator | None) -> None:
         """From now on operations go over `communicator`, whose epoch, size and rank become the group's.
 
@@ -172,6 +179,7 @@ class GroupLife:
 
     def forked(self) -> None:
         """In a child process: the sockets are the parent's. Open here they would hide its end from the peers."""
+        self._lock = threading.Lock()  # another thread of the parent may have held it
         communicator, self._communicator = self._communicator, None
         if communicator is not None:
             for sock in (s for lines in communicator.sockets().values() for s in lines):
@@ -199,10 +207,15 @@ class GroupLife:
         after: Callable[[], None] | None = None,
         peer: int | None = None,
     ) -> Handle:
-        """Start an operation. `opts` may limit it further; `peer` is that of a message."""
+        """Start an operation. `opts` may limit it further; `peer` is that of a message, -1 for any."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"group {self._name!r} belongs to process {self._pid}, which forked this one ({os.getpid()}); "
+                "a child process makes groups of its own"
+            )
         with self._lock:  # numbered in the order in which they start
-            number = self._numbered(kind)
             inner = self._begun(begin)
+            number = self._numbered(kind)
         label = Label(kind, number, results, self._name, peer)
         handle = Handle(inner, label, self, results, after)
         if self._own is not None:
@@ -219,11 +232,6 @@ class GroupLife:
         return self._called
 
     def _begun(self, begin: Callable[[Communicator], Work]) -> Work:
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                f"group {self._name!r} belongs to process {self._pid}, which forked this one ({os.getpid()}); "
-                "a child process makes groups of its own"
-            )
         if self._communicator is not None:
             return begin(self._communicator)
         if self._own is not None or self._gone:
@@ -237,7 +245,7 @@ class GroupLife:
         given = timeout.total_seconds() if timeout is not None else 0
         if 0 < given < limit:
             limit = given
-        self._open[handle] = time.monotonic() + limit
+        self._open[handle] = time.monotonic() + limit, limit
         if limit < self._limit_s:
             _deadlines.nudge()
         handle.on_end(lambda: self._forget(handle))
@@ -262,20 +270,21 @@ class GroupLife:
     def due_s(self, now: float) -> float:
         """When to look for overdue operations again."""
         with suppress(RuntimeError):  # changed while we read: look again soon
-            return min(self._open.values(), default=now + self._limit_s)
+            return min((due for due, _ in self._open.values()), default=now + self._limit_s)
         return now
 
     def look(self, now: float) -> None:
         """End the communicator if an operation is overdue."""
-        overdue = [handle for handle, due in list(self._open.items()) if due <= now]
+        overdue = [(handle, limit) for handle, (due, limit) in list(self._open.items()) if due <= now]
         communicator = self._communicator
         if not overdue or communicator is None:
             return
-        words, missing = self._overdue(overdue[0].label, self._limit_s)
-        if not overdue[0].is_completed():
+        first, limit = overdue[0]
+        words, missing = self._overdue(first.label, limit)
+        if not first.is_completed():
             culprit = communicator.members[missing[0]].trainer if missing else None
             communicator.abort(words, culprit)
-        for handle in overdue:
+        for handle, _ in overdue:
             self._open.pop(handle, None)
 
     def _overdue(self, label: Label, limit_s: float) -> tuple[str, list[int]]:

@@ -22,6 +22,7 @@ from atoll.collectives.call import Call
 from atoll.collectives.tcp_communicator import Communicator
 from atoll.collectives.tcp_exchanges import Move, Pieces, Reduction
 from atoll.collectives.tcp_operations import CARRIED_IN, ReduceOp
+from atoll.collectives.tcp_roll_call import TAG
 from atoll.collectives.torch_arguments import listed, op_of
 from atoll.collectives.torch_group_life import GroupLife
 from atoll.collectives.torch_sparse import packed, sum_of
@@ -174,16 +175,19 @@ class ProcessGroup(GroupLife, _TorchGroup):  # type: ignore[misc]
     def send(self, tensors: Tensors, to: int, tag: int = 0) -> Handle:
         """One message; it needs no receive to be posted, so pipelines cannot deadlock."""
         [tensor] = listed(tensors)
+        arguments.check_tag(self._place("send"), tag, TAG)
         return self._run("send", [tensor], lambda c: c.send(tensor, to=to, tag=tag), peer=to)
 
     def recv(self, tensors: Tensors, source: int, tag: int = 0) -> Handle:
         """The next message of `source` with this tag."""
         [tensor] = listed(tensors)
+        arguments.check_tag(self._place("recv"), tag, TAG)
         return self._run("recv", [tensor], lambda c: c.recv(tensor, source=source, tag=tag), peer=source)
 
     def recv_anysource(self, tensors: Tensors, tag: int = 0) -> Handle:
         """The next message with this tag of any rank; the handle's `source_rank` tells whose."""
         [tensor] = listed(tensors)
+        arguments.check_tag(self._place("recv"), tag, TAG)
         return self._run("recv", [tensor], lambda c: c.recv(tensor, source=None, tag=tag), peer=-1)
 
     # -- several at once ---------------------------------------------------------------------------------------------

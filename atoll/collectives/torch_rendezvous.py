@@ -7,6 +7,7 @@ twice is an error that names both processes, as is a member that does not come o
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -27,6 +29,7 @@ from atoll.collectives.tcp_transport import Listener
 from atoll.errors import ConnectError, PeerError
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, TrainerId
 from atoll.schema.messages import Member, Membership
+from atoll.schema.topology import Door, Topology
 
 _LOCAL = "127.0.0.1"
 # The other claimant of a rank publishes its address a moment after its claim.
@@ -34,20 +37,34 @@ _OTHER = timedelta(seconds=2)
 _SIOCGIFADDR = 0x8915
 
 
-def meet(store: Store, rank: int, names: Sequence[int], timeout: timedelta) -> Communicator:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where this rank is in a network that is known: the name of its node, its other NICs (name, host), the topology.
+
+    By default a node is named after its host name and address, and nothing more is known.
+    """
+
+    node: str | None = None
+    nics: tuple[tuple[str, str], ...] = ()
+    topology: Topology | None = None
+
+
+NOWHERE = Place()
+
+
+def meet(store: Store, rank: int, names: Sequence[int], timeout: timedelta, place: Place) -> Communicator:
     """The communicator of the group whose ranks are known as `names`. Raises `DistBackendError` naming who is missing."""
-    place = _Place(store, rank, names, timeout)
     try:
-        return place.connect()
+        return _Meeting(store, rank, names, timeout, place).connect()
     except PeerError as error:
         raise dist.DistBackendError(f"rank {names[rank]} cannot join its group of {len(names)}: {error}") from error
 
 
-class _Place:
-    """One rank's place in a group that is forming."""
+class _Meeting:
+    """One rank's part in a group that is forming."""
 
-    def __init__(self, store: Store, rank: int, names: Sequence[int], timeout: timedelta) -> None:
-        self._rank, self._names, self._timeout = rank, names, timeout
+    def __init__(self, store: Store, rank: int, names: Sequence[int], timeout: timedelta, place: Place) -> None:
+        self._rank, self._names, self._timeout, self._place = rank, names, timeout, place
         self._deadline = time.monotonic() + timeout.total_seconds()
         self._host = own_host(store)
         # A store may serve several groups of one name, one after the other: each time counts.
@@ -60,10 +77,12 @@ class _Place:
         """Meet all others."""
         secret = self._secret()
         run = RunId("torch-distributed")
-        listener = Listener(self._host, secret, run)
+        listener = Listener(self._host, secret, run, self._place.nics)
         try:
             self._store.set(f"member/{self._rank}", self._address(listener))
-            membership = Membership(run=run, epoch=Epoch(self._time), members=self._members())
+            membership = Membership(
+                run=run, epoch=Epoch(self._time), members=self._members(), topology=self._place.topology
+            )
             communicator = connect(
                 membership,
                 self._name(self._rank),
@@ -111,6 +130,7 @@ class _Place:
                     node=NodeId(said["node"]),
                     host=said["host"],
                     port=said["port"],
+                    doors=tuple(Door(**door) for door in said["doors"]),
                 )
             )
         return tuple(found)
@@ -127,7 +147,10 @@ class _Place:
         return bytes(self._store.get(key))
 
     def _address(self, listener: Listener) -> str:
-        said = {"host": listener.host, "port": listener.port, "node": socket.gethostname(), "pid": os.getpid()}
+        # Hosts in namespaces of one machine share its name but not its address.
+        node = self._place.node or f"{socket.gethostname()}@{self._host}"
+        said = {"host": listener.host, "port": listener.port, "node": node, "pid": os.getpid()}
+        said["doors"] = [dataclasses.asdict(door) for door in listener.doors]
         return json.dumps(said)
 
     def _name(self, rank: int) -> TrainerId:
@@ -149,8 +172,8 @@ def own_host(store: Store) -> str:
 def _way_to(host: str, port: int) -> str:
     """The own address on the way to `host`; nothing is sent."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        [(_, _, _, _, address), *_] = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_DGRAM)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])
     except OSError as error:

@@ -24,6 +24,7 @@ MAGIC = b"ATLF"
 PROTOCOL = 2
 _HEADER = struct.Struct(f"!4sBBHIIIQ{CALL_BYTES}s")
 HEADER_BYTES = _HEADER.size
+_PLACE = struct.Struct("!QQ")
 # A length above this is a damaged or foreign header, not a tensor of ours.
 LARGEST_BYTES = 1 << 40
 # A reason for people fits easily; anything longer is not an ABORT of ours.
@@ -37,6 +38,9 @@ class Kind(enum.IntEnum):
     DATA = 1
     ABORT = 2  # body: JSON {"reason", "culprit"}
     BYE = 3  # this side closes on purpose; what follows is the end of the stream
+    RING = 4  # an invitation to memory that both sides share; an empty body: it is open
+    SHARED = 5  # like DATA, but the body is in that memory: this one says where
+    FREED = 6  # the body there, at this place, is needed no more
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -78,6 +82,19 @@ def unpack(data: bytes | bytearray | memoryview) -> Header:
     if kind is None or length > (LARGEST_BYTES if kind is Kind.DATA else LARGEST_FAREWELL_BYTES):
         raise HandshakeError(f"frame of kind {number} and {length} bytes: damaged stream")
     return Header(kind, lane, epoch, sequence, part, length, call)
+
+
+def pack_place(at: int, size: int) -> bytes:
+    """The body of a SHARED frame: where, and how many bytes."""
+    return _PLACE.pack(at, size)
+
+
+def unpack_place(body: memoryview) -> tuple[int, int]:
+    """(where, how many bytes). Raises `HandshakeError` for anything else."""
+    if len(body) != _PLACE.size:
+        raise HandshakeError(f"a place in shared memory of {len(body)} bytes; it has {_PLACE.size}")
+    at, size = _PLACE.unpack(body)
+    return at, size
 
 
 def farewell(kind: Kind, epoch: int, reason: str = "", culprit: str | None = None) -> bytes:

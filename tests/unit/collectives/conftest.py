@@ -57,6 +57,21 @@ class Place:
         listeners = self.listen(size)
         return self.connect(membership_of(listeners, number), listeners)
 
+    def on(self, topology, nodes=None, number=1):
+        """An epoch with a rank on each node, told the topology; its listeners have a door at each NIC."""
+        from atoll.collectives.tcp_transport import Listener
+
+        nics = {host.node: [(nic.name, nic.host) for nic in host.nics] for host in topology.hosts}
+        nodes = list(nics) if nodes is None else nodes
+        listeners = [Listener("127.0.0.1", SECRET, RUN, nics[node]) for node in nodes]
+        self.listeners += listeners
+        members = tuple(
+            Member(trainer=TrainerId(f"t{i}"), rank=Rank(i), node=node, host=x.host, port=x.port, doors=x.doors)
+            for i, (node, x) in enumerate(zip(nodes, listeners, strict=True))
+        )
+        membership = Membership(run=RUN, epoch=Epoch(number), members=members, topology=topology)
+        return self.connect(membership, listeners)
+
     def close(self):
         for thing in (*self.comms, *self.listeners):
             thing.close()
