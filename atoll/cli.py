@@ -15,6 +15,7 @@ import typer
 
 from atoll import config, launch
 from atoll.cli_checkpoints import checkpoints_app
+from atoll.cli_lab import lab_app
 from atoll.cli_run import run_command, submit_command
 from atoll.cli_serve import serve
 from atoll.cli_topology import topology
@@ -192,6 +193,7 @@ def story(
 
 app.command()(topology)
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(lab_app, name="lab")
 
 # -- about -----------------------------------------------------------------------------------------------------------
 

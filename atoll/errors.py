@@ -17,6 +17,7 @@
     │   ├── ConnectError         cannot-connect        nothing answers at the address
     │   ├── PortInUse            port-in-use           the port belongs to another process
     │   ├── VersionMismatch      version-mismatch      agent and control plane of different builds
+    │   ├── LabError             no-lab                this machine cannot raise a lab, or a lab is not as asked
     │   └── CheckpointError      bad-checkpoint        a damaged, incomplete or missing checkpoint
     ├── PeerError            another process of the run is at fault
     │   ├── PeerLost             peer-lost             a peer's connection ended or it does not answer
@@ -136,6 +137,12 @@ class VersionMismatch(ClusterError):
     """Agent and control plane of different builds."""
 
     code = "version-mismatch"
+
+
+class LabError(ClusterError):
+    """This machine cannot raise a lab, or a lab is not as asked."""
+
+    code = "no-lab"
 
 
 class CheckpointError(ClusterError):

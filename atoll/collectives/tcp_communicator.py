@@ -28,6 +28,7 @@ from atoll.collectives.tcp_peer import Ticket
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_transport import Listener
 from atoll.collectives.telemetry import Telemetry, Trace
+from atoll.collectives.torch_codecs import CODECS, ratio
 from atoll.collectives.torch_codecs import codec as codec_named
 from atoll.collectives.torch_residuals import Residuals
 from atoll.collectives.tuning import KEPT_GENERATIONS, Told, Tuning
@@ -130,10 +131,10 @@ class Communicator:
         self.rank: int = me.rank
         self.size = len(membership.members)
         network = network or network_of(self.members, membership.topology)
-        self._tuning = Tuning(network)
+        self._tuning = Tuning(network, {name: ratio(name) for name in CODECS})
         self._tuned: dict[int, Ticket] = {}
         self._links = Links(network.nodes, self.rank, network.topology)
-        self.observed: tuple[Observation, ...] = ()
+        self._observed: list[Observation] = []
         self.poisoned: Poison | None = None
         self.telemetry = Telemetry()
         self._lock = threading.Lock()
@@ -169,6 +170,7 @@ class Communicator:
         what crosses slow links to be written in fewer bytes; what that loses is kept in `residuals`, for bucket `key`.
         """
         check_reducible(buffer, op, codec)
+        coder = None if codec is None else codec_named(codec)
         feedback = residuals.feedback(key, buffer.numel()) if residuals is not None and codec is not None else None
         work = Work()
         generation = self._tuning.count(buffer.numel() * carried(buffer.dtype).itemsize)
@@ -178,7 +180,7 @@ class Communicator:
             sequence=self._next(),
             planned=lambda count, itemsize: self._planned(count, itemsize, codec, recipe, generation, work.trace),
             after=(self._tuned[generation],) if generation else (),
-            codec=None if codec is None else codec_named(codec),
+            codec=coder,
             feedback=feedback,
         )
         if residuals is not None and feedback is not None:
@@ -202,6 +204,11 @@ class Communicator:
         """What the traffic of this epoch has shown to be otherwise than the topology said, with reasons."""
         return tuple(self._tuning.changes)
 
+    def observations(self) -> tuple[Observation, ...]:
+        """What this rank's links carried in windows that did not go as planned, each told once."""
+        told, self._observed = tuple(self._observed), []
+        return told
+
     def _planned(
         self, count: int, itemsize: int, codec: str | None, recipe: Recipe | None, generation: int, trace: Trace
     ) -> Plan:
@@ -218,13 +225,16 @@ class Communicator:
         done = self._tuned[self._tuning.windows] = Ticket()
         self._tuned.pop(self._tuning.windows - KEPT_GENERATIONS, None)
 
+        own = Told(pace=None, observations=())
+
         def say() -> bytes:
-            self.observed = self._links.observe(self._reactor.lines())
-            told = Told(pace=self._tuning.pace(), observations=self.observed)
-            return json.dumps(to_plain(told)).encode()
+            nonlocal own
+            own = Told(pace=self._tuning.pace(), observations=self._links.observe(self._reactor.lines()))
+            return json.dumps(to_plain(own)).encode()
 
         def hear(told: list[bytes]) -> None:
-            self._tuning.told([from_plain(Told, json.loads(said)) for said in told])
+            if self._tuning.told([from_plain(Told, json.loads(said)) for said in told]):
+                self._observed.extend(own.observations)
             self._reactor.complete(done)
 
         self._start(work := Work(), self._operations.exchange(say, hear, self._next(), work))

@@ -13,11 +13,28 @@ from collections.abc import Callable
 
 import numpy as np
 
-from atoll.collectives.call import difference
+from atoll.collectives.call import difference, unpack
 from atoll.collectives.tcp_peer import EpochEnded, Ticket
 from atoll.collectives.wire import Frame, Header
 
 Key = tuple[int, int, int, int]  # (rank, lane, sequence, part)
+
+
+class _Over:
+    """Sequences that are over: all up to a mark, and some above."""
+
+    def __init__(self) -> None:
+        self._mark = 0
+        self._above: set[int] = set()
+
+    def add(self, sequence: int) -> None:
+        self._above.add(sequence)
+        while self._mark + 1 in self._above:
+            self._mark += 1
+            self._above.discard(self._mark)
+
+    def __contains__(self, sequence: int) -> bool:
+        return sequence <= self._mark or sequence in self._above
 
 
 class Mail:
@@ -28,7 +45,8 @@ class Mail:
         self._posted: dict[Key, Ticket] = {}
         self._early: dict[Key, memoryview] = {}
         self._calls: dict[int, bytes] = {}
-        self._early_calls: dict[int, tuple[int, bytes]] = {}
+        self._early_calls: defaultdict[int, dict[bytes, int]] = defaultdict(dict)  # who called it first
+        self._over = _Over()
         self._expected: defaultdict[tuple[int | None, int], deque[tuple[int, Ticket, bytes]]] = defaultdict(deque)
         self._unread: defaultdict[int, deque[tuple[int, Header, memoryview]]] = defaultdict(deque)
         self._numbers = itertools.count()
@@ -38,13 +56,14 @@ class Mail:
     def open(self, sequence: int, call: bytes) -> None:
         """This rank has reached collective `sequence`. Raises `EpochEnded` where a peer has called another there."""
         self._calls[sequence] = call
-        rank, other = self._early_calls.pop(sequence, (-1, call))
-        if other != call:
-            raise self._disagreement(rank, sequence, call, other)
+        for other, rank in self._early_calls.pop(sequence, {}).items():
+            if other != call:
+                raise self._disagreement(rank, sequence, call, other)
 
     def close(self, sequence: int) -> None:
         """This rank's part of collective `sequence` is over."""
         self._calls.pop(sequence, None)
+        self._over.add(sequence)
 
     def post(self, ticket: Ticket, key: Key) -> bool:
         """The part of a collective goes into the ticket's memory; True where it is there already."""
@@ -81,7 +100,10 @@ class Mail:
             return self._next(rank, header)
         known = self._calls.get(header.sequence)
         if known is None:
-            self._early_calls.setdefault(header.sequence, (rank, header.call))
+            if header.sequence in self._over:
+                words = f"operation {header.sequence}: rank {rank} calls {unpack(header.call)}, which is over on rank"
+                raise EpochEnded(f"{words} {self._rank}: different operations")
+            self._early_calls[header.sequence].setdefault(header.call, rank)
         elif known != header.call:
             raise self._disagreement(rank, header.sequence, known, header.call)
         return self._posted.get((rank, header.lane, header.sequence, header.part))

@@ -19,7 +19,8 @@ from atoll.collectives.plan import Plan
 from atoll.collectives.tcp_peer import Ticket
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_sums import COLLECTIVES, Sum, Summation
-from atoll.collectives.torch_codecs import Codec
+from atoll.collectives.torch_codecs import Codec, Floats
+from atoll.collectives.torch_codecs import codec as codec_named
 from atoll.collectives.torch_residuals import Feedback
 from atoll.collectives.torch_scratch import Scratch, bytes_of
 from atoll.collectives.work import Work
@@ -68,10 +69,12 @@ def carried(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_reducible(buffer: torch.Tensor, op: str, codec: str | None = None) -> None:
-    """Raises `InternalError` for a type that cannot be summed, an unknown `op`, or what `codec` does not take."""
+    """Raises `InternalError` for a type that cannot be summed, an unknown `op`, an unknown `codec`, or what it does not take."""
     if buffer.dtype not in CARRIED_IN or op not in _COMBINE:
         known = ", ".join(str(dtype) for dtype in CARRIED_IN)
         raise InternalError(f"all_reduce {op!r} of {buffer.dtype}: it takes {', '.join(_COMBINE)} of {known}")
+    if codec is not None:
+        codec_named(codec)
     if codec is not None and (carried(buffer.dtype) is not torch.float32 or op != "sum"):
         raise InternalError(
             f"all_reduce {op!r} of {buffer.dtype} in codec {codec!r}: codecs take sums of float32 and less"
@@ -162,7 +165,7 @@ class Operations:
         fence()
         buffer = request.buffer
         if self._size == 1:
-            work.finish(buffer)
+            work.finish(buffer, write=lambda: _give_back(request))
             return
         plain, wide = buffer.detach(), carried(buffer.dtype)
         in_place = plain.dtype is wide and plain.device.type == "cpu" and plain.is_contiguous()
@@ -195,6 +198,13 @@ class Operations:
         return staged
 
 
+def _give_back(request: Request) -> None:
+    """Alone: nothing is coded, and what codes lost before goes into the sum."""
+    held = None if request.feedback is None else request.feedback.stranded(())
+    if held is not None:
+        request.buffer.detach().view(-1).add_(torch.from_numpy(held))
+
+
 def dtype_name(buffer: torch.Tensor) -> str:
     """As calls name it."""
     return str(buffer.dtype).removeprefix("torch.")
@@ -214,6 +224,11 @@ def write(buffer: torch.Tensor, scratch: torch.Tensor) -> None:
         np.copyto(np.frombuffer(bytes_of(plain.view(-1)), np.uint8), np.frombuffer(bytes_of(scratch), np.uint8))
     else:
         plain.copy_(scratch.view(plain.shape))
+
+
+def _add(buffer: torch.Tensor, values: Floats) -> None:
+    plain = buffer.detach()
+    plain.add_(torch.from_numpy(values).view(plain.shape).to(plain.device))
 
 
 def fence_of(buffer: torch.Tensor) -> Callable[[], None]:

@@ -8,7 +8,7 @@ plans are used from the next window but one: by then the exchange has long been 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from atoll.collectives.attribution import fold
@@ -16,7 +16,6 @@ from atoll.collectives.knowledge import Change, Knowledge
 from atoll.collectives.network import Network, network_on
 from atoll.collectives.planner import Planner
 from atoll.collectives.telemetry import Trace
-from atoll.collectives.torch_codecs import CODECS, ratio
 from atoll.schema.topology import Observation
 
 # A window has at least so many operations and bytes: links of 10 to 500 Mbit/s are measured well by it, and the exchange
@@ -45,11 +44,11 @@ class Tuning:
     `changes`: all that was changed so far, with reasons. `windows`: how many are over.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, coded: Mapping[str, float]) -> None:
         self.changes: list[Change] = []
-        self._network = network
+        self._network, self._coded = network, coded
         self._knowledge = Knowledge(topology=network.topology)
-        self._planners = {0: _planner(network)}
+        self._planners = {0: Planner(network.fabric, network.groups, coded=coded)}
         self._told = 0
         self._operations, self._bytes = 0, 0
         self._took_s, self._expected_s = 0.0, 0.0
@@ -101,23 +100,21 @@ class Tuning:
         self._took_s, self._expected_s = 0.0, 0.0
         return pace
 
-    def told(self, said: Sequence[Told]) -> None:
-        """What all ranks saw in one window."""
+    def told(self, said: Sequence[Told]) -> bool:
+        """What all ranks saw in one window; True where it was not as planned, so that it says something of links."""
         before = self._knowledge.topology.version
         # Who comes last waits for nobody: its time is the operation's.
         pace = min((s.pace for s in said if s.pace is not None), default=1.0)
-        if not AS_PLANNED[0] <= pace <= AS_PLANNED[1]:
+        telling = not AS_PLANNED[0] <= pace <= AS_PLANNED[1]
+        if telling:
             self._knowledge = fold(self._knowledge, [o for s in said for o in s.observations])
         planner = self._planners[self._told]
         if self._knowledge.topology.version != before:
             self._network = network_on(self._network.nodes, self._knowledge.topology)
             self.changes.extend(self._knowledge.changes)
-            planner = _planner(self._network)
+            planner = Planner(self._network.fabric, self._network.groups, coded=self._coded)
         self._told += 1
         self._planners[self._told] = planner
         self._planners.pop(self._told - KEPT_GENERATIONS, None)
         self._knowledge = dataclasses.replace(self._knowledge, changes=())
-
-
-def _planner(network: Network) -> Planner:
-    return Planner(network.fabric, network.groups, coded={name: ratio(name) for name in CODECS})
+        return telling

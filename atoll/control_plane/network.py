@@ -17,8 +17,8 @@ from atoll.schema.views import RunState
 # What lines of the story about the network are told of.
 SUBJECT = "network"
 SHOW_S = 1.0
-# How long the first epoch of a run waits for its nodes' links: a survey of some dozen nodes.
-MEASURE_S = 6.0
+# How long the first epoch of a run waits for its nodes' links: eight hosts are surveyed and checked for trunks by then.
+MEASURE_S = 8.0
 
 
 def attached(desk: Desk, hello: AgentHello) -> None:
@@ -63,14 +63,11 @@ def working(desk: Desk) -> frozenset[NodeId]:
 
 def awaits_links(desk: Desk, run: Run, nodes: Iterable[NodeId]) -> str:
     """Why a run's first epoch should not begin yet: links of its nodes are about to be measured. Empty if it should."""
-    missing = desk.probes.unmeasured(frozenset(nodes))
-    if not missing:
+    if not desk.probes.settling(frozenset(nodes)):
         return ""
     if run.links_until is None:
         run.links_until = desk.clock + MEASURE_S
-    if desk.clock >= run.links_until:
-        return ""
-    return f"the links of {missing} pair{'s' * (missing != 1)} of its nodes are being measured"
+    return "" if desk.clock >= run.links_until else "the links between its nodes are being measured"
 
 
 def _tell(desk: Desk, changes: Iterable[Change]) -> None:
@@ -80,8 +77,8 @@ def _tell(desk: Desk, changes: Iterable[Change]) -> None:
 
 
 def _tell_islands(desk: Desk) -> None:
-    """Once all pairs were measured: which nodes are near one another."""
-    if desk.probes.known.topology is desk.islands_of or desk.probes.unmeasured():
+    """Once all that is to be measured was: which nodes are near one another."""
+    if desk.probes.known.topology is desk.islands_of or not desk.probes.settled:
         return
     desk.islands_of = desk.probes.known.topology
     tree = desk.probes.tree

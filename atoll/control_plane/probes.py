@@ -10,14 +10,15 @@ Times are those of the core's clock (`clock`), but `at`, which people read, in U
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from atoll.collectives.attribution import fold
+from atoll.collectives.attribution import fold, merged
 from atoll.collectives.fabric import best_links
 from atoll.collectives.islands import Island, islands
 from atoll.collectives.knowledge import Change, Knowledge, LinkKey, Reading, What, key, meet, take
-from atoll.collectives.probing import Check, Lane, check_together, checks, doubtful, lanes, side_by_side
+from atoll.collectives.probing import Check, Lane, check_together, checks, doubtful, lane_of, lanes, side_by_side
 from atoll.schema.ids import NodeId
 from atoll.schema.messages import AgentHello, PeerProbed, ProbePeer
 from atoll.schema.topology import Door, Host, Link, Observation, Topology, Trunk
@@ -34,9 +35,11 @@ RECHECK_S = 1800.0
 ALL_LINKS = 32
 # So many doubtful readings are cleared up, one by one, before trunks are looked for; more than that point to trunks.
 DOUBTS_FIRST = 64
+# A link that reads slow twice in a row is slow.
+DOUBTS = 2
 BUSY_SHARE = 0.01
 # Long enough to be measured; several pairs have to overlap for most of a check.
-BURST_S, CHECK_BURST_S = 0.02, 0.2
+BURST_S, CHECK_BURST_S = 0.03, 0.4
 # What an agent may take for one probe, and how much later its answer is given up.
 LIMIT_S, ANSWER_S = 5.0, 3.0
 # How often to look for something to do while there is nothing.
@@ -76,11 +79,14 @@ class Probes:
         self.measured: dict[LinkKey, float] = {}
         self.problems: dict[tuple[NodeId, NodeId], str] = {}
         self.changed = False
+        # False while surveys, checks and second looks are due; old links that are measured again do not count.
+        self.settled = True
         self._sites: dict[NodeId, _Site] = {}
         self._job: _Job | None = None
         self._count = 0
         self._tried: dict[Lane, float] = {}
         self._checked: dict[frozenset[tuple[NodeId, ...]], float] = {}
+        self._repeated: set[frozenset[tuple[NodeId, ...]]] = set()
         self._check: tuple[Check, list[Lane]] | None = None
         self._lanes: tuple[Lane, ...] = ()
         self._seen: list[Observation] = []
@@ -88,7 +94,11 @@ class Probes:
         self._idle_until = 0.0
         # What agents told of links whose other end is not here yet.
         self._claims: dict[LinkKey, tuple[Reading, float]] = {}
-        self._looked: tuple[int, tuple[Check, ...]] = (-1, ())
+        self._doubted: tuple[Knowledge, tuple[tuple[Lane, bool], ...]] = (self.known, ())
+        self._cleared: dict[Lane, list[float]] = {}
+        # What surveys found beside others, until a check has told why.
+        self._crowded: dict[LinkKey, float] = {}
+        self._looked: tuple[tuple[int, int], tuple[Check, ...]] = ((-1, 0), ())
         self._tree: tuple[Topology | None, Island] = (None, islands(Topology(hosts=())))
 
     # -- facts -------------------------------------------------------------------------------------------------------
@@ -103,7 +113,7 @@ class Probes:
         if before is not None:
             site.busy_until = before.busy_until
         self._sites[hello.node] = site
-        self._idle_until = 0.0
+        self._idle_until, self.settled = 0.0, False
         for fact in hello.probes:
             readings = [Reading(link=k, alone=not fact.beside) for k in fact.links]
             self._claims |= {key(reading.link): (reading, fact.at) for reading in readings}
@@ -144,6 +154,8 @@ class Probes:
             alone = not fact.beside and not self._beside(lane, busy)
             here = [k for k in fact.links if self._joins(k)]
             self._take([Reading(link=k, alone=alone) for k in here], at=fact.at)
+            if fact.beside and not any(n in busy for n in lane.nodes):
+                self._crowded |= {key(k): k.bandwidth for k in here}
         return [] if job.waiting else self._finish(clock)
 
     def observed(self, observations: Iterable[Observation]) -> None:
@@ -175,10 +187,13 @@ class Probes:
             self._tree = (self.known.topology, islands(self.known.topology))
         return self._tree[1]
 
-    def unmeasured(self, nodes: Collection[NodeId] | None = None) -> int:
-        """How many pairs (of `nodes`) still wait for their first probe."""
-        wanted = {frozenset(w.nodes) for w in self._lanes if w not in self._tried and not self._is_known(w)}
-        return sum(1 for pair in wanted if nodes is None or pair.issubset(nodes))
+    def unmeasured(self) -> int:
+        """How many pairs of nodes still wait for their first probe."""
+        return len({frozenset(w.nodes) for w in self._lanes if w not in self._tried and not self._is_known(w)})
+
+    def settling(self, nodes: Collection[NodeId]) -> bool:
+        """Whether what is known of the network among `nodes` is about to become better."""
+        return not self.settled and any(set(w.nodes).issubset(nodes) for w in self._lanes)
 
     def part(self, nodes: Collection[NodeId]) -> Topology | None:
         """What is known of the network among `nodes`, or None while that is nothing."""
@@ -202,16 +217,20 @@ class Probes:
     def _next(self, free: Collection[NodeId], clock: float, busy: Collection[NodeId]) -> list[tuple[NodeId, ProbePeer]]:
         new = [w for w in self._lanes if not self._is_known(w) and clock - self._tried.get(w, -RETRY_S) >= RETRY_S]
         survey = side_by_side(new, free)
+        self.settled = False
         if survey:
             return self._begin(survey, clock, busy)
         idle = set(free) - set(busy)
-        doubts = doubtful(self.known) if self._looked[0] != self.known.topology.version else ()
-        doubted = side_by_side(doubts, idle, 1)
-        if doubted and len(doubts) <= DOUBTS_FIRST:
+        doubts = self._doubts(clock)
+        early = side_by_side([w for w, first in doubts if first], idle, 1) if len(doubts) <= DOUBTS_FIRST else ()
+        orders = [] if early else self._next_of_check(idle, clock, busy)
+        if orders:
+            return orders
+        doubted = early or side_by_side([w for w, _ in doubts], idle, 1)
+        if doubted:
+            self._cleared.setdefault(doubted[0], []).append(clock)
             return self._begin(doubted, clock, busy)
-        orders = self._next_of_check(idle, clock, busy)
-        if orders or doubted:
-            return orders or self._begin(doubted, clock, busy)
+        self.settled = True
         old = [w for w in self._lanes if clock - self._tried.get(w, -REFRESH_S) >= REFRESH_S and self._is_known(w)]
         oldest = side_by_side(sorted(old, key=lambda w: self._tried.get(w, -REFRESH_S)), free)[:1]
         return self._begin(oldest, clock, busy) if oldest else []
@@ -235,9 +254,22 @@ class Probes:
         return self._begin(check.lanes, clock, busy, check)
 
     def _checks(self) -> tuple[Check, ...]:
-        if self._looked[0] != self.known.topology.version:
-            self._looked = (self.known.topology.version, checks(self.known.topology))
+        """Trunks to look for: what pairs reached beside others counts here, also where they reach more alone."""
+        state = (self.known.topology.version, len(self._crowded))
+        if self._looked[0] != state:
+            links = tuple(
+                dataclasses.replace(k, bandwidth=min(k.bandwidth, self._crowded.get(key(k), k.bandwidth)))
+                for k in self.known.topology.links
+            )
+            self._looked = (state, checks(dataclasses.replace(self.known.topology, links=links)))
         return self._looked[1]
+
+    def _doubts(self, clock: float) -> list[tuple[Lane, bool]]:
+        """Doubtful readings, each looked into twice at most; and whether a lane was never probed alone."""
+        if self._doubted[0] is not self.known:
+            self._doubted = (self.known, doubtful(self.known))
+        spans = {w: [at for at in self._cleared.get(w, ()) if clock - at < RECHECK_S] for w, _ in self._doubted[1]}
+        return [(w, first) for w, first in self._doubted[1] if len(spans[w]) < DOUBTS]
 
     def _begin(
         self, chosen: Sequence[Lane], clock: float, busy: Collection[NodeId], check: Check | None = None
@@ -258,6 +290,7 @@ class Probes:
                 door=door,
                 burst_s=CHECK_BURST_S if check else BURST_S,
                 limit_s=LIMIT_S,
+                steady=check is not None,
                 beside=len(chosen) > 1 or self._beside(lane, busy),
             )
             job.waiting[order.request] = lane
@@ -278,8 +311,18 @@ class Probes:
             return []
         for lane in job.check.lanes:
             self._tried[lane] = clock
+        sides = (set(job.check.inside), set(job.check.outside))
+        for name in [n for n in self._crowded if {n[0] in sides[0], n[2] in sides[0]} == {True, False}]:
+            if name[0] in sides[1] or name[2] in sides[1]:
+                del self._crowded[name]
         self.known = check_together(self.known, job.check, job.answers)
         self.changed = self.changed or bool(self.known.changes)
+        pair = _pair(job.check)
+        ways = [t for t in self.known.topology.trunks if pair == {t.sources, t.targets}]
+        if len(ways) == 1 and pair not in self._repeated:
+            # A trunk one way only is more often a check whose pairs missed each other: look once more.
+            self._repeated.add(pair)
+            self._checked.pop(pair, None)
         return list(self.known.changes)
 
     def _take(self, readings: list[Reading], *, at: float) -> None:
@@ -295,7 +338,7 @@ class Probes:
                 del self._claims[name]
                 if at > self.measured.get(name, 0.0):
                     self._take([reading], at=at)
-                    self._tried[_lane(reading.link)] = clock - max(0.0, now - at)
+                    self._tried[lane_of(reading.link)] = clock - max(0.0, now - at)
 
     def _joins(self, link: Link) -> bool:
         """Whether both ends are NICs that are here."""
@@ -305,7 +348,7 @@ class Probes:
     def _fold(self, clock: float, now: float) -> list[Change]:
         if not self._seen or clock < self._window_at + WINDOW_S:
             return []
-        seen, self._seen, self._window_at = _merged(self._seen), [], clock
+        seen, self._seen, self._window_at = merged(self._seen), [], clock
         bandwidths = {key(k): k.bandwidth for k in self.known.topology.links}
         for o in seen:
             name = (o.source, o.source_nic, o.target, o.target_nic)
@@ -318,7 +361,7 @@ class Probes:
         return [c for c in self.known.changes if c.what is not What.FOUND]
 
     def _refreshed(self, o: Observation, clock: float) -> None:
-        self._tried[_lane(o)] = clock
+        self._tried[lane_of(o)] = clock
 
     def _beside(self, lane: Lane, busy: Collection[NodeId]) -> bool:
         """Whether a job's traffic may have taken its share of what this probe measured."""
@@ -344,18 +387,13 @@ class Probes:
         self.changed = True
         self._lanes = lanes(hosts)
         alive = {key(k) for k in self.known.topology.links}
+        self._crowded = {name: rate for name, rate in self._crowded.items() if name in alive}
         self.measured = {name: at for name, at in self.measured.items() if name in alive}
         self._tried = {w: at for w, at in self._tried.items() if w in set(self._lanes) and self._is_known(w)}
         self.problems = {pair: p for pair, p in self.problems.items() if all(n in self._sites for n in pair)}
 
     def _is_known(self, lane: Lane) -> bool:
         return (lane.source, lane.source_nic, lane.target, lane.target_nic) in self.measured
-
-
-def _lane(link: Link | Observation) -> Lane:
-    """The lane of a link, whichever way: the first node by name dials."""
-    ends = sorted([(link.source, link.source_nic), (link.target, link.target_nic)])
-    return Lane(source=ends[0][0], source_nic=ends[0][1], target=ends[1][0], target_nic=ends[1][1])
 
 
 def _pair(check: Check) -> frozenset[tuple[NodeId, ...]]:
@@ -365,27 +403,3 @@ def _pair(check: Check) -> frozenset[tuple[NodeId, ...]]:
 def _within(trunk: Trunk, nodes: Collection[NodeId]) -> Trunk | None:
     sources, targets = (tuple(n for n in side if n in nodes) for side in (trunk.sources, trunk.targets))
     return Trunk(sources=sources, targets=targets, bandwidth=trunk.bandwidth) if sources and targets else None
-
-
-def _merged(observations: Iterable[Observation]) -> list[Observation]:
-    """Several windows of one link as one."""
-    found: dict[LinkKey, Observation] = {}
-    for o in observations:
-        name = (o.source, o.source_nic, o.target, o.target_nic)
-        before = found.get(name)
-        found[name] = (
-            o
-            if before is None
-            else Observation(
-                source=o.source,
-                source_nic=o.source_nic,
-                target=o.target,
-                target_nic=o.target_nic,
-                bytes=before.bytes + o.bytes,
-                busy_s=before.busy_s + o.busy_s,
-                rtt_s=min(before.rtt_s, o.rtt_s),
-                window_s=before.window_s + o.window_s,
-                messages=before.messages + o.messages,
-            )
-        )
-    return list(found.values())

@@ -420,7 +420,7 @@ class Examine:
 class ProbePeer:
     """Measure the link from this node's NIC to a door of `peer`; bursts take at least `burst_s`, all of it `limit_s`.
 
-    `beside`: other probes, or a job's traffic, may take their share of what is measured.
+    `steady`: send for `burst_s` each way and measure the middle of it, as several pairs are told to at once. `beside`: other probes, or a job's traffic, may take their share of what is measured.
     """
 
     request: str
@@ -430,6 +430,7 @@ class ProbePeer:
     door: Door
     burst_s: float
     limit_s: float
+    steady: bool = False
     beside: bool = False
 
 

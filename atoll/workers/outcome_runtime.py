@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from atoll.clock import SystemClock
 from atoll.schema.ids import Epoch, Step
-from atoll.schema.messages import StepCommitted
+from atoll.schema.messages import LinksObserved, StepCommitted
 from atoll.workers.account import committed_line
 from atoll.workers.fs_account import AccountFile
 from atoll.workers.host import Host
@@ -75,6 +75,7 @@ class Outcomes:
 
     def add(self, outcome: Outcome, comm: Comm) -> None:
         """The step's body has ended. A step that a regroup decided is settled by the regroup's own round."""
+        self._tell_links(comm)
         if self._regrouped is not None and outcome.step <= self._regrouped_at:
             self._waiting.append((outcome, self._regrouped))
             return
@@ -130,6 +131,12 @@ class Outcomes:
         self._host.tell(fact if around.leader else replace(fact, metrics={}))
         for call in outcome.calls:
             call()
+
+    def _tell_links(self, comm: Comm) -> None:
+        observations = comm.observations()
+        if observations:
+            trainer, epoch = self._host.identity.trainer, Epoch(comm.epoch)
+            self._host.tell(LinksObserved(trainer=trainer, epoch=epoch, observations=observations))
 
     def _tokens(self, samples: int) -> dict[str, float]:
         return {"tokens": float(samples * self.tokens_per_row)} if self.tokens_per_row else {}

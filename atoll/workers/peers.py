@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
+from atoll.schema.topology import Observation
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,10 @@ class Comm(Protocol):
     @property
     def members(self) -> tuple[Member, ...]:
         """In rank order."""
+        ...
+
+    def observations(self) -> tuple[Observation, ...]:
+        """What this rank's links carried when that was not as expected, each told once."""
         ...
 
     @property

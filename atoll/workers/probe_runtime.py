@@ -35,9 +35,6 @@ from atoll.schema.topology import Door, Link, Nic
 _PURPOSE = "probe"
 # What an answering node spends on one dialer at most; who asks has a deadline of its own.
 _ANSWER_S = 10.0
-# A long burst for telling trunks must not be cut short by the limit for ordinary ones.
-_LONG_BYTES = 64 << 20
-_LONG_S = 0.1
 # Strangers that connect and say nothing hold this many threads at most.
 _GUESTS = 8
 _SLICE_S = 0.05
@@ -105,8 +102,7 @@ class ProbeService:
                 except ConnectionError:
                     where = f"{order.door.host}:{order.door.port}"
                     raise HandshakeError(f"{where} is not {order.peer}, or of another cluster: it hung up") from None
-                limit = _LONG_BYTES if order.burst_s >= _LONG_S else Effort().limit_bytes
-                effort = Effort(seconds=order.burst_s, limit_bytes=limit)
+                effort = Effort(seconds=order.burst_s, steady=order.steady)
                 return probe(sock, first=True, deadline=patience.deadline, cancelled=patience.cancelled, effort=effort)
 
     # -- answering -----------------------------------------------------------------------------------------------------

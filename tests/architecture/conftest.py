@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = ("schema", "control_plane", "workers", "collectives", "checkpoint", "fault", "ui", "lab")
 # A shell does I/O and says so by its name: at the top by its first word, in a component by its last word or by the
 # technology it begins with.
-TOP_SHELLS = frozenset({"cli", "client", "clock", "config", "log", "launch"})
+TOP_SHELLS = frozenset({"cli", "client", "clock", "config", "log", "launch", "ray"})
 SHELL_SUFFIXES = frozenset({"runtime", "actor", "server", "client", "writer", "inject"})
 TECHNOLOGIES = frozenset({"ray", "torch", "tcp", "shm", "nccl", "grpc", "fs", "sql", "http", "rest", "nicegui", "proc"})
 # Named for the seam that users or other components import, not for what is inside; each with its reason.

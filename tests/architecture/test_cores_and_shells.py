@@ -17,6 +17,7 @@ NOT_FOR_CORES = frozenset({
 PURE_IN_SPITE_OF_ITS_PACKAGE = ("urllib.parse",)
 FILE_CALLS = frozenset({"read_text", "write_text", "read_bytes", "write_bytes", "mkdir", "unlink", "iterdir", "rglob"})
 WRITE_THE_ENVIRONMENT = {
+    "atoll.lab.proc_namespaces": "a process that enters a host has the host's home and none of the clusters outside",
     "atoll.control_plane.ray_api": "Ray takes some of its settings in no other way",
     "atoll.workers.agent_launch_runtime": "takes variables of a Ray worker out before it starts the agent",
     "atoll.workers.trainer_runtime": "gives the program the variables that its job asks for",

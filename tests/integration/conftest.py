@@ -40,6 +40,16 @@ def belongs(process, home):
         return False
 
 
+@pytest.fixture(scope="session")
+def warm():
+    """A process with torch imported, which forks sets of ranks."""
+    from forked_ranks import Warm
+
+    process = Warm("backend_ranks", "backend_faults")
+    yield process
+    process.close()
+
+
 @pytest.fixture
 def eventually():
     """`eventually(what, seconds)` waits until `what()` is true; integration tests may wait, with a deadline."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
+import traceback
 from datetime import timedelta
 
-import backend_scenarios as scenarios
+import backend_scenarios
+import backend_training
 import torch
 import torch.distributed as dist
 
-import atoll.collectives.torch_backend  # noqa: F401 - registers the backend
-
-torch.set_num_threads(1)
 # What torch imports late is imported once here, for all ranks.
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 import torch.distributed.pipelining
 import torch.distributed.tensor.parallel
-import torch.nn.parallel  # noqa: F401
+import torch.nn.parallel
+from backend_values import difference
+
+import atoll.collectives.torch_backend  # noqa: F401 - registers the backend
+
+torch.set_num_threads(1)
+SCENARIOS = backend_scenarios.SCENARIOS | backend_training.SCENARIOS
 
 
 def compare(rank, size, names, folder):
@@ -29,7 +34,7 @@ def compare(rank, size, names, folder):
             results[backend, name], found[name][backend] = outcome(backend, name, rank, size, folder)
     for name in names:
         one, other = results["gloo", name], results["atoll", name]
-        found[name]["difference"] = scenarios.difference(one, other)
+        found[name]["difference"] = difference(one, other)
     return found
 
 
@@ -45,11 +50,9 @@ def outcome(backend, name, rank, size, folder):
     )
     try:
         torch.manual_seed(0)
-        result = scenarios.SCENARIOS[name](rank, size, **arguments)
+        result = SCENARIOS[name](rank, size, **arguments)
         dist.barrier()
-    except Exception as error:
-        import traceback
-
+    except Exception as error:  # noqa: BLE001 - whatever it is, the test judges it
         traceback.print_exc()
         return None, f"{type(error).__name__}: {error}"
     finally:

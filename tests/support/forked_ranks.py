@@ -28,7 +28,7 @@ class Warm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # noqa: TID251 - the shell of a stranger's program
         )
 
     def run(self, function, size, limit_s=ANSWER_S, **arguments):
@@ -86,7 +86,7 @@ def start(function, rank, size, arguments):
         os.dup2(2, 1)  # the answers' channel is not for prints
         try:
             answer = function(rank, size, **arguments)
-        except BaseException as error:  # the rank's outer edge
+        except BaseException as error:  # noqa: BLE001 - the rank's outer edge
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
         with os.fdopen(write_end, "w") as pipe:

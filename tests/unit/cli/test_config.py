@@ -22,12 +22,15 @@ def test_environment_is_read_once_into_settings(tmp_path):
     job = {"metadata": {"job_submission_id": "raysubmit_1"}, "runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}
     found = config.load(
         {"ATOLL_HOME": str(tmp_path), "ATOLL_ADDRESS": "h:1", "ATOLL_TOKEN": "t", "RAY_ADDRESS": "10.0.0.1:6379"}
+        | {"ATOLL_HOST": "10.0.0.2", "GLOO_SOCKET_IFNAME": "eth1"}
         | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
     )
     assert found == Config(
         home=tmp_path,
         address="h:1",
         token="t",
+        host="10.0.0.2",
+        nic="eth1",
         ray_address="10.0.0.1:6379",
         ray_job=RayJob(submission_id="raysubmit_1", working_dir_uri="gcs://_ray_pkg_1.zip"),
     )

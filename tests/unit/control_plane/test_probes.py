@@ -176,6 +176,19 @@ def test_a_trunk_is_found_and_told():
     assert not any(sides(*pair) for pair in checks)
 
 
+def test_a_trunk_one_way_only_is_looked_at_once_more():
+    """60 MB/s from ab to cd for both pairs together; alone, and the other way, each reaches as much."""
+
+    def rate(a, b, together):
+        return 60 * MB / (together if (a, b) in {("a", "c"), ("b", "d"), ("a", "d"), ("b", "c")} else 1)
+
+    world = World("abcd", rate)
+    world.run(60)
+    checks = [at for at, *_, order in world.asked if order.burst_s == CHECK_BURST_S]
+    assert len(checks) == 4
+    assert len(world.probes.known.topology.trunks) == 1
+
+
 def test_trunks_are_not_looked_for_beside_work():
     world = World("abcd", lambda a, b, n: 60 * MB if (a in "ab") == (b in "ab") else 6 * MB / n)
     world.run(SETTLE_S, answer=False)

@@ -13,6 +13,7 @@ import pytest
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, TrainerId
 from atoll.schema.messages import Member, Membership
 from atoll.schema.spec import JobSpec
+from atoll.schema.topology import Door
 from atoll.workers.host import Identity, Mailbox
 
 
@@ -108,6 +109,9 @@ class FakeGroup:
 
 
 class FakeComm:
+    def observations(self):
+        return ()
+
     def __init__(self, group, rank):
         self.group, self.rank = group, rank
         self.epoch = group.membership.epoch
@@ -202,6 +206,7 @@ class Fabric:
 class FakeListener:
     host: str = "127.0.0.1"
     port: int = 1
+    doors: tuple[Door, ...] = ()
 
 
 @dataclass

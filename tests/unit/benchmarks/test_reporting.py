@@ -1,0 +1,49 @@
+"""Figures, the results kept, and what is made of them."""
+
+import json
+
+import pytest
+
+from benchmarks.reporting import Figure, Report, last_line, table
+
+
+def kept(*figures, quick=False):
+    parts = {f"part{n}": Report(figures=(f,)).plain() for n, f in enumerate(figures)}
+    return {"machine": "2 cores", "quick": quick, "parts": parts}
+
+
+@pytest.mark.parametrize(
+    ("value", "floor", "met"),
+    [(2.0, True, True), (1.9, True, False), (2.0, False, True), (2.1, False, False), (None, True, None)],
+)
+def test_bar_is_met_on_its_side(value, floor, met):
+    assert Figure(name="x", value=value, bar=2.0, floor=floor).met is met
+
+
+def test_last_line_is_one_object_with_every_figure_and_what_was_missed():
+    line = last_line(
+        kept(
+            Figure(name="fast", value=3.14159, bar=3),
+            Figure(name="slow", value=0.5, bar=1),
+            Figure(name="unknown", value=None, bar=1),
+        ),
+        failed=["broken"],
+    )
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "fast": 3.142,
+        "slow": 0.5,
+        "unknown": None,
+        "missed": ["slow"],
+        "not_measurable": ["unknown"],
+        "failed": ["broken"],
+        "quick": False,
+        "machine": "2 cores",
+    }
+
+
+def test_table_says_what_was_not_met_and_that_a_quick_run_is_one():
+    text = table(kept(Figure(name="slow", value=0.5, bar=1, note="why"), quick=True))
+    assert "| slow | 0.5 | >= 1 | **no** | why |" in text
+    assert "quick" in text
+    assert "quick" not in table(kept())
