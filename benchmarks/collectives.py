@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -46,6 +47,8 @@ PARTS: dict[str, Part] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 if a part failed; a bar that is missed is a result, not a failure."""
     asked = _parser().parse_args(arguments)
+    # Ends like an interrupt: labs are taken down and ranks end on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     kept = _resumed(asked.resume, quick=asked.quick)
     failed = []
     for name in asked.part or PARTS:

@@ -179,6 +179,8 @@ class Crew:
 
 
 def _serve(number: int, hosts: Sequence[str], pipe: socket.socket, enter: Callable[[str], None]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to hear; it ends its ranks
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     enter(hosts[number])
     lines = pipe.makefile()

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -40,9 +41,12 @@ from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
 from atoll.schema.topology import Observation
 
+if TYPE_CHECKING:
+    from atoll.collectives.nccl_island import NcclIsland
+
 _CLOSE_S = 1.0
 
-__all__ = ["Communicator", "Poison", "ReduceOp", "Work", "connect"]
+__all__ = ["Communicator", "Poison", "ReduceOp", "Work", "connect", "connect_devices"]
 
 
 def connect(
@@ -80,6 +84,25 @@ def connect(
             sock.close()
         raise
     return Communicator(membership, mine, sockets, network)
+
+
+def connect_devices(
+    membership: Membership,
+    me: TrainerId,
+    listener: Listener,
+    *,
+    deadline_s: float,
+    cancelled: Callable[[], bool],
+) -> Communicator:
+    """As `connect`, for a run whose members all ask for GPUs: NCCL reduces inside islands where every rank has it."""
+    until = time.monotonic() + deadline_s
+    comm = connect(membership, me, listener, deadline_s=deadline_s, cancelled=cancelled)
+    try:
+        comm.open_devices(deadline_s=until - time.monotonic(), cancelled=cancelled)
+    except BaseException:
+        comm.close()
+        raise
+    return comm
 
 
 def _checked(membership: Membership) -> tuple[Member, ...]:
@@ -135,6 +158,7 @@ class Communicator:
         self._tuned: dict[int, Ticket] = {}
         self._links = Links(network.nodes, self.rank, network.topology)
         self._observed: list[Observation] = []
+        self._island: NcclIsland | None = None
         self.poisoned: Poison | None = None
         self.telemetry = Telemetry()
         self._lock = threading.Lock()
@@ -151,6 +175,17 @@ class Communicator:
             )
             self._operations = Operations(self._reactor, self.rank, self.size)
             self._exchanges = Exchanges(self._reactor, self.rank, self.size)
+
+    def open_devices(self, *, deadline_s: float, cancelled: Callable[[], bool]) -> str:
+        """Have CUDA buffers reduced by NCCL inside islands, where all ranks can; returns why not, or "".
+
+        Every rank of the epoch calls it right after `connect`, or none does.
+        """
+        from atoll.collectives.nccl_attach import attach  # noqa: PLC0415 - only runs with GPUs need it
+
+        nodes, topology = self.network.nodes, self.network.topology
+        self._island, why = attach(self, nodes, topology, deadline_s=deadline_s, cancelled=cancelled)
+        return why
 
     # -- operations --------------------------------------------------------------------------------------------------
 
@@ -171,6 +206,10 @@ class Communicator:
         """
         check_reducible(buffer, op, codec)
         coder = None if codec is None else codec_named(codec)
+        if self._island is not None and codec is None and recipe is None and self._island.takes(buffer, op):
+            if self._enrolled(work := Work()):
+                self._island.all_reduce(buffer, op, work)
+            return work
         feedback = residuals.feedback(key, buffer.numel()) if residuals is not None and codec is not None else None
         work = Work()
         generation = self._tuning.count(buffer.numel() * carried(buffer.dtype).itemsize)
@@ -297,6 +336,8 @@ class Communicator:
         """Leave: operations still open end as poisoned, the peers are told that nobody is to blame."""
         self._end(Poison(reason="closed", culprit=None, epoch=self.epoch), Kind.BYE)
         self._reactor.join(_CLOSE_S)
+        if self._island is not None:
+            self._island.close()
 
     def _peer_ended(self, reason: str, rank: int | None, name: str | None) -> None:
         culprit = next((m.trainer for m in self.members if m.rank == rank), TrainerId(name) if name else None)
@@ -331,6 +372,12 @@ class Communicator:
             raise InternalError(f"tag {tag}: tags go from 0 to {LANES - 2}")
 
     def _start(self, work: Work, operation: Operation) -> Work:
+        if self._enrolled(work):
+            self._reactor.start(operation, work.trace)
+        return work
+
+    def _enrolled(self, work: Work) -> bool:
+        """The end of the epoch will be this operation's end; False where that has come."""
         work.trace.on = self.telemetry.on
         with self._lock:
             poison = self.poisoned
@@ -338,10 +385,9 @@ class Communicator:
                 self._open.add(work)
         if poison is not None:
             work.spoil(poison)
-            return work
+            return False
         work.add_done_callback(self._ended)
-        self._reactor.start(operation, work.trace)
-        return work
+        return True
 
     def _ended(self, work: Work) -> None:
         with self._lock:

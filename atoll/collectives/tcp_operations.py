@@ -19,7 +19,7 @@ from atoll.collectives.plan import Plan
 from atoll.collectives.tcp_peer import Ticket
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_sums import COLLECTIVES, Sum, Summation
-from atoll.collectives.torch_codecs import Codec, Floats
+from atoll.collectives.torch_codecs import Codec
 from atoll.collectives.torch_codecs import codec as codec_named
 from atoll.collectives.torch_residuals import Feedback
 from atoll.collectives.torch_scratch import Scratch, bytes_of
@@ -69,7 +69,7 @@ def carried(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_reducible(buffer: torch.Tensor, op: str, codec: str | None = None) -> None:
-    """Raises `InternalError` for a type that cannot be summed, an unknown `op`, an unknown `codec`, or what it does not take."""
+    """Raises `InternalError` for a type that cannot be summed, an unknown `op` or `codec`, or what `codec` does not take."""
     if buffer.dtype not in CARRIED_IN or op not in _COMBINE:
         known = ", ".join(str(dtype) for dtype in CARRIED_IN)
         raise InternalError(f"all_reduce {op!r} of {buffer.dtype}: it takes {', '.join(_COMBINE)} of {known}")
@@ -202,7 +202,8 @@ def _give_back(request: Request) -> None:
     """Alone: nothing is coded, and what codes lost before goes into the sum."""
     held = None if request.feedback is None else request.feedback.stranded(())
     if held is not None:
-        request.buffer.detach().view(-1).add_(torch.from_numpy(held))
+        plain = request.buffer.detach()
+        plain.add_(torch.from_numpy(held).view(plain.shape).to(plain.device))
 
 
 def dtype_name(buffer: torch.Tensor) -> str:
@@ -224,11 +225,6 @@ def write(buffer: torch.Tensor, scratch: torch.Tensor) -> None:
         np.copyto(np.frombuffer(bytes_of(plain.view(-1)), np.uint8), np.frombuffer(bytes_of(scratch), np.uint8))
     else:
         plain.copy_(scratch.view(plain.shape))
-
-
-def _add(buffer: torch.Tensor, values: Floats) -> None:
-    plain = buffer.detach()
-    plain.add_(torch.from_numpy(values).view(plain.shape).to(plain.device))
 
 
 def fence_of(buffer: torch.Tensor) -> Callable[[], None]:

@@ -142,13 +142,13 @@ def lay_out(spec: LabSpec) -> Layout:
 
 def switch_links(layout: Layout) -> list[str]:
     """Bridges and trunks, in the switches' namespace."""
-    lines = ["link set lo up"]
+    lines = ["link set dev lo up"]
     for bridge in layout.bridges.values():
-        lines += [f"link add {bridge} type bridge mcast_snooping 0", f"link set {bridge} up"]
+        lines += [f"link add {bridge} type bridge mcast_snooping 0", f"link set dev {bridge} up"]
     for trunk in layout.trunks:
         lines.append(f"link add {trunk.ends[0]} type veth peer name {trunk.ends[1]}")
         for end, bridge in zip(trunk.ends, trunk.bridges, strict=True):
-            lines.append(f"link set {end} master {bridge} up")
+            lines.append(f"link set dev {end} master {bridge} up")
     return lines
 
 
@@ -160,18 +160,18 @@ def cables(layout: Layout, host: str) -> list[str]:
     lines = []
     for nic in layout.nics[host]:
         lines.append(f"link add {nic.port} type veth peer name {nic.name} address {nic.hardware} netns @PID@")
-        lines.append(f"link set {nic.port} master {nic.bridge} up")
+        lines.append(f"link set dev {nic.port} master {nic.bridge} up")
     return lines
 
 
 def host_links(layout: Layout, host: str) -> list[str]:
     """Addresses, inside a host."""
-    lines = ["link set lo up"]
+    lines = ["link set dev lo up"]
     for nic in layout.nics[host]:
         lines += [
             f"addr add {nic.address}/{PREFIX} dev {nic.name}",
-            f"link set {nic.name} gso_max_size {shaping.MAX_PIECE}",
-            f"link set {nic.name} up",
+            f"link set dev {nic.name} gso_max_size {shaping.MAX_PIECE}",
+            f"link set dev {nic.name} up",
         ]
     return lines
 

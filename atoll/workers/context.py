@@ -146,7 +146,7 @@ def _check_shares(plan: Plan, workers: int) -> None:
 
 def run_function(host: Host, function: Callable[[Context], Any], *, connect: Connect | None = None) -> int:
     """Run `function` as this trainer's part in the run, and tell how it ended. Returns the process's exit status."""
-    session = Session(host, connect or _default_connect(), _device(host))
+    session = Session(host, connect or _default_connect(gpus=host.identity.spec.gpus_per_worker > 0), _device(host))
     try:
         with solo_group():
             seed_all(host.identity.spec.seed, 0, 0)
@@ -177,10 +177,10 @@ def _clean_exit() -> Iterator[None]:
             raise
 
 
-def _default_connect() -> Connect:
-    from atoll.collectives.tcp_communicator import connect  # noqa: PLC0415 - a fake needs no sockets
+def _default_connect(*, gpus: bool) -> Connect:
+    from atoll.collectives.tcp_communicator import connect, connect_devices  # noqa: PLC0415 - a fake needs no sockets
 
-    return connect
+    return connect_devices if gpus else connect
 
 
 def _device(host: Host) -> torch.device:

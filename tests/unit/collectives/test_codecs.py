@@ -171,5 +171,5 @@ def test_ratios_are_those_of_large_messages(name, expected):
 
 
 def test_an_unknown_codec_is_refused_with_those_there_are():
-    with pytest.raises(InternalError, match="'zip'.*bf16, int8, onebit, ternary"):
+    with pytest.raises(InternalError, match=r"'zip'.*bf16, int8, onebit, ternary"):
         codec("zip")

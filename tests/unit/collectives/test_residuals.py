@@ -78,7 +78,7 @@ def test_a_bucket_of_another_size_is_refused_with_both_sizes():
     residuals = Residuals()
     lost(residuals, 0, 8, 1.0)
     residuals.commit()
-    with pytest.raises(InternalError, match="'w'.*8 elements.*with 9"):
+    with pytest.raises(InternalError, match=r"'w'.*8 elements.*with 9"):
         residuals.feedback("w", 9)
 
 

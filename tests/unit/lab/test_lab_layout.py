@@ -44,6 +44,14 @@ def test_the_fastest_common_nic_has_the_hosts_name():
     assert "10.66.0.5 head.mgmt head" in lines
 
 
+def test_nics_named_like_words_of_ip_are_still_names(placed):
+    lines = layout.switch_links(placed)
+    for host in placed.nics:
+        lines += [*layout.cables(placed, host), *layout.host_links(placed, host)]
+    assert all(line.startswith("link set dev ") for line in lines if line.startswith("link set"))
+    assert all(" dev " in line for line in lines if line.startswith("addr add"))
+
+
 def test_every_shaped_cable_is_shaped_at_both_ends():
     placed = layout.lay_out(lab_specs.islands())
     for host, nics in placed.nics.items():
