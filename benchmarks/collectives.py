@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from atoll.errors import LabError
 from benchmarks import collectives_parts_abort as ended
 from benchmarks import collectives_parts_flat as flat
 from benchmarks import collectives_parts_plans as plans
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         begun = time.monotonic()
         try:
             report = PARTS[name](quick=asked.quick)
+        except LabError as error:
+            raise SystemExit(f"no lab can be raised here: {error}") from None
         except Exception:  # noqa: BLE001 - one part's failure is told, and the others run
             traceback.print_exc()
             failed.append(name)

@@ -70,7 +70,7 @@ def _trial(spec: LabSpec, lab: Lab, kind: str, chance: random.Random) -> dict[st
     finally:
         crew.close()
         lab.heal()
-    return _times(kind, victim, list(answers.values()), strikes[0])
+    return times(kind, victim, list(answers.values()), strikes[0])
 
 
 def _struck(lab: Lab, crew: Crew, victim: int, kind: str, after_s: float, begin: float) -> float:
@@ -81,7 +81,8 @@ def _struck(lab: Lab, crew: Crew, victim: int, kind: str, after_s: float, begin:
     return moment
 
 
-def _times(kind: str, victim: int, answers: list[dict[str, Any]], struck: float) -> dict[str, float]:
+def times(kind: str, victim: int, answers: list[dict[str, Any]], struck: float) -> dict[str, float]:
+    """Milliseconds of one abort; raises `RankFailed` if it changed an input or blames someone else."""
     for answer in answers:
         if not answer["intact"]:
             raise RankFailed(f"{kind}: an aborted operation changed its input")

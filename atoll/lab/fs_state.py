@@ -19,6 +19,7 @@ from pathlib import Path
 
 from atoll.errors import LabError, NotFoundError, SchemaError
 from atoll.lab.fs_cgroups import Groups
+from atoll.lab.proc_members import Process
 from atoll.lab.spec import LabSpec
 from atoll.schema.codec import from_plain, to_plain
 
@@ -56,13 +57,17 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One lab. `switches` and `holders`: the pids that hold its namespaces; `user`: inside a user namespace."""
+    """One lab. `switches` and `holders`: the pids that hold its namespaces; `user`: inside a user namespace.
+
+    `keeper`: what makes (and then holds) them, on record before it is told what to make.
+    """
 
     name: str
     id: str
     spec: LabSpec
     phase: str = RAISING
     user: bool = False
+    keeper: Process | None = None
     switches: int = 0
     holders: dict[str, int] = field(default_factory=dict)
     groups: dict[str, Groups] = field(default_factory=dict)

@@ -148,7 +148,7 @@ def switch_links(layout: Layout) -> list[str]:
     for trunk in layout.trunks:
         lines.append(f"link add {trunk.ends[0]} type veth peer name {trunk.ends[1]}")
         for end, bridge in zip(trunk.ends, trunk.bridges, strict=True):
-            lines.append(f"link set dev {end} master {bridge} up")
+            lines += [*shaping.in_pieces(end, trunk.rate, shaping.SPARE), f"link set dev {end} master {bridge} up"]
     return lines
 
 
@@ -160,7 +160,10 @@ def cables(layout: Layout, host: str) -> list[str]:
     lines = []
     for nic in layout.nics[host]:
         lines.append(f"link add {nic.port} type veth peer name {nic.name} address {nic.hardware} netns @PID@")
-        lines.append(f"link set dev {nic.port} master {nic.bridge} up")
+        lines += [
+            *shaping.in_pieces(nic.port, nic.rate, shaping.SPARE),
+            f"link set dev {nic.port} master {nic.bridge} up",
+        ]
     return lines
 
 
@@ -170,7 +173,7 @@ def host_links(layout: Layout, host: str) -> list[str]:
     for nic in layout.nics[host]:
         lines += [
             f"addr add {nic.address}/{PREFIX} dev {nic.name}",
-            f"link set dev {nic.name} gso_max_size {shaping.MAX_PIECE}",
+            *shaping.in_pieces(nic.name, nic.rate),
             f"link set dev {nic.name} up",
         ]
     return lines

@@ -12,12 +12,43 @@ import os
 import re
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.errors import LabError
 
 SWITCHES = "+switches"
 _POLL_S = 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process by pid and start time, in clock ticks since the machine started."""
+
+    pid: int
+    start: int
+
+
+def named(pid: int) -> Process | None:
+    """This process as it can be found again, or None where it has ended."""
+    fields = _stat(pid)
+    return Process(pid=pid, start=int(fields[19])) if fields and fields[0] not in "ZX" else None
+
+
+def end(process: Process, *, deadline_s: float = 5.0) -> None:
+    """SIGKILL a process that may have no mark yet, and wait until it has ended."""
+    until = time.monotonic() + deadline_s
+    while named(process.pid) == process:
+        if time.monotonic() > until:
+            raise LabError(f"process {process.pid} did not end within {deadline_s:g} s")
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            handle = os.pidfd_open(process.pid)
+            try:
+                if named(process.pid) == process:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            finally:
+                os.close(handle)
+        time.sleep(_POLL_S)
 
 
 def mark(lab_id: str, host: str) -> str:
@@ -101,7 +132,13 @@ def continue_all(lab_id: str, host: str) -> None:
 
 
 def _state(pid: int) -> str:
+    fields = _stat(pid)
+    return fields[0] if fields else "X"
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; none where there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "X"
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -28,6 +28,7 @@ _ALL = _NEWNET | _NEWNS | _NEWUTS | _NEWIPC
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 4096, 16384, 1 << 19
 _KINDS = (("net", _NEWNET), ("uts", _NEWUTS), ("ipc", _NEWIPC), ("mnt", _NEWNS))
 _EPERM = 1
+_PDEATHSIG = 1
 HOME = "/tmp/home"  # noqa: S108 - in the host's own /tmp
 # Seconds for one batch of `ip` or `tc`; eight hosts take 0.1.
 _TOOL_S = 20
@@ -190,13 +191,17 @@ def _fork_host(host: dict[str, Any], tools: dict[str, str]) -> tuple[int, int, i
     """A child that holds one host: its pid, where it answers, and where it is told to go on."""
     answer_r, answer_w = os.pipe()
     turn_r, turn_w = os.pipe()
-    pid = os.fork()
+    keeper, pid = os.getpid(), os.fork()
     if pid:
         os.close(answer_w)
         os.close(turn_r)
         return pid, answer_r, turn_w
     os.close(answer_r)
     os.close(turn_w)
+    # While the lab is made, a host ends with its keeper, also where nobody could yet tell what it is.
+    _libc.prctl(ctypes.c_int(_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != keeper:
+        os._exit(1)
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _host_namespaces(host)
@@ -206,6 +211,8 @@ def _fork_host(host: dict[str, Any], tools: dict[str, str]) -> tuple[int, int, i
             _tool([tools["tc"], "-batch", "-"], host["shapes"])
             os.write(answer_w, b"done\n")
             if os.read(turn_r, 1):
+                _libc.prctl(ctypes.c_int(_PDEATHSIG), ctypes.c_ulong(0))
+                os.write(answer_w, b"holds\n")
                 for handle in (answer_w, turn_r, 0, 1):
                     os.close(handle)
                 while True:
@@ -260,9 +267,9 @@ def keep() -> int:
         for pid, _, _ in made:
             os.kill(pid, signal.SIGKILL)
         return 1
-    for _, _, turn in made:
+    for _, answers, turn in made:
         os.write(turn, b"1")
-        os.close(turn)
+        _expect(answers, "holds")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if plan.get("join"):
         return 0

@@ -25,7 +25,7 @@ from atoll.lab import fs_cgroups, proc_namespaces
 from atoll.lab import layout as layouts
 from atoll.lab.fs_state import UP, Labs, Record
 from atoll.lab.layout import Layout, lay_out
-from atoll.lab.proc_members import SWITCHES, end_all, host_of, mark
+from atoll.lab.proc_members import SWITCHES, end, end_all, host_of, mark, named
 from atoll.lab.spec import HostSpec, LabSpec, check
 
 # Sixty hosts on two busy cores take under ten seconds.
@@ -92,6 +92,8 @@ def take_down(labs: Labs, name: str) -> int:
 def _remove(labs: Labs, record: Record) -> int:
     for host in record.groups:
         fs_cgroups.set_frozen(record.groups[host], frozen=False)
+    if record.keeper is not None:
+        end(record.keeper)
     ended = end_all(record.id)
     fs_cgroups.remove(record.group_bases, mark(record.id, ""))
     labs.forget(record.name)
@@ -126,6 +128,8 @@ def _keep(
         start_new_session=True,
     )
     try:
+        # On record before it makes anything: it has no mark yet.
+        record = labs.write(replace(record, keeper=named(keeper.pid)))
         answer = _ask(keeper, plan)
         record = replace(
             record,

@@ -99,7 +99,7 @@ def trunked(name="t", rate=40e6, hosts=2):
     )
 
 
-def flows(lab, pairs, seconds=0.6):
+def flows(lab, pairs, seconds=0.5):
     """Bytes of payload a second of each (from, to, NIC of `to`), all at the same time."""
     sinks = []
     for _, target, nic in pairs:

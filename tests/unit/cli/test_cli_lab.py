@@ -46,7 +46,7 @@ def test_a_lab_may_be_raised_under_another_name():
 
 
 def test_a_file_that_is_not_there_is_told_by_name(tmp_path):
-    with pytest.raises(SpecError, match="cannot read the lab file .*nothing.toml"):
+    with pytest.raises(SpecError, match=r"cannot read the lab file .*nothing\.toml"):
         cli_lab.read_spec(tmp_path / "nothing.toml")
 
 

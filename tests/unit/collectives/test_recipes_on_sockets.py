@@ -27,14 +27,10 @@ def normal(size, count):
     return [torch.randn(count, generator=torch.Generator().manual_seed(r)) * 10.0**r for r in range(size)]
 
 
-@pytest.fixture
-def comms(place, request):
-    return place.epoch(request.param)
-
-
-@pytest.mark.parametrize("comms", [2, 3, 4, 5], indirect=True)
-def test_every_recipe_gives_the_sums_of_torch_and_the_same_bits_to_all(comms):
-    size = len(comms)
+@pytest.mark.parametrize("together", [True, False], ids=["one host", "a host each"])
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_every_recipe_gives_the_sums_of_torch_and_the_same_bits_to_all(place, size, together):
+    comms = place.epoch(size) if together else place.on(declared(island_nodes(size), lambda *_: 100 * MBIT))
     for words in KINDS.values():
         for weights in ((1.0,) * size, tuple(float(r % 2) for r in range(size))):
             recipe = Recipe(groups=GROUPS[size], weights=weights, **words)

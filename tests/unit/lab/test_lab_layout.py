@@ -99,7 +99,7 @@ def test_an_unshaped_nic_has_a_tree_only_while_a_pair_on_it_is_slowed():
 @pytest.mark.parametrize("rate", [128e3, 1e6, 20e6, 50e6, 500e6, 1e9, 40e9])
 def test_bursts_and_queues_stay_within_their_laws(rate):
     assert 2 * shaping.FRAME <= shaping.burst_bytes(rate) <= 32 * 1024
-    assert shaping.MAX_PIECE < shaping.MAX_BURST
+    assert 2 * shaping.FRAME <= shaping.piece_bytes(rate) <= shaping.burst_bytes(rate)
     queue = shaping.queue_bytes(rate)
     assert shaping.MIN_QUEUE <= queue <= shaping.MAX_QUEUE
     assert queue == shaping.MAX_QUEUE or queue >= rate / 8 * 0.020 - 1
