@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # What a shaped link may miss of its declared rate before the table marks it.
 _TOLERANCE = 0.15
+PAYLOAD = "rates are TCP's payload, 95.6 % of the wire's"
 
 
 def _table(*columns: str) -> Table:
@@ -30,6 +31,7 @@ def lab(status: LabStatus) -> list[Table | str]:
     inside = " in a user namespace" if status.user_namespace else ""
     ray = f", Ray at {status.ray_address}" if status.ray_address else ""
     table = _table("HOST", "STATE", "NIC", "ADDRESS", "DECLARED", "MEASURED", "CPUS", "PROCS")
+    table.caption = PAYLOAD
     for host in status.hosts:
         for index, nic in enumerate(host.nics):
             table.add_row(*(_host_cells(host, nic) if index == 0 else _more_cells(nic)))
@@ -54,12 +56,13 @@ def _nic_cells(nic: NicStatus) -> list[str]:
 
 def measured(rows: Sequence[Measurement]) -> Table:
     """What each link carried, beside what it should."""
-    table = _table("FROM", "TO", "NIC", "DECLARED", "MEASURED", "OF DECLARED", "")
+    table = _table("FROM", "TO", "NIC", "DECLARED", "MEASURED", "SHARE", "")
+    table.caption = PAYLOAD
     for row in rows:
         way, share = row.way, row.of_declared
         declared = "unshaped" if way.declared is None else rate_text(way.declared)
         found = "nothing came" if row.bandwidth is None else rate_text(row.bandwidth)
-        note = "far off: is the machine busy?" if share is not None and abs(share - 1) > _TOLERANCE else ""
+        note = "far off" if share is not None and abs(share - 1) > _TOLERANCE else ""
         ratio = "-" if share is None else f"{share:.2f}"
         table.add_row(way.source, way.target, way.mine.name, declared, found, ratio, note)
     return table

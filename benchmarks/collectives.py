@@ -1,7 +1,11 @@
 """`python -m benchmarks.collectives`: all-reduce on networks that the lab shapes, beside Gloo on the same networks.
 
 Needs Linux and root (see `atoll lab`). Each part raises its own network and takes it down. `--resume FILE` keeps each
-part's results as they come and skips those already there. The last line of output is one JSON object with every figure.
+part's results as they come and skips those already there; those that are published are made by
+
+    python -m benchmarks.collectives --resume benchmarks/results/collectives.json --table benchmarks/results/collectives.md
+
+The last line of output is one JSON object with every figure.
 """
 
 from __future__ import annotations
@@ -50,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     # Ends like an interrupt: labs are taken down and ranks end on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for file in filter(None, (asked.resume, asked.table)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
     kept = _resumed(asked.resume, quick=asked.quick)
     failed = []
     for name in asked.part or PARTS:
@@ -76,7 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.collectives", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.collectives",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: shows that it works, not how fast")
     parser.add_argument("--part", action="append", choices=PARTS, metavar="NAME", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--resume", metavar="FILE", help="keep finished parts here, and skip those that are")

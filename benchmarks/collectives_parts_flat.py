@@ -74,7 +74,7 @@ def telemetry(*, quick: bool) -> Report:
     entrants = {name: races.OURS | {"telemetry": name == "on"} for name in ("off", "again", "on")}
     with races.field(networks.flat(HOSTS), gloo=False) as field:
         field.race(_TELEMETRY_SIZE, entrants, timing.rounds(tuple(entrants), _WARM, seed=1))
-        order = timing.rounds(tuple(entrants), 20 if quick else 400, seed=2)
+        order = timing.rounds(tuple(entrants), 20 if quick else 500, seed=2)
         found = field.race(_TELEMETRY_SIZE, entrants, order, batch=_TELEMETRY_BATCH, limit_s=600)
     same = list(zip(found.cpu["off"], found.cpu["again"], strict=True))
     pairs = list(zip(found.cpu["off"], found.cpu["on"], strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from atoll.collectives.torch_codecs import ratio
@@ -58,6 +59,8 @@ class _Result:
             "bound_s": timing.rounded(self.bound_s),
             "gloo_bound_s": timing.rounded(self.gloo_bound_s),
             "plan": self.plan["name"],
+            "plans_followed": [[name, len(list(run))] for name, run in groupby(self.outcome.plans["atoll"])],
+            "network_changes": self.outcome.changes,
             "predicted_s": timing.rounded(self.plan["predicted_s"]),
             "largest_error": timing.rounded(self.outcome.error["atoll"]),
         }

@@ -90,10 +90,10 @@ def race(
 ) -> dict[str, Any]:
     """For each name in `order`, `batch` all-reduces of `count` float32, one after the other, begun by all together.
 
-    Returns lists in that order: starts, ends, CPU-seconds of this rank, digests of the results, and errors.
+    Returns lists in that order: starts, ends, CPU-seconds of this rank, digests of the results, errors, and plans.
     """
     runs = {name: runner(rank, settings, count) for name, settings in contestants.items()}
-    found: dict[str, list[Any]] = {name: [] for name in ("starts", "ends", "cpu", "digests", "errors")}
+    found: dict[str, list[Any]] = {name: [] for name in ("starts", "ends", "cpu", "digests", "errors", "plans")}
     for name in order:
         settings = contestants[name]
         whole = "codec" not in settings
@@ -109,8 +109,9 @@ def race(
         found["ends"].append(end)
         found["digests"].append([digest(buffer) for buffer in buffers])
         check = wrong_by if whole else coded_error
+        found["plans"].append(last_plan(rank) if settings["by"] == "atoll" else "")
         found["errors"].append(max(check(rank, buffer, settings) for buffer in buffers))
-    return found
+    return found | {"changes": changes(rank)}
 
 
 def runner(rank: Rank, settings: Contestant, count: int) -> Callable[[torch.Tensor], None]:
@@ -133,6 +134,17 @@ def runner(rank: Rank, settings: Contestant, count: int) -> Callable[[torch.Tens
 
 def _by_gloo(group: Any, buffer: torch.Tensor) -> None:
     group.allreduce([buffer]).wait()
+
+
+def changes(rank: Rank) -> list[str]:
+    """What the traffic so far has shown to be otherwise than the topology said."""
+    return [str(change) for change in rank.things["communicator"].changes]
+
+
+def last_plan(rank: Rank) -> str:
+    """The name of the plan that the last all-reduce followed."""
+    traces = rank.things["communicator"].telemetry.recent()
+    return str(next(t.what for t in reversed(traces) if t.what.startswith("all_reduce")).partition(" by ")[2])
 
 
 def plans(rank: Rank, *, count: int, codec: str | None = None) -> list[dict[str, Any]]:
@@ -163,7 +175,6 @@ def _group(plain: Any) -> Any:
 
 def watch(rank: Rank, *, count: int, operations: int) -> dict[str, Any]:
     """All-reduces by the chosen plan, one after the other: times, the plan of each, what was learned, whether right."""
-    communicator: Communicator = rank.things["communicator"]
     found: dict[str, Any] = {"starts": [], "ends": [], "plans": [], "digests": [], "wrong": False}
     run = runner(rank, {"by": "atoll"}, count)
     for _ in range(operations):
@@ -172,11 +183,10 @@ def watch(rank: Rank, *, count: int, operations: int) -> dict[str, Any]:
         found["starts"].append(time.monotonic())
         run(buffer)
         found["ends"].append(time.monotonic())
-        traces = [trace for trace in communicator.telemetry.recent() if trace.what.startswith("all_reduce")]
-        found["plans"].append(traces[-1].what.partition(" by ")[2])
+        found["plans"].append(last_plan(rank))
         found["digests"].append(digest(buffer))
         found["wrong"] |= wrong_by(rank, buffer, {}) > 0
-    return found | {"changes": [str(change) for change in communicator.changes]}
+    return found | {"changes": changes(rank)}
 
 
 # -- inputs and results --------------------------------------------------------------------------------------------------

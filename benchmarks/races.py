@@ -32,11 +32,16 @@ def coded(spec: LabSpec, codec: str) -> contestants.Contestant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Of one race, by contestant: seconds of each batch, CPU-seconds over all ranks, the largest error (coded: of the stated)."""
+    """Of one race, by contestant: seconds of each batch, CPU-seconds over all ranks, the largest error, plans, what was learned.
+
+    The error of coded sums is a share of what the codec states.
+    """
 
     seconds: dict[str, list[float]]
     cpu: dict[str, list[float]]
     error: dict[str, float]
+    plans: dict[str, list[str]]
+    changes: list[str]
 
 
 class Field:
@@ -86,6 +91,8 @@ class Field:
             seconds=timing.paired(order, seconds),
             cpu=timing.paired(order, cpu),
             error={name: max(values) for name, values in errors.items()},
+            plans=timing.paired(order, answers[0]["plans"]),
+            changes=answers[0]["changes"],
         )
 
     def plans(self, size: int, codec: str | None = None) -> list[dict[str, Any]]:

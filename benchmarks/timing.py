@@ -11,6 +11,9 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _BOOTSTRAPS = 1000
 
@@ -74,9 +77,9 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return statistics.median(above) / statistics.median(below)
 
 
-def paired(names: Sequence[str], values: Sequence[float]) -> dict[str, list[float]]:
+def paired(names: Sequence[str], values: Sequence[T]) -> dict[str, list[T]]:
     """The values of each name, in the order of measuring."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[T]] = {}
     for name, value in zip(names, values, strict=True):
         found.setdefault(name, []).append(value)
     return found
@@ -98,10 +101,10 @@ def interval(
 def excess(pairs: Sequence[tuple[float, float]]) -> float:
     """How much more the second of each pair cost than the first: of trimmed sums, as a share.
 
-    The tenth of the pairs that differ most either way is left out: a page fault or a neighbour's burst is no cost of ours.
+    The fifth of the pairs that differ most either way is left out: a page fault or a neighbour's burst is no cost of ours.
     """
     differences = sorted(pairs, key=lambda pair: pair[1] - pair[0])
-    cut = len(pairs) // 20
+    cut = len(pairs) // 5
     kept = differences[cut : len(differences) - cut]
     return sum(b for _, b in kept) / sum(a for a, _ in kept) - 1
 

@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - a tool beside the documents, not a package
 """Draws `docs/plans-*.svg` from plans that the planner really makes: `python docs/plan_pictures.py`.
 
 Two kinds of picture. *Order*: ranks are columns, time goes down; a solid arrow is a `Reduce`, a dashed one a `Spread`, a bar
@@ -15,7 +16,7 @@ from pathlib import Path
 from atoll.collectives.network import Network, network_on
 from atoll.collectives.plan import Meet, Move, Plan, Program, Reduce, Spread
 from atoll.collectives.plan_cost import Costs, _Play
-from atoll.collectives.plan_shapes import build
+from atoll.collectives.plan_shapes import build, ranks_of
 from atoll.collectives.planner import Choice, Planner
 from atoll.schema.ids import NodeId
 from atoll.schema.topology import Host, Link, Nic, Topology
@@ -125,7 +126,7 @@ def _levels(program: Program) -> Iterator[tuple[int, Move]]:
     for move in program.moves:
         senders = move.members if isinstance(move, Meet) else (move.source,)
         level = max(reached.get(r, 0) for r in senders) + 1
-        for rank in _ranks(move):
+        for rank in move.members if isinstance(move, Meet) else (move.target,):
             reached[rank] = max(reached.get(rank, 0), level)
         yield level, move
 
@@ -142,8 +143,7 @@ def _columns(where: Network, top: int, height: int) -> Iterator[str]:
     """A line for each rank, a band for each island."""
     groups = where.groups if isinstance(where.groups, tuple) else (where.groups,)
     for group in groups if any(isinstance(g, tuple) for g in groups) else (groups,):
-        ranks = group if isinstance(group, tuple) else (group,)
-        first, last = _x(min(ranks)) - 40, _x(max(ranks)) + 40  # type: ignore[type-var,arg-type] # flat islands here
+        first, last = _x(min(ranks_of(group))) - 40, _x(max(ranks_of(group))) + 40
         yield _rect(first, top - 40, last - first, height + 44, "var(--band)", round_=8)
     for rank, node in enumerate(where.nodes):
         yield f'<text x="{_x(rank)}" y="{top - 22}" text-anchor="middle">rank {rank}</text>'
@@ -278,7 +278,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, wide: int, mo
     return f'<line {ends} stroke="{colour}" stroke-width="{wide}"{more}/>'
 
 
-def _rect(x: float, y: float, width: float, height: float, colour: str, *, round_: int = 0) -> str:  # noqa: PLR0917
+def _rect(x: float, y: float, width: float, height: float, colour: str, *, round_: int = 0) -> str:
     where = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     return f'<rect {where} rx="{round_}" fill="{colour}"/>'
 

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -221,9 +222,8 @@ class Communicator:
             after=(self._tuned[generation],) if generation else (),
             codec=coder,
             feedback=feedback,
+            landed=None if residuals is None or feedback is None else partial(residuals.told, key, feedback),
         )
-        if residuals is not None and feedback is not None:
-            work.add_done_callback(lambda done: residuals.told(key, feedback) if done.poison is None else None)
         self._start(work, self._operations.all_reduce(request, work))
         if self._tuning.window_ends():
             self._tune()

@@ -51,7 +51,7 @@ _ONE_THREAD_ELEMENTS = 16 * 1024
 class Request:
     """One all-reduce as it was asked for. `planned` gives the plan for (elements, bytes of one), on the loop's thread.
 
-    `after`: tickets that must be done before it can.
+    `after`: tickets that must be done before it can. `landed` is called with the result in place and nobody told yet.
     """
 
     buffer: torch.Tensor
@@ -61,6 +61,7 @@ class Request:
     after: tuple[Ticket, ...] = ()
     codec: Codec | None = None
     feedback: Feedback | None = None
+    landed: Callable[[], None] | None = None
 
 
 def carried(dtype: torch.dtype) -> torch.dtype:
@@ -186,7 +187,7 @@ class Operations:
             feedback=request.feedback,
         )
         total = yield from Summation(self._reactor, self._scratch, self._rank, task).run()
-        work.finish(buffer, write=lambda: write(buffer, total))
+        work.finish(buffer, write=lambda: _land(request, total))
         self._scratch.give_back(total)
         if not in_place:
             self._scratch.give_back(mine, pinned=buffer.is_cuda)
@@ -198,12 +199,21 @@ class Operations:
         return staged
 
 
+def _land(request: Request, total: torch.Tensor) -> None:
+    """The sum to the caller, the losses to the residuals, both before anybody who waits goes on to commit."""
+    write(request.buffer, total)
+    if request.landed is not None:
+        request.landed()
+
+
 def _give_back(request: Request) -> None:
     """Alone: nothing is coded, and what codes lost before goes into the sum."""
     held = None if request.feedback is None else request.feedback.stranded(())
     if held is not None:
         plain = request.buffer.detach()
         plain.add_(torch.from_numpy(held).view(plain.shape).to(plain.device))
+    if request.landed is not None:
+        request.landed()
 
 
 def dtype_name(buffer: torch.Tensor) -> str:

@@ -32,6 +32,8 @@ Summing = Generator[list[Ticket], None, torch.Tensor]
 COLLECTIVES = 0
 # Spreads the seeds of operations that round by chance over 32 bits (Knuth's multiplicative hash).
 _ODD = 2654435761
+# More than there are: so that no two ranks and operations have the same chances.
+_RANKS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,9 @@ class Summation:
         codec, feedback = self._codec, self._task.feedback
         values = has if feedback is None else feedback.corrected(has, part.start, part.end)
         code, decoded = self._encoded(part), self._temporary(part)
-        codec.encode(values, code, decoded, seed=self._task.sequence * _ODD + part.start)
+        # By chance only where nothing makes up for the loss. Own chances for each rank: with the same, their errors add up.
+        chance = (self._task.sequence * _RANKS + self._rank) * _ODD + part.start
+        codec.encode(values, code, decoded, seed=chance if feedback is None else None)
         if feedback is not None:
             feedback.keep(part.start, part.end, values, decoded)
         for member in here.members:

@@ -112,8 +112,14 @@ class Int8(Blocked):
         return count
 
     def _encode(
-        self, values: Floats, scale: Floats, codes: Bytes, tile: Tile, work: Workspace, seed: int | None
-    ) -> Any:  # noqa: ARG002
+        self,
+        values: Floats,
+        scale: Floats,
+        codes: Bytes,
+        tile: Tile,
+        work: Workspace,
+        seed: int | None,  # noqa: ARG002
+    ) -> Any:
         largest = np.maximum(values.max(1, keepdims=True), -values.min(1, keepdims=True))
         scale[:] = largest * _BY_127
         inverse = np.where(largest > TINY, np.float32(127) / largest, np.float32(0))
@@ -131,7 +137,8 @@ class Int8(Blocked):
         if code.dtype == np.int8:
             np.copyto(out, code)
             code = out
-        return np.multiply(code, scale, out=out)
+        np.multiply(code, scale, out=out)
+        return out
 
     def error_bound(self, values: Floats) -> Floats:
         """Half a step of the block's scale."""

@@ -79,6 +79,16 @@ class Residuals:
         return {key: torch.from_numpy(held.copy()) for key, held in self._committed.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        self._committed = {key: held.detach().cpu().float().numpy().copy() for key, held in state.items()}
+        """Take over what `state_dict` gave; raises `InternalError`, and changes nothing, if anything in it is not that."""
+        self._committed = {key: _memory(key, held) for key, held in state.items()}
         self._pending = {}
+
+
+def _memory(key: str, held: Any) -> Floats:
+    if not isinstance(held, torch.Tensor) or held.dim() != 1 or not held.is_floating_point():
+        what = f"{held.dtype} {list(held.shape)}" if isinstance(held, torch.Tensor) else type(held).__name__
+        raise InternalError(
+            f"residuals of bucket {key!r} are {what}, not flat floats: load what `Residuals.state_dict` gave"
+        )
+    memory: Floats = held.detach().cpu().float().numpy().copy()
+    return memory

@@ -39,8 +39,14 @@ class OneBit(Blocked):
         return -(-count // 8)
 
     def _encode(
-        self, values: Floats, scale: Floats, codes: Bytes, tile: Tile, work: Workspace, seed: int | None
-    ) -> Any:  # noqa: ARG002
+        self,
+        values: Floats,
+        scale: Floats,
+        codes: Bytes,
+        tile: Tile,
+        work: Workspace,
+        seed: int | None,  # noqa: ARG002
+    ) -> Any:
         up, _ = work.planes(tile.rows)
         np.greater_equal(values, np.float32(0), out=up)
         put_plane(up, codes, tile)

@@ -8,6 +8,8 @@ plans are used from the next window but one: by then the exchange has long been 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +18,8 @@ from atoll.collectives.knowledge import Change, Knowledge
 from atoll.collectives.network import Network, network_on
 from atoll.collectives.planner import Planner
 from atoll.collectives.telemetry import Trace
-from atoll.schema.topology import Observation
+from atoll.schema.ids import NodeId
+from atoll.schema.topology import Observation, Topology
 
 # A window has at least so many operations and bytes: links of 10 to 500 Mbit/s are measured well by it, and the exchange
 # of a few hundred bytes is under a hundredth of what the window itself takes.
@@ -107,7 +110,8 @@ class Tuning:
         pace = min((s.pace for s in said if s.pace is not None), default=1.0)
         telling = not AS_PLANNED[0] <= pace <= AS_PLANNED[1]
         if telling:
-            self._knowledge = fold(self._knowledge, [o for s in said for o in s.observations])
+            observations = tuple(o for s in said for o in s.observations)
+            self._knowledge = fold(self._knowledge, fairly(self._knowledge.topology, observations))
         planner = self._planners[self._told]
         if self._knowledge.topology.version != before:
             self._network = network_on(self._network.nodes, self._knowledge.topology)
@@ -118,3 +122,49 @@ class Tuning:
         self._planners.pop(self._told - KEPT_GENERATIONS, None)
         self._knowledge = dataclasses.replace(self._knowledge, changes=())
         return telling
+
+
+def fairly(topology: Topology, observations: Sequence[Observation]) -> tuple[Observation, ...]:
+    """The observations without what slowed all links alike.
+
+    Hosts whose processors are overloaded feed every link too slowly; no plan avoids that, and a plan must not follow from
+    it. What the usual link reaches of what is known of it, or its NICs together of theirs, counts as the whole.
+    """
+    shares = sorted(_shares(topology, observations))
+    usual = shares[len(shares) // 2] if shares else 1.0
+    if not 0.0 < usual < 1.0:
+        return tuple(observations)
+    return tuple(dataclasses.replace(o, busy_s=o.busy_s * usual) for o in observations)
+
+
+def _shares(topology: Topology, observations: Sequence[Observation]) -> list[float]:
+    """For each observed link: its rate, or that of all from its NIC or to it, as a share of what is known."""
+    links = {(k.source, k.source_nic, k.target, k.target_nic): k.bandwidth for k in topology.links}
+    nics = {(h.node, n.name): n.bandwidth for h in topology.hosts for n in h.nics if n.bandwidth}
+    nics |= {
+        (h.node, n.name): _fastest(topology, h.node, n.name) for h in topology.hosts for n in h.nics if not n.bandwidth
+    }
+    seen = [o for o in observations if o.busy_s > 0 and (o.source, o.source_nic, o.target, o.target_nic) in links]
+    out: defaultdict[tuple[NodeId, str], float] = defaultdict(float)
+    into: defaultdict[tuple[NodeId, str], float] = defaultdict(float)
+    for o in seen:
+        out[o.source, o.source_nic] += o.bytes / o.busy_s
+        into[o.target, o.target_nic] += o.bytes / o.busy_s
+    trunks = [
+        (t, sum(o.bytes / o.busy_s for o in seen if o.source in t.sources and o.target in t.targets) / t.bandwidth)
+        for t in topology.trunks
+    ]
+    return [
+        max(
+            o.bytes / o.busy_s / links[o.source, o.source_nic, o.target, o.target_nic],
+            out[o.source, o.source_nic] / nics.get((o.source, o.source_nic), math.inf),
+            into[o.target, o.target_nic] / nics.get((o.target, o.target_nic), math.inf),
+            *(share for t, share in trunks if o.source in t.sources and o.target in t.targets),
+        )
+        for o in seen
+    ]
+
+
+def _fastest(topology: Topology, node: NodeId, nic: str) -> float:
+    ends = [k.bandwidth for k in topology.links if (node, nic) in {(k.source, k.source_nic), (k.target, k.target_nic)}]
+    return max(ends, default=math.inf)

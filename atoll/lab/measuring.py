@@ -1,8 +1,9 @@
 """Which links `lab bench` measures, what each should carry, and which of them at the same time. Pure.
 
 Links of a round share no NIC and no trunk, and together need no more than this machine moves without effort
-(`ROUND_BUDGET`), so none is measured slow because of another. Several links of one round differ in hosts, so eight hosts
-take about a quarter of the time that one link after another would. Links over cut cables, and of hosts that are killed
+(`ROUND_BUDGET`), so none is measured slow because of another: not even the way back, whose acknowledgements would wait behind the data.
+Several links of one round differ in hosts, so eight hosts take about a quarter of the time that one link after another
+would. Links over cut cables, and of hosts that are killed
 or frozen, are left out: nothing would arrive.
 """
 
@@ -57,9 +58,7 @@ def ways(
             mine=mine,
             other=other,
             rate=layout.link_rate(mine, other, slowed.get(frozenset((source, target)))),
-            shares=frozenset(
-                (f"{mine.port} out", f"{other.port} in", *(trunk.ends[0] for trunk in layout.path(mine, other)))
-            ),
+            shares=frozenset((mine.port, other.port, *(trunk.ends[0] for trunk in layout.path(mine, other)))),
         )
         for source in hosts
         for target in hosts
@@ -70,9 +69,14 @@ def ways(
 
 
 def rounds(found: Sequence[Way], budget: float = ROUND_BUDGET) -> list[list[Way]]:
-    """The ways in rounds: each round as full as its budget allows, an unshaped way alone."""
+    """The ways in rounds: each round as full as its budget allows, an unshaped way alone.
+
+    Hosts whose numbers differ by the same bits are disjoint pairs: in this order the first round that fits is a good one.
+    """
     made: list[list[Way]] = []
-    for way in sorted(found, key=lambda w: -(w.rate or budget)):
+    number = {host: index for index, host in enumerate(dict.fromkeys(w.source for w in found))}
+    pair = {id(w): (number[w.source] ^ number.get(w.target, 0), w.source > w.target) for w in found}
+    for way in sorted(found, key=lambda w: (-(w.rate or budget), pair[id(w)])):
         fitting = next((r for r in made if _fits(way, r, budget)), None)
         if fitting is None:
             made.append([way])

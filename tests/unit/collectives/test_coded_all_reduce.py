@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from declared_network import MBIT, two_nics
 from atoll.collectives.plan_shapes import Recipe
 from atoll.collectives.torch_codecs import CODECS, codec
 from atoll.collectives.torch_residuals import Residuals
+from atoll.collectives.work import Work
 from atoll.errors import InternalError
 
 COUNT = 20_003
@@ -184,3 +186,33 @@ def test_an_operation_that_is_poisoned_loses_nothing(place):
     residuals.commit()
     assert residuals.state_dict() == {}
     assert torch.equal(buffer, torch.ones(COUNT))
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_what_ranks_hold_back_does_not_grow_with_the_steps(place, name):
+    comms, residuals = place.on(two_nics(2, 2)), [Residuals() for _ in range(4)]
+    sizes = []
+    for step in range(40):
+        stepped(comms, residuals, crossing(name), step, name)
+        sizes.append(sum((r.state_dict()["w"].double() ** 2).sum().item() for r in residuals))
+    assert max(sizes[20:]) < 1.5 * max(sizes[:20])
+
+
+def test_losses_are_told_before_those_who_wait_can_commit(place, monkeypatch):
+    hold, tell = threading.Event(), Work._tell
+    monkeypatch.setattr(Work, "_tell", lambda work: (hold.wait(5), tell(work)))
+    comms, residuals = place.on(two_nics(1, 1)), [Residuals(), Residuals()]
+    stepped(comms, residuals, Recipe(shape="islands", groups=(0, 1), weights=(1.0, 1.0), codec="onebit"), 0, "onebit")
+    hold.set()
+    assert left(residuals).any()
+
+
+def test_ranks_round_by_chances_of_their_own(place):
+    comms = place.on(two_nics(1, 1))
+    recipe = Recipe(shape="islands", groups=(0, 1), weights=(1.0, 1.0), codec="ternary")
+    one = contributions(1, COUNT)[0]
+    buffers = [one.clone(), one.clone()]
+    wait_all([c.all_reduce(b, codec="ternary", recipe=recipe) for c, b in zip(comms, buffers, strict=True)])
+    # With the same chances both send the same: every sum is twice -s, 0 or s, and never one s alone.
+    sizes = buffers[0].view(-1)[:1024].abs()
+    assert len({round(v, 4) for v in sizes.tolist()}) == 3

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from declared_network import MBIT, declared, island_nodes, two_nics
+from declared_network import declared, island_nodes, two_nics
 
 from atoll.collectives.fabric import MEMORY_BYTES_S, UNKNOWN_BYTES_S, fabric_of
 from atoll.collectives.network import Way, groups_of, network_of, part_of, ways
@@ -114,7 +114,8 @@ def test_a_way_that_refuses_gives_way_to_the_next(place):
         port = server.getsockname()[1]  # nobody listens there any more once it is closed
     dead = (Door(nic="fast", host="127.0.2.1", port=port),)
     comms = place.connect(epoch_of(listeners, ["a0", "a1"], topology, lambda *_: dead), listeners)
-    assert all(c.barrier() for c in comms)
+    works = [c.barrier() for c in comms]
+    assert all(w.wait(5) for w in works)
     assert {s.getpeername()[0] for s in comms[1].sockets()[0]} == {"127.0.0.1"}
 
 

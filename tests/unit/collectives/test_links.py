@@ -1,0 +1,97 @@
+"""What the kernel counts of a connection under pressure, and to which link that belongs."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+import pytest
+from declared_network import two_nics
+
+from atoll.collectives.tcp_links import Line, Links, Pressure, counts
+
+
+@pytest.fixture
+def pair():
+    """Both ends of a connection between the slow NICs of a0 and b0."""
+    with socket.create_server(("127.0.3.3", 0)) as server:
+        left = socket.create_connection(server.getsockname(), source_address=("127.0.3.1", 0))
+        right, _ = server.accept()
+    with left, right:
+        yield left, right
+
+
+def carry(left, right, size):
+    """`size` bytes go from one end to the other and are acknowledged."""
+    before = counts(left).acked_bytes
+    left.setblocking(False)
+    right.setblocking(False)
+    sent = 0
+    until = time.monotonic() + 10
+    while counts(left).acked_bytes - before < size:
+        assert time.monotonic() < until
+        if sent < size:
+            with contextlib.suppress(BlockingIOError):
+                sent += left.send(b"x" * min(65536, size - sent))
+        with contextlib.suppress(BlockingIOError):
+            right.recv(1 << 20)
+
+
+def test_counts_are_those_of_the_kernel_and_none_of_a_connection_that_is_gone(pair):
+    left, right = pair
+    before = counts(left)
+    carry(left, right, 1_000_000)
+    after = counts(left)
+    assert after.acked_bytes - before.acked_bytes == 1_000_000
+    assert 0 <= after.rtt_s < 1.0
+    left.close()
+    assert counts(left) is None
+    one, other = socket.socketpair()
+    with one, other:
+        assert counts(one) is None
+
+
+def test_only_what_went_under_pressure_is_counted_and_only_once(pair):
+    left, right = pair
+    pressure = Pressure(left)
+    carry(left, right, 100_000)
+    pressure.begins(10.0)
+    carry(left, right, 300_000)
+    pressure.ends(10.5)
+    carry(left, right, 100_000)
+    carried, busy = pressure.taken(11.0)
+    assert carried == 300_000
+    assert 0.0 <= busy <= 0.5
+    assert pressure.taken(12.0) == (0, 0.0)
+
+
+def test_pressure_that_goes_on_is_counted_up_to_now(pair):
+    left, right = pair
+    pressure = Pressure(left)
+    pressure.begins(1.0)
+    carry(left, right, 50_000)
+    assert pressure.taken(2.0)[0] == 50_000
+    carry(left, right, 70_000)
+    pressure.ends(3.0)
+    assert pressure.taken(4.0)[0] == 70_000
+
+
+def test_links_tell_the_nics_by_the_addresses_of_their_connections(pair):
+    left, right = pair
+    pressure, links = Pressure(left), Links(["a0", "b0"], 0, two_nics(2, 2))
+    assert links.observe({1: [Line(left, pressure)]}) == ()  # no pressure yet
+    pressure.begins(time.monotonic())
+    carry(left, right, 200_000)
+    [seen] = links.observe({1: [Line(left, pressure)]})
+    assert (seen.source, seen.source_nic, seen.target, seen.target_nic) == ("a0", "slow", "b0", "slow")
+    assert seen.bytes == 200_000
+    assert 0.0 < seen.busy_s <= seen.window_s
+
+
+def test_connections_between_addresses_of_no_known_nic_are_left_out(pair):
+    left, right = pair
+    pressure, links = Pressure(left), Links(["x", "y"], 0, two_nics(2, 2))
+    pressure.begins(time.monotonic())
+    carry(left, right, 1000)
+    assert links.observe({1: [Line(left, pressure)]}) == ()

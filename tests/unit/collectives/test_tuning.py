@@ -1,0 +1,112 @@
+"""Windows of traffic: counted alike by all, folded alike, and in effect one window later."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from declared_network import MBIT, two_nics
+
+from atoll.collectives.network import network_on
+from atoll.collectives.telemetry import Trace
+from atoll.collectives.tuning import KEPT_GENERATIONS, WINDOW_BYTES, Told, Tuning
+from atoll.schema.topology import Observation, Topology
+
+SLOW = {"bytes": 2_000_000, "busy_s": 2.0}  # a hundred times slower than an island's link
+
+
+def tuning(topology=None):
+    topology = two_nics(2, 2) if topology is None else topology
+    return Tuning(network_on(("a0", "a1", "b0", "b1"), topology), {"int8": 0.25})
+
+
+def window(pace, *, seen=True):
+    """What four ranks tell: one of them that its link within the island is slow."""
+    ends = {"source": "a0", "source_nic": "fast", "target": "a1", "target_nic": "fast"}
+    slow = Observation(**ends, **SLOW, rtt_s=2e-4, window_s=2.0)
+    return [Told(pace=pace, observations=(slow,) if seen and rank == 0 else ()) for rank in range(4)]
+
+
+def test_all_count_the_same_windows_and_plans_lag_one_behind():
+    sizes = [WINDOW_BYTES // 2] * 8
+    seen = [[(here.count(size), here.window_ends()) for size in sizes] for here in (tuning(), tuning())]
+    assert seen[0] == seen[1]
+    assert seen[0] == [(0, False), (0, True), (0, False), (0, True), (1, False), (1, True), (2, False), (2, True)]
+
+
+def test_one_large_operation_or_many_small_ones_are_no_window():
+    here = tuning()
+    here.count(10 * WINDOW_BYTES)
+    assert not here.window_ends()
+    small = tuning()
+    for _ in range(1000):
+        small.count(100_000)
+    assert not small.window_ends()
+
+
+def test_a_network_without_links_is_never_asked():
+    here = tuning(Topology(hosts=()))
+    for _ in range(4):
+        here.count(WINDOW_BYTES)
+    assert not here.window_ends()
+
+
+@pytest.mark.parametrize("pace", [0.8, 1.0, 1.25, None])
+def test_operations_that_take_what_was_planned_change_nothing(pace):
+    here = tuning()
+    first = here.newest
+    assert [here.told(window(pace)) for _ in range(3)] == [False] * 3
+    assert here.changes == []
+    assert here.newest is first
+
+
+def test_a_link_that_is_slow_for_two_windows_is_planned_around():
+    here = tuning()
+    first = here.newest
+    assert here.told(window(5.0))
+    assert (here.newest, here.changes) == (first, [])
+    assert here.told(window(5.0))
+    assert here.newest is not first
+    assert [here.planner(g) is first for g in (0, 1, 2)] == [True, True, False]
+    assert here.changes
+    assert "a0" in str(here.changes[0])
+    fabric = here.network.fabric
+    route = fabric.routes[0, 1]
+    assert min(route.bandwidth, *(fabric.capacities[r] for r in route.resources)) < 50 * MBIT
+
+
+def test_all_who_are_told_the_same_know_the_same():
+    one, other = tuning(), tuning()
+    for here in (one, other):
+        for _ in range(2):
+            here.told(window(5.0))
+    assert one.network == other.network
+    assert one.newest.choose(1 << 20, 4) == other.newest.choose(1 << 20, 4)
+
+
+def test_who_comes_last_tells_the_pace():
+    here, told = tuning(), window(5.0)
+    told[3] = dataclasses.replace(told[3], pace=1.0)
+    for _ in range(3):
+        here.told(told)
+    assert here.changes == []
+
+
+def test_old_generations_are_forgotten_and_the_last_few_are_kept():
+    here = tuning()
+    for _ in range(KEPT_GENERATIONS + 4):
+        here.told(window(None, seen=False))
+    newest = KEPT_GENERATIONS + 4
+    assert all(here.planner(g) is here.newest for g in range(newest - KEPT_GENERATIONS + 1, newest + 1))
+    with pytest.raises(KeyError):
+        here.planner(newest - KEPT_GENERATIONS)
+
+
+def test_the_pace_is_what_operations_took_against_their_plans_since_last_asked():
+    here = tuning()
+    assert here.pace() is None
+    here.took(Trace(planned_s=10.0, ended_s=13.0, expected_s=1.0))
+    here.took(Trace(planned_s=20.0, ended_s=21.0, expected_s=1.0))
+    here.took(Trace(planned_s=30.0, ended_s=99.0))  # by a recipe: nothing was promised
+    assert here.pace() == 2.0
+    assert here.pace() is None
