@@ -1,46 +1,39 @@
 """What agents, trainers and the control plane say to one another.
 
-Three channels, each a closed set: trainer <-> agent over a Unix socket (one JSON line each), agent <-> control plane
-over a gRPC stream (one JSON body a frame). Facts are past tense, commands imperative. A message is lost with its
-connection; whoever reconnects says again what still holds, so every fact and command here is idempotent.
+Closed sets: trainer <-> agent over a Unix socket (`trainer_messages`, all named here too), agent <-> control plane over
+a gRPC stream (one JSON body a frame). Facts are past tense, commands imperative. A message is lost with its connection;
+whoever reconnects says again what still holds, so every fact and command here is idempotent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from atoll.schema.ids import Epoch, Incarnation, NodeId, Rank, RunId, SeatId, Step, TrainerId
+from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, TrainerId
 from atoll.schema.spec import JobSpec
-from atoll.schema.topology import Door, Link, Nic, Observation, Topology
+from atoll.schema.topology import Door, Link, Nic
+from atoll.schema.trainer_messages import TRAINER_COMMANDS as TRAINER_COMMANDS
+from atoll.schema.trainer_messages import TRAINER_FACTS as TRAINER_FACTS
+from atoll.schema.trainer_messages import Busy as Busy
+from atoll.schema.trainer_messages import CheckpointCommitted as CheckpointCommitted
+from atoll.schema.trainer_messages import CheckpointFailed as CheckpointFailed
+from atoll.schema.trainer_messages import EpochJoined as EpochJoined
+from atoll.schema.trainer_messages import LinksObserved as LinksObserved
+from atoll.schema.trainer_messages import Member as Member
+from atoll.schema.trainer_messages import Membership as Membership
+from atoll.schema.trainer_messages import PeerDown as PeerDown
+from atoll.schema.trainer_messages import ServerReady as ServerReady
+from atoll.schema.trainer_messages import StepCommitted as StepCommitted
+from atoll.schema.trainer_messages import StopAtBoundary as StopAtBoundary
+from atoll.schema.trainer_messages import TrainerCommand as TrainerCommand
+from atoll.schema.trainer_messages import TrainerFact as TrainerFact
+from atoll.schema.trainer_messages import TrainerFailed as TrainerFailed
+from atoll.schema.trainer_messages import TrainerFinished as TrainerFinished
+from atoll.schema.trainer_messages import TrainerHello as TrainerHello
+from atoll.schema.trainer_messages import TrainerReady as TrainerReady
+from atoll.schema.trainer_messages import Waiting as Waiting
 
 PROTOCOL = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One rank of an epoch and where its peers reach it: first address, and a door for each other NIC of its node."""
-
-    trainer: TrainerId
-    rank: Rank
-    node: NodeId
-    host: str
-    port: int
-    weight: float = 1.0
-    doors: tuple[Door, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
-    """Who trains in `epoch`: members in rank order. Replaces every earlier membership of the run.
-
-    `topology`: what is known of the members' network; plans follow from it.
-    """
-
-    run: RunId
-    epoch: Epoch
-    members: tuple[Member, ...]
-    reason: str = ""
-    topology: Topology | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,164 +44,6 @@ class Versions:
     protocol: int
     python: str
     torch: str = ""
-
-
-# -- trainer -> agent ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerHello:
-    """First message on each connection: who speaks. (pid, start_ticks) names the process beyond doubt."""
-
-    trainer: TrainerId
-    run: RunId
-    pid: int
-    start_ticks: int
-    epoch: Epoch
-    ready: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerReady:
-    """Warm: user code loaded, state managed, waiting for a membership at this address, and behind these doors."""
-
-    trainer: TrainerId
-    host: str
-    port: int
-    doors: tuple[Door, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochJoined:
-    """The trainer regrouped into `epoch` and goes on at `step`."""
-
-    trainer: TrainerId
-    epoch: Epoch
-    step: Step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerDown:
-    """Evidence, not a verdict: this trainer's connection to `peer` ended or stayed silent in `epoch`."""
-
-    trainer: TrainerId
-    epoch: Epoch
-    peer: TrainerId
-    evidence: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCommitted:
-    """Measurements of one committed step, said once it is known to be decided on all members; rank 0 reports metrics."""
-
-    trainer: TrainerId
-    epoch: Epoch
-    step: Step
-    at: float
-    step_s: float
-    samples: int
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointCommitted:
-    """A durable checkpoint of `step` exists at `path`."""
-
-    trainer: TrainerId
-    step: Step
-    path: str
-    bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointFailed:
-    """A save that did not become durable; training went on."""
-
-    trainer: TrainerId
-    step: Step
-    problem: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerReady:
-    """A serving replica answers at this address."""
-
-    trainer: TrainerId
-    host: str
-    port: int
-    model: str
-    step: Step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerFinished:
-    """The user's function returned on this trainer after its last step was decided on all members."""
-
-    trainer: TrainerId
-    step: Step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerFailed:
-    """The user's function raised, or a step was refused (NaN). `code` is an error code of `atoll.errors`."""
-
-    trainer: TrainerId
-    step: Step
-    code: str
-    problem: str
-    traceback: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinksObserved:
-    """What this trainer's collectives showed of its links since it last said so. A measurement: it may be dropped."""
-
-    trainer: TrainerId
-    epoch: Epoch
-    observations: tuple[Observation, ...]
-
-
-TRAINER_FACTS = (
-    TrainerHello,
-    TrainerReady,
-    EpochJoined,
-    PeerDown,
-    StepCommitted,
-    LinksObserved,
-    CheckpointCommitted,
-    CheckpointFailed,
-    ServerReady,
-    TrainerFinished,
-    TrainerFailed,
-)
-TrainerFact = (
-    TrainerHello
-    | TrainerReady
-    | EpochJoined
-    | PeerDown
-    | StepCommitted
-    | LinksObserved
-    | CheckpointCommitted
-    | CheckpointFailed
-    | ServerReady
-    | TrainerFinished
-    | TrainerFailed
-)
-
-
-# -- agent -> trainer ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopAtBoundary:
-    """Leave at the next step boundary, after the step in hand is decided."""
-
-    reason: str
-
-
-TRAINER_COMMANDS = (Membership, StopAtBoundary)
-TrainerCommand = Membership | StopAtBoundary
 
 
 # -- agent -> control plane ------------------------------------------------------------------------------------------
@@ -253,7 +88,7 @@ class AgentHello:
     """First message of an agent after the handshake: what it is and all trainers it knows of.
 
     `nics`: the node's, first the one by which it is known; `doors`: where it answers probes, for each NIC; `probes`: the
-    last results of its own.
+    last results of its own; `beats`: where it hears other agents' beats, for each NIC.
     """
 
     node: NodeId
@@ -266,6 +101,7 @@ class AgentHello:
     nics: tuple[Nic, ...] = ()
     doors: tuple[Door, ...] = ()
     probes: tuple[PeerProbed, ...] = ()
+    beats: tuple[Door, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +144,43 @@ class AgentBeat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerWatched:
+    """A trainer's process as its node shows it: at once on a change, else each second. A measurement.
+
+    `state`: the letter of `/proc`; `cpu_s`: processor time of all its threads; `beat_age_s`: since its interpreter last
+    gave a thread of its own a turn (a held GIL stops that); `behind_s`: how late the agent itself was to look.
+    """
+
+    trainer: TrainerId
+    run: RunId
+    state: str
+    cpu_s: float
+    beat_age_s: float
+    behind_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilentPeer:
+    """A node that an agent listens for and has not heard for `for_s` seconds."""
+
+    node: NodeId
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeersWatched:
+    """What an agent hears of the nodes that it was told to listen for: at once on a change, else each second.
+
+    `heard` are the others of them. `behind_s`: how late the agent itself was to look; what is silent may be itself.
+    """
+
+    node: NodeId
+    heard: tuple[NodeId, ...]
+    silent: tuple[SilentPeer, ...]
+    behind_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogChunk:
     """Answer to `ReadLog`: bytes `[offset, next_offset)` of a trainer's log, decoded with replacement."""
 
@@ -341,12 +214,25 @@ AGENT_FACTS = (
     TrainerStarted,
     TrainerExited,
     TrainerSaid,
+    TrainerWatched,
+    PeersWatched,
     AgentBeat,
     LogChunk,
     DoctorReport,
     PeerProbed,
 )
-AgentFact = AgentHello | TrainerStarted | TrainerExited | TrainerSaid | AgentBeat | LogChunk | DoctorReport | PeerProbed
+AgentFact = (
+    AgentHello
+    | TrainerStarted
+    | TrainerExited
+    | TrainerSaid
+    | TrainerWatched
+    | PeersWatched
+    | AgentBeat
+    | LogChunk
+    | DoctorReport
+    | PeerProbed
+)
 
 
 # -- control plane -> agent ------------------------------------------------------------------------------------------
@@ -435,13 +321,50 @@ class ProbePeer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedPeer:
+    """A node of the ring and where its agent hears beats: one door for each of its NICs that this node reaches."""
+
+    node: NodeId
+    doors: tuple[Door, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchPeers:
+    """Beat to `beat` and listen for `listen`, instead of whomever it was before. `key` (hex) proves a beat."""
+
+    beat: tuple[WatchedPeer, ...]
+    listen: tuple[NodeId, ...]
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaveNode:
     """The cluster goes down: fence every trainer and end the agent."""
 
     reason: str
 
 
-AGENT_COMMANDS = (Adopt, StartTrainer, FenceTrainer, TellTrainer, ForgetTrainer, ReadLog, Examine, ProbePeer, LeaveNode)
+AGENT_COMMANDS = (
+    Adopt,
+    StartTrainer,
+    FenceTrainer,
+    TellTrainer,
+    ForgetTrainer,
+    ReadLog,
+    Examine,
+    ProbePeer,
+    WatchPeers,
+    LeaveNode,
+)
 AgentCommand = (
-    Adopt | StartTrainer | FenceTrainer | TellTrainer | ForgetTrainer | ReadLog | Examine | ProbePeer | LeaveNode
+    Adopt
+    | StartTrainer
+    | FenceTrainer
+    | TellTrainer
+    | ForgetTrainer
+    | ReadLog
+    | Examine
+    | ProbePeer
+    | WatchPeers
+    | LeaveNode
 )

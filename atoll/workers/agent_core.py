@@ -25,6 +25,7 @@ from atoll.schema.messages import (
     AgentCommand,
     AgentFact,
     AgentHello,
+    Busy,
     CheckpointCommitted,
     CheckpointFailed,
     EpochJoined,
@@ -53,6 +54,7 @@ from atoll.schema.messages import (
     TrainerSaid,
     TrainerStarted,
     Versions,
+    Waiting,
 )
 from atoll.schema.topology import Door, Nic
 from atoll.workers.agent_messages import (
@@ -360,7 +362,15 @@ class AgentCore:
                 record.found = dataclasses.replace(found, outcome=fact)
             case TrainerHello() | ServerReady():
                 pass
-            case PeerDown() | StepCommitted() | LinksObserved() | CheckpointCommitted() | CheckpointFailed():
+            case (
+                PeerDown()
+                | StepCommitted()
+                | Waiting()
+                | Busy()
+                | LinksObserved()
+                | CheckpointCommitted()
+                | CheckpointFailed()
+            ):
                 return None
             case _:
                 assert_never(fact)

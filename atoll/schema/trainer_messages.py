@@ -1,0 +1,233 @@
+"""What trainers and their agents say to one another, over a Unix socket: one JSON line each.
+
+Facts are past tense, commands imperative. A message is lost with its connection; whoever reconnects says again what
+still holds, so every fact and command here is idempotent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
+from atoll.schema.topology import Door, Observation, Topology
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One rank of an epoch and where its peers reach it: first address, and a door for each other NIC of its node."""
+
+    trainer: TrainerId
+    rank: Rank
+    node: NodeId
+    host: str
+    port: int
+    weight: float = 1.0
+    doors: tuple[Door, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Who trains in `epoch`: members in rank order. Replaces every earlier membership of the run.
+
+    `topology`: what is known of the members' network; plans follow from it.
+    """
+
+    run: RunId
+    epoch: Epoch
+    members: tuple[Member, ...]
+    reason: str = ""
+    topology: Topology | None = None
+
+
+# -- trainer -> agent ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerHello:
+    """First message on each connection: who speaks. (pid, start_ticks) names the process beyond doubt."""
+
+    trainer: TrainerId
+    run: RunId
+    pid: int
+    start_ticks: int
+    epoch: Epoch
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerReady:
+    """Warm: user code loaded, state managed, waiting for a membership at this address, and behind these doors."""
+
+    trainer: TrainerId
+    host: str
+    port: int
+    doors: tuple[Door, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochJoined:
+    """The trainer regrouped into `epoch` and goes on at `step`."""
+
+    trainer: TrainerId
+    epoch: Epoch
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerDown:
+    """Evidence, not a verdict: this trainer's connection to `peer` ended or stayed silent in `epoch`."""
+
+    trainer: TrainerId
+    epoch: Epoch
+    peer: TrainerId
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCommitted:
+    """Measurements of one committed step, said once it is known to be decided on all members; rank 0 reports metrics.
+
+    `grains` that this member computed, in `compute_s` seconds without what it waited for peers (`wait_s`).
+    """
+
+    trainer: TrainerId
+    epoch: Epoch
+    step: Step
+    at: float
+    step_s: float
+    samples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    grains: int = 0
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Evidence: for `for_s` seconds an operation of this trainer has waited for others. Said again while it lasts.
+
+    `sequence` numbers the epoch's operations from 0. `missing`: members that have not entered it, as far as this one
+    can tell. `silent`: members whose bytes it waits for though they entered. Both empty: it waits no longer.
+    """
+
+    trainer: TrainerId
+    epoch: Epoch
+    operation: str
+    sequence: int
+    for_s: float
+    missing: tuple[TrainerId, ...] = ()
+    silent: tuple[TrainerId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """This trainer does work of its own (`ctx.busy`) that may keep others waiting for `limit_s`; 0: it is over."""
+
+    trainer: TrainerId
+    what: str
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCommitted:
+    """A durable checkpoint of `step` exists at `path`."""
+
+    trainer: TrainerId
+    step: Step
+    path: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFailed:
+    """A save that did not become durable; training went on."""
+
+    trainer: TrainerId
+    step: Step
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerReady:
+    """A serving replica answers at this address."""
+
+    trainer: TrainerId
+    host: str
+    port: int
+    model: str
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerFinished:
+    """The user's function returned on this trainer after its last step was decided on all members."""
+
+    trainer: TrainerId
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerFailed:
+    """The user's function raised, or a step was refused (NaN). `code` is an error code of `atoll.errors`."""
+
+    trainer: TrainerId
+    step: Step
+    code: str
+    problem: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinksObserved:
+    """What this trainer's collectives showed of its links since it last said so. A measurement: it may be dropped."""
+
+    trainer: TrainerId
+    epoch: Epoch
+    observations: tuple[Observation, ...]
+
+
+TRAINER_FACTS = (
+    TrainerHello,
+    TrainerReady,
+    EpochJoined,
+    PeerDown,
+    StepCommitted,
+    Waiting,
+    Busy,
+    LinksObserved,
+    CheckpointCommitted,
+    CheckpointFailed,
+    ServerReady,
+    TrainerFinished,
+    TrainerFailed,
+)
+TrainerFact = (
+    TrainerHello
+    | TrainerReady
+    | EpochJoined
+    | PeerDown
+    | StepCommitted
+    | Waiting
+    | Busy
+    | LinksObserved
+    | CheckpointCommitted
+    | CheckpointFailed
+    | ServerReady
+    | TrainerFinished
+    | TrainerFailed
+)
+
+
+# -- agent -> trainer ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAtBoundary:
+    """Leave at the next step boundary, after the step in hand is decided."""
+
+    reason: str
+
+
+TRAINER_COMMANDS = (Membership, StopAtBoundary)
+TrainerCommand = Membership | StopAtBoundary
