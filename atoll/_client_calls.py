@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from atoll.errors import AtollError, ConnectError, NotFoundError, SchemaError, by_code
 from atoll.schema.codec import from_plain, to_plain
+from atoll.schema.harm import HarmWish
 from atoll.schema.ids import RunId, is_safe_name
 from atoll.schema.messages import Finding, LogChunk
 from atoll.schema.spec import JobSpec
@@ -52,6 +53,13 @@ def run_path(run: str, rest: str = "") -> str:
     return f"/api/runs/{run}{rest}"
 
 
+def node_path(node: str, rest: str) -> str:
+    """The path of a node. Raises `NotFoundError` for what cannot be a node's name."""
+    if not is_safe_name(node):
+        raise NotFoundError(f"no node {node!r}; `atoll status` lists the nodes of the cluster")
+    return f"/api/nodes/{node}{rest}"
+
+
 def submit(spec: JobSpec) -> Call[RunId]:
     """Hand over a job."""
     return Call(method="POST", path="/api/runs", body=to_plain(spec), read=lambda a: RunId(a["run"]), repeatable=False)
@@ -70,6 +78,12 @@ def run(run_id: str) -> Call[RunView]:
 def stop(run_id: str, reason: str) -> Call[None]:
     """Ask a run to stop at its next step boundary."""
     return Call(method="POST", path=run_path(run_id, "/stop"), body={"reason": reason}, read=_nothing)
+
+
+def harm(run_id: str, wish: HarmWish) -> Call[float]:
+    """Hurt a trainer on purpose. Twice is not as once."""
+    path = run_path(run_id, "/harm")
+    return Call(method="POST", path=path, body=to_plain(wish), read=lambda a: float(a["at"]), repeatable=False)
 
 
 def beat(run_id: str) -> Call[None]:
@@ -103,6 +117,17 @@ def checkpoints(run_id: str) -> Call[list[CheckpointView]]:
 def nodes() -> Call[list[NodeView]]:
     """The hosts of the cluster."""
     return Call(method="GET", path="/api/nodes", read=_many(NodeView))
+
+
+def drain(node: str, within_s: float, reason: str) -> Call[float]:
+    """Have a node emptied. Asked twice it is as asked once: a deadline is never postponed."""
+    body = {"within_s": within_s, "reason": reason}
+    return Call(method="POST", path=node_path(node, "/drain"), body=body, read=lambda a: float(a["until"]))
+
+
+def undrain(node: str) -> Call[None]:
+    """Let trainers be placed on a drained node again."""
+    return Call(method="POST", path=node_path(node, "/undrain"), body={}, read=_nothing, repeatable=False)
 
 
 def topology() -> Call[TopologyView]:

@@ -1,6 +1,7 @@
 """The command line of Atoll, its doors for people who type.
 
-`atoll up, down, run, submit, ls, status, logs, stop, story, topology, checkpoints, lab, serve` and `doctor`.
+`atoll up, down, run, submit, ls, status, logs, stop, story, topology, drain, undrain,
+chaos, checkpoints, lab, serve` and `doctor`.
 Every command is a thin layer over `Client`, except those that start something, which go through `atoll.launch`. An
 `AtollError` is one line on stderr and the error's exit code, never a traceback. What is slow to import (httpx, rich's
 tables, Ray) is imported by the command that needs it, so that `--help` and `version` answer at once.
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atoll import config, launch
+from atoll.cli_chaos import chaos_app
 from atoll.cli_checkpoints import checkpoints_app
+from atoll.cli_drain import drain, undrain
 from atoll.cli_lab import lab_app
 from atoll.cli_run import run_command, submit_command
 from atoll.cli_serve import serve
@@ -193,6 +196,9 @@ def story(
 
 
 app.command()(topology)
+app.command()(drain)
+app.command()(undrain)
+app.add_typer(chaos_app, name="chaos")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(lab_app, name="lab")
 

@@ -20,9 +20,20 @@ if TYPE_CHECKING:
 # What a watcher wants to see; the bookkeeping around it is in `atoll story`, the end is told when the view closes.
 _SHOWN = frozenset(
     {"ready", "epoch", "joined", "lost", "finished", "checkpoint", "checkpoint-failed", "stopping"}
-    | {"serving", "seat-failed", "node-lost"}
+    | {
+        "serving",
+        "seat-failed",
+        "node-lost",
+        "slow-worker",
+        "keeps-up",
+        "slow-link",
+        "link-restored",
+        "evicted",
+        "left",
+    }
+    | {"step-skipped", "gradient-jump"}
 )
-_LOUD = frozenset({"lost", "epoch"})
+_LOUD = frozenset({"lost", "evicted", "slow-worker", "slow-link", "step-skipped", "epoch"})
 # Rates are taken over this many steps: one step's time jumps about.
 _RATE_STEPS = 20
 # Beyond it four decimals are noise.

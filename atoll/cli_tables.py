@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atoll.schema.messages import Finding
-from atoll.schema.views import CheckpointView, EventView, NodeView, RunState, RunView
+from atoll.schema.views import CheckpointView, DrainView, EventView, NodeView, RunState, RunView
 
 _STYLES = {
     RunState.RUNNING: "green",
@@ -97,11 +97,22 @@ def run(view: RunView, now: float) -> Table:
 
 def nodes(views: Sequence[NodeView]) -> Table:
     """The hosts."""
-    table = _table("NODE", "ADDRESS", "ALIVE", "AGENT", "CPUS FREE", "GPUS")
+    drained = any(view.drain for view in views)
+    table = _table("NODE", "ADDRESS", "ALIVE", "AGENT", "CPUS FREE", "GPUS", *(["DRAIN"] if drained else []))
     for view in views:
         cpus = f"{view.cpus_free:g} of {view.cpus:g}"
-        table.add_row(view.node, view.address, _yes(ok=view.alive), _yes(ok=view.agent), cpus, f"{view.gpus:g}")
+        last = [_drain_text(view.drain)] if drained else []
+        table.add_row(view.node, view.address, _yes(ok=view.alive), _yes(ok=view.agent), cpus, f"{view.gpus:g}", *last)
     return table
+
+
+def _drain_text(drain: DrainView | None) -> Text:
+    if drain is None:
+        return Text("")
+    if drain.left:
+        return Text("drained", style="green")
+    until = dt.datetime.fromtimestamp(drain.until, dt.UTC).astimezone().strftime("%H:%M:%S")
+    return Text(f"{drain.trainers} to leave by {until}", style="yellow")
 
 
 def checkpoints(views: Sequence[CheckpointView], now: float) -> Table:

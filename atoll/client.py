@@ -25,6 +25,7 @@ from atoll._client_calls import Call, VersionView
 from atoll._client_logs import LOG_PIECE, LogPiece, LogReader
 from atoll._client_sse import Completion, Follower, FollowItem
 from atoll.errors import PeerLost
+from atoll.schema.harm import HarmWish
 from atoll.schema.ids import RunId
 from atoll.schema.messages import Finding, LogChunk
 from atoll.schema.spec import JobSpec
@@ -93,6 +94,13 @@ class Client:
         """Ask a run to stop at its next step boundary."""
         self._send(calls.stop(run, reason))
 
+    def harm(self, run: str, wish: HarmWish) -> float:
+        """Hurt a trainer on purpose, where the run's spec says `chaos=True`; the moment of the order, in Unix seconds.
+
+        Raises `NotFoundError`, and `SpecError` where the run does not allow it.
+        """
+        return self._send(calls.harm(run, wish))
+
     def beat(self, run: str) -> None:
         """Say that the run's driver lives; an attached run without a beat for 30 s stops."""
         self._send(calls.beat(run))
@@ -112,6 +120,17 @@ class Client:
     def nodes(self) -> list[NodeView]:
         """The hosts of the cluster."""
         return self._send(calls.nodes())
+
+    def drain(self, node: str, within_s: float = 30.0, reason: str = "asked by a client") -> float:
+        """Have a node emptied within so many seconds: trainers move at a step boundary, what is left then is ended.
+
+        Until when, in Unix seconds; `nodes()` shows how far it is. Raises `NotFoundError`, `SpecError`.
+        """
+        return self._send(calls.drain(node, within_s, reason))
+
+    def undrain(self, node: str) -> None:
+        """Let trainers be placed on a drained node again. Raises `NotFoundError` where it is not drained."""
+        self._send(calls.undrain(node))
 
     def topology(self) -> TopologyView:
         """The network: NICs, measured links, trunks and islands."""

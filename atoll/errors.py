@@ -10,6 +10,7 @@
     │   ├── StateError           unsupported-state     managed state that cannot be saved without pickle
     │   ├── NonFiniteError       non-finite            NaN or Inf in loss or gradients; the step was not committed
     │   ├── ProgramFailed        program-failed        the training function raised
+    │   ├── CallsDiffer          different-calls       the workers call different collective operations
     │   ├── AuthError            unauthorized          a missing or wrong token
     │   └── NotFoundError        not-found             no such run, checkpoint or node
     ├── ClusterError         the cluster cannot do what was asked
@@ -18,6 +19,7 @@
     │   ├── PortInUse            port-in-use           the port belongs to another process
     │   ├── VersionMismatch      version-mismatch      agent and control plane of different builds
     │   ├── LabError             no-lab                this machine cannot raise a lab, or a lab is not as asked
+    │   ├── OutOfMemory          out-of-memory         a worker had no memory left
     │   └── CheckpointError      bad-checkpoint        a damaged, incomplete or missing checkpoint
     ├── PeerError            another process of the run is at fault
     │   ├── PeerLost             peer-lost             a peer's connection ended or it does not answer
@@ -96,6 +98,12 @@ class ProgramFailed(UserError):
     code = "program-failed"
 
 
+class CallsDiffer(UserError):
+    """The workers call different collective operations."""
+
+    code = "different-calls"
+
+
 class AuthError(UserError):
     """A missing or wrong token."""
 
@@ -143,6 +151,12 @@ class LabError(ClusterError):
     """This machine cannot raise a lab, or a lab is not as asked."""
 
     code = "no-lab"
+
+
+class OutOfMemory(ClusterError):
+    """A worker had no memory left, of its host or its device."""
+
+    code = "out-of-memory"
 
 
 class CheckpointError(ClusterError):

@@ -43,6 +43,8 @@ class JobOptions(TypedDict, total=False):
     checkpoint_every: int
     keep_checkpoints: int
     resume: str | Path | None
+    nonfinite: str
+    chaos: bool
     working_dir: str | Path | None
     detach: bool
 
@@ -57,6 +59,8 @@ _PLAIN = (
     "seed",
     "checkpoint_every",
     "keep_checkpoints",
+    "nonfinite",
+    "chaos",
     "detach",
 )
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")

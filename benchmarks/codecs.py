@@ -18,7 +18,7 @@ import numpy as np
 
 from atoll.collectives.torch_codecs import CODECS, Bytes, Codec, Floats
 from benchmarks import timing
-from benchmarks.collectives import machine
+from benchmarks.command import machine
 from benchmarks.reporting import Figure, Report, last_line
 
 # Beyond the caches that a core has to itself, as gradients are.

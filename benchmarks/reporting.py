@@ -58,11 +58,11 @@ def last_line(kept: Mapping[str, Any], failed: Iterable[str]) -> str:
     return json.dumps(said)
 
 
-def table(kept: Mapping[str, Any]) -> str:
-    """The figures for people, in Markdown."""
+def table(kept: Mapping[str, Any], title: str) -> str:
+    """The figures for people, in Markdown. Rows that a part has of its own come below them."""
     mode = "a quick run: fewer repetitions, figures for orientation only" if kept["quick"] else "a full run"
     lines = [
-        "# Collectives, measured",
+        f"# {title}",
         "",
         f"On {kept['machine']}; {mode}. All peers were measured in the same run.",
         "",
@@ -73,4 +73,20 @@ def table(kept: Mapping[str, Any]) -> str:
             value = "not measurable here" if f["value"] is None else f"{f['value']:g}"
             met = {True: "yes", False: "**no**", None: "-"}[f["met"]]
             lines.append(f"| {name} | {value} | {f['bar'] or '-'} | {met} | {f['note']} |")
+    for part in kept["parts"].values():
+        lines += _rows(part["details"].get("rows", {}))
     return "\n".join(lines) + "\n"
+
+
+def _rows(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A table of rows that have the same columns."""
+    if not rows:
+        return []
+    columns = list(next(iter(rows.values())))
+    lines = ["", f"| | {' | '.join(c.replace('_', ' ') for c in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [
+            "-" if row[c] is None else f"{row[c]:g}" if isinstance(row[c], float) else str(row[c]) for c in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines

@@ -2,16 +2,19 @@
 
 Every rank keeps its saves in mind, since whoever has rank 0 after a loss commits what was begun before. Storage is what
 they agree by: no rank asks another. Each save ends once, with one fact of rank 0, or with one of a rank that could not
-leave its word on storage.
+leave its word on storage. Whoever leads commits and deletes under the claim of the epoch in which it leads, which may be
+a later one than the save's.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from atoll.checkpoint.commit import Commit, Refuse, Wait
+from atoll.checkpoint.fs_claims import Claim, Overtaken
 from atoll.checkpoint.fs_retention import retain
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.manifest import CommitRecord
@@ -54,7 +57,8 @@ class Committer:
         keep: int,
         clock: Clock,
     ) -> None:
-        self._store, self._run, self._trainer = store, run, trainer
+        self._base, self._store, self._run, self._trainer = store, store, run, trainer
+        self._led = -1
         self._tell, self._keep, self._clock = tell, keep, clock
         self._pending: list[Handle] = []
         self._gone: frozenset[tuple[int, int]] = frozenset()
@@ -75,11 +79,24 @@ class Committer:
         """These (epoch, rank) are no more: what they have not written will not come. From any thread."""
         self._gone |= frozenset(gone)
 
+    def lead(self, epoch: int) -> None:
+        """This rank leads in `epoch`: have whoever led in a lower one stopped, however late it wakes."""
+        if self._led == epoch or not self._base.directory.exists():
+            return
+        self._led = epoch
+        claim = Claim(self._base.directory, run=self._run, epoch=epoch)
+        self._store = self._base.under(claim)
+        with suppress(Overtaken, OSError):  # asked again, and told, with each commit
+            claim.hold()
+
     def poll(self, *, leading: bool) -> None:
         """Look at storage once; `leading` commits, the others only notice."""
         for handle in list(self._pending):
             try:
                 self._look(handle, leading=leading)
+            except Overtaken as error:
+                # No fact: the save is in the hands of whoever overtook this one.
+                self._end(handle, problem=str(error))
             except Exception as error:  # noqa: BLE001 - the save's outer edge: its failure is a fact, training goes on
                 self.fail(handle, f"committing: {error}")
             if handle.ended.is_set():

@@ -45,10 +45,13 @@ def make_directory(path: Path) -> None:
         sync_directory(each.parent)
 
 
-def publish(path: Path, data: bytes) -> bool:
-    """Create `path` with `data`, durable and exclusive. False where it exists already."""
+def publish(path: Path, data: bytes, *, by_way_of: Path | None = None) -> bool:
+    """Create `path` with `data`, durable and exclusive. False where it exists already.
+
+    The temporary file lies in `by_way_of`, else beside `path`. Raises `FileNotFoundError` once that folder is gone.
+    """
     # Several hosts may write into one folder, so a process id alone is not enough.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    temporary = (by_way_of or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -69,6 +69,14 @@ class Slab:
         # copy_ releases the GIL and gathers strided tensors in one pass.
         place.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
 
+    def tensor(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """The place of one tensor, as a tensor of the type and shape of `like` over this memory."""
+        start, end = self._places[name]
+        if start == end:
+            return torch.empty_like(like, device="cpu")
+        place = torch.frombuffer(self._reserve(self.length), dtype=torch.uint8, count=end - start, offset=start)
+        return place.view(like.dtype).view(like.shape)
+
     def view(self) -> memoryview:
         """All of the memory, at least `length` bytes rounded up to pages."""
         return memoryview(self._reserve(self.length))

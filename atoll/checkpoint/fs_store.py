@@ -4,6 +4,7 @@
         e3-r0of4-1f0c2a9b.safetensors           pack of rank 0 of the 4 members of epoch 3 of one run
         e3-r0of4-1f0c2a9b.json                  its sidecar: checksums per block, names; rank 0's holds the state's tree
         commit.json                             the commit record: there, whole, or the step does not count
+    claims-1f0c2a9b/                            which epoch of a run may commit and delete here (`fs_claims`)
 
 Reading verifies every block. What has no commit record is a save under way or a leftover, and is never read. Files that
 a commit record names are never written again: a step of another run in the same folder is refused, not replaced.
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from atoll.checkpoint.commit import Commit, Judgement, Refusal, Refuse, judge
+from atoll.checkpoint.fs_claims import Claim
 from atoll.checkpoint.fs_files import claim_for_deletion, publish, reading, sync_directory
 from atoll.checkpoint.fs_pack_read import check_pack, read_pack
 from atoll.checkpoint.manifest import CommitRecord, PackRecord, run_tag, seal, unseal
@@ -47,10 +49,18 @@ class StoredCheckpoint:
 
 
 class Store:
-    """The checkpoints under `directory`, which need not exist yet."""
+    """The checkpoints under `directory`, which need not exist yet.
 
-    def __init__(self, directory: Path) -> None:
+    With a `claim` nothing is committed or deleted once a higher epoch claimed the directory: `Overtaken` is raised.
+    """
+
+    def __init__(self, directory: Path, claim: Claim | None = None) -> None:
         self.directory = directory
+        self._claim = claim
+
+    def under(self, claim: Claim) -> Store:
+        """The same checkpoints, committed and deleted under `claim`."""
+        return Store(self.directory, claim)
 
     def step_directory(self, step: int) -> Path:
         """Where a step's files lie."""
@@ -161,9 +171,12 @@ class Store:
             return self._committed(step, run)
         packs = self.sidecars(step, epoch, run)
         judgement = judge(packs, size=size, held=self._held(step, packs), now=now)
-        if isinstance(judgement, Commit) and not publish(self.step_directory(step) / COMMIT, seal(judgement.record)):
+        if isinstance(judgement, Commit) and not self._publish(self.step_directory(step) / COMMIT, judgement.record):
             return self._committed(step, run)
         return judgement
+
+    def _publish(self, path: Path, record: CommitRecord) -> bool:
+        return publish(path, seal(record)) if self._claim is None else self._claim.publish(path, seal(record))
 
     def complete(self, run: str, *, now: float) -> Sequence[int]:
         """Commit the saves of `run` whose packs are all there but whose writers ended before the record was made."""
@@ -202,10 +215,16 @@ class Store:
         directory = self.step_directory(step)
         with claim_for_deletion(directory / COMMIT) as free:
             if free and directory.exists():
-                (directory / COMMIT).unlink(missing_ok=True)
-                sync_directory(directory)
-                shutil.rmtree(directory, ignore_errors=True)
+                self._remove(directory)
             return free
+
+    def _remove(self, directory: Path) -> None:
+        if self._claim is not None:
+            self._claim.remove(directory)
+            return
+        (directory / COMMIT).unlink(missing_ok=True)
+        sync_directory(directory)
+        shutil.rmtree(directory, ignore_errors=True)
 
     def strays(self, step: int, run: str) -> Sequence[Path]:
         """Files that saves of `run` left at `step` and that no commit record names."""
@@ -220,9 +239,12 @@ class Store:
         """Remove the strays of `run` at `step`, and the folder when nothing else is in it. Not while it is written."""
         directory = self.step_directory(step)
         for path in self.strays(step, run):
-            path.unlink(missing_ok=True)
+            if self._claim is None:
+                path.unlink(missing_ok=True)
+            else:
+                self._claim.remove(path)
         if not [p for p in directory.iterdir() if not p.name.startswith(f".{COMMIT}.")]:
-            shutil.rmtree(directory, ignore_errors=True)
+            self._remove(directory)
 
     def _instead(self, step: int) -> str:
         others = [s.step for s in self.list() if s.step != step]

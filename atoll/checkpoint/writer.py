@@ -77,7 +77,8 @@ class Writer:
         self._to_write: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._unstaged: list[_Job] = []
         self._open: list[Handle] = []
-        self._rank = 0
+        # One value, so that the writing thread never takes a rank 0 for one of an epoch that it did not lead.
+        self._place = (0, 0)
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._stage_loop, name="atoll-checkpoint-stage", daemon=True),
@@ -91,7 +92,7 @@ class Writer:
     def save(self, flat: Flat, *, step: int, epoch: int, rank: int, size: int) -> Handle:
         """Begin a save of `flat`, whose tensors must not change before `before_update` has returned. Never waits."""
         handle = Handle(step=step, epoch=epoch, rank=rank, size=size, began=self._clock.monotonic())
-        self._rank = rank
+        self._place = (rank, max(epoch, self._place[1]))
         self._open = [*(h for h in self._open if not h.ended.is_set()), handle]
         try:
             slab = self._slabs.get_nowait()
@@ -105,6 +106,14 @@ class Writer:
         self._to_stage.put(job)
         return handle
 
+    def skip(self, *, step: int, epoch: int, rank: int, size: int, problem: str) -> Handle:
+        """This rank has nothing to write for a save that the others may have begun: leave word, so that nobody waits."""
+        handle = Handle(step=step, epoch=epoch, rank=rank, size=size, began=self._clock.monotonic())
+        self._open = [*(h for h in self._open if not h.ended.is_set()), handle]
+        handle.staged.set()
+        self._to_stage.put(_Job(handle, problem=problem))
+        return handle
+
     def before_update(self) -> None:
         """The state is about to change: wait until it is copied."""
         unstaged, self._unstaged = self._unstaged, []
@@ -113,13 +122,13 @@ class Writer:
                 # The copy would mix two steps. It is thrown away, whatever becomes of it.
                 job.problem = f"the state was not copied within {_STAGE_WITHIN_S:.0f} s"
 
-    def regrouped(self, *, rank: int, gone: Iterable[tuple[int, int]] = ()) -> None:
-        """The members changed; whoever has rank 0 now commits what was begun before, too.
+    def regrouped(self, *, rank: int, epoch: int = 0, gone: Iterable[tuple[int, int]] = ()) -> None:
+        """The members changed; whoever has rank 0 now commits what was begun before, too, in the name of `epoch`.
 
         `gone` are the (epoch, rank) of trainers that are no members any more: nobody waits for their packs.
         """
         self._committer.lost(gone)
-        self._rank = rank
+        self._place = (rank, max(epoch, self._place[1]))
 
     def finish(self, timeout_s: float) -> None:
         """Wait until this rank's packs are durable and, on rank 0, every save is committed or refused; then close."""
@@ -131,7 +140,7 @@ class Writer:
             thread.join(max(0.5, until - self._clock.monotonic()))
         self._stopping.set()
         for handle in self._open:
-            if not handle.ended.is_set() and self._rank == 0:
+            if not handle.ended.is_set() and self._place[0] == 0:
                 self._committer.fail(handle, f"not durable within {timeout_s:.0f} s of the end of training")
 
     # -- the staging thread ------------------------------------------------------------------------------------------
@@ -188,11 +197,14 @@ class Writer:
                 closing = closing or job is None
             if job is not None:
                 self._write_job(job)
-            self._committer.poll(leading=self._rank == 0)
-        self._committer.give_up(leading=self._rank == 0, problem="the trainer ended before it was decided")
+            rank, epoch = self._place
+            if rank == 0:
+                self._committer.lead(epoch)
+            self._committer.poll(leading=rank == 0)
+        self._committer.give_up(leading=self._place[0] == 0, problem="the trainer ended before it was decided")
 
     def _may_leave(self) -> bool:
-        return self._stopping.is_set() or self._rank != 0 or not self._committer.pending
+        return self._stopping.is_set() or self._place[0] != 0 or not self._committer.pending
 
     def _write_job(self, job: _Job) -> None:
         handle = job.handle

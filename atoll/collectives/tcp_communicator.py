@@ -19,24 +19,28 @@ import torch
 
 from atoll.collectives.call import Call
 from atoll.collectives.knowledge import Change
-from atoll.collectives.network import Network, network_of, ways
+from atoll.collectives.network import Network, network_of
 from atoll.collectives.plan import Plan
 from atoll.collectives.plan_shapes import Recipe
 from atoll.collectives.planner import Choice
 from atoll.collectives.tcp_exchanges import Exchanges, Move, Reduction
 from atoll.collectives.tcp_links import Links
+from atoll.collectives.tcp_meeting import Meeting, Terms, checked
 from atoll.collectives.tcp_operations import Operations, ReduceOp, Request, carried, check_reducible
-from atoll.collectives.tcp_peer import Ticket
+from atoll.collectives.tcp_peer import EpochEnded, Ticket
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_transport import Listener
+from atoll.collectives.tcp_waits import Told
 from atoll.collectives.telemetry import Telemetry, Trace
 from atoll.collectives.torch_codecs import CODECS, ratio
 from atoll.collectives.torch_codecs import codec as codec_named
 from atoll.collectives.torch_residuals import Residuals
-from atoll.collectives.tuning import KEPT_GENERATIONS, Told, Tuning
-from atoll.collectives.wire import LANES, Kind
+from atoll.collectives.tuning import KEPT_GENERATIONS, Tuning
+from atoll.collectives.tuning import Told as Tuned
+from atoll.collectives.waits import Wait
+from atoll.collectives.wire import LANES, Abort, Kind
 from atoll.collectives.work import Poison, Work
-from atoll.errors import InternalError, PeerError
+from atoll.errors import InternalError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
@@ -57,34 +61,26 @@ def connect(
     *,
     deadline_s: float,
     cancelled: Callable[[], bool],
+    on_wait: Told | None = None,
 ) -> Communicator:
     """The communicator of `membership`, once every pair of members has met.
+
+    `on_wait` hears, on this thread and then on the communicator's own, when others keep it waiting (`waits.Wait`).
 
     Raises `PeerLost` or `HandshakeError` naming the member that did not come within `deadline_s` seconds, at once when
     `cancelled()` turns true; `InternalError` for a membership that names a rank twice or not this trainer.
     """
-    members = _checked(membership)
+    members = checked(membership)
     mine = next((m for m in members if m.trainer == me), None)
     if mine is None:
         raise InternalError(
             f"trainer {me} is no member of epoch {membership.epoch}; it must wait for one that names it"
         )
     network = network_of(members, membership.topology)
-    deadline = time.monotonic() + deadline_s
     listener.enter(membership.epoch)
-    sockets: dict[int, list[socket.socket]] = {}
-    try:
-        # Dialled ranks first: a listener answers by itself, so no two members wait for each other.
-        for peer in sorted(members, key=lambda m: (m.rank > mine.rank, m.rank)):
-            if peer.rank != mine.rank:
-                met = sockets.setdefault(peer.rank, [])
-                for line in range(network.lines(mine.rank, peer.rank)):
-                    met.append(_meet(peer, mine, membership, listener, deadline, cancelled, line))
-    except BaseException:
-        for sock in (s for met in sockets.values() for s in met):
-            sock.close()
-        raise
-    return Communicator(membership, mine, sockets, network)
+    terms = Terms(deadline=time.monotonic() + deadline_s, cancelled=cancelled, on_wait=on_wait)
+    sockets = Meeting(membership, mine, network, listener, terms).hold()
+    return Communicator(membership, mine, sockets, network, on_wait=on_wait)
 
 
 def connect_devices(
@@ -94,50 +90,17 @@ def connect_devices(
     *,
     deadline_s: float,
     cancelled: Callable[[], bool],
+    on_wait: Told | None = None,
 ) -> Communicator:
     """As `connect`, for a run whose members all ask for GPUs: NCCL reduces inside islands where every rank has it."""
     until = time.monotonic() + deadline_s
-    comm = connect(membership, me, listener, deadline_s=deadline_s, cancelled=cancelled)
+    comm = connect(membership, me, listener, deadline_s=deadline_s, cancelled=cancelled, on_wait=on_wait)
     try:
         comm.open_devices(deadline_s=until - time.monotonic(), cancelled=cancelled)
     except BaseException:
         comm.close()
         raise
     return comm
-
-
-def _checked(membership: Membership) -> tuple[Member, ...]:
-    members = tuple(sorted(membership.members, key=lambda m: m.rank))
-    for rank, member in enumerate(members):
-        if member.rank != rank:
-            named = ", ".join(f"{m.trainer}={m.rank}" for m in members)
-            raise InternalError(
-                f"epoch {membership.epoch} names {len(members)} members by ranks {named}; ranks go from 0 to "
-                f"{len(members) - 1}, each once"
-            )
-    return members
-
-
-def _meet(  # noqa: PLR0917 - one pair's meeting needs both sides and both limits
-    peer: Member,
-    mine: Member,
-    membership: Membership,
-    listener: Listener,
-    deadline: float,
-    cancelled: Callable[[], bool],
-    line: int,
-) -> socket.socket:
-    epoch, topology = membership.epoch, membership.topology
-    try:
-        if peer.rank < mine.rank:
-            known = ways(mine, peer, topology) if topology is not None else ()
-            return listener.dial(
-                peer, me=mine, epoch=epoch, deadline=deadline, cancelled=cancelled, ways=known, line=line
-            )
-        return listener.claim(peer, me=mine.trainer, epoch=epoch, deadline=deadline, cancelled=cancelled, line=line)
-    except PeerError as error:
-        error.culprit = peer.trainer
-        raise
 
 
 class Communicator:
@@ -149,6 +112,8 @@ class Communicator:
         me: Member,
         sockets: Mapping[int, socket.socket | Sequence[socket.socket]],
         network: Network | None = None,
+        *,
+        on_wait: Told | None = None,
     ) -> None:
         self.epoch: int = membership.epoch
         self.members: tuple[Member, ...] = tuple(sorted(membership.members, key=lambda m: m.rank))
@@ -173,6 +138,7 @@ class Communicator:
                 self._peer_ended,
                 rank=self.rank,
                 local=[m.rank for m in self.members if m.node == me.node and m.rank != me.rank],
+                on_wait=on_wait,
             )
             self._operations = Operations(self._reactor, self.rank, self.size)
             self._exchanges = Exchanges(self._reactor, self.rank, self.size)
@@ -243,6 +209,11 @@ class Communicator:
         """What the traffic of this epoch has shown to be otherwise than the topology said, with reasons."""
         return tuple(self._tuning.changes)
 
+    @property
+    def waiting(self) -> Wait | None:
+        """Whom the oldest operation in flight waits for, if that is for long, as of some hundredths of a second ago."""
+        return self._reactor.waiting
+
     def observations(self) -> tuple[Observation, ...]:
         """What this rank's links carried in windows that did not go as planned, each told once."""
         told, self._observed = tuple(self._observed), []
@@ -264,15 +235,15 @@ class Communicator:
         done = self._tuned[self._tuning.windows] = Ticket()
         self._tuned.pop(self._tuning.windows - KEPT_GENERATIONS, None)
 
-        own = Told(pace=None, observations=())
+        own = Tuned(pace=None, observations=())
 
         def say() -> bytes:
             nonlocal own
-            own = Told(pace=self._tuning.pace(), observations=self._links.observe(self._reactor.lines()))
+            own = Tuned(pace=self._tuning.pace(), observations=self._links.observe(self._reactor.lines()))
             return json.dumps(to_plain(own)).encode()
 
         def hear(told: list[bytes]) -> None:
-            if self._tuning.told([from_plain(Told, json.loads(said)) for said in told]):
+            if self._tuning.told([from_plain(Tuned, json.loads(said)) for said in told]):
                 self._observed.extend(own.observations)
             self._reactor.complete(done)
 
@@ -339,9 +310,10 @@ class Communicator:
         if self._island is not None:
             self._island.close()
 
-    def _peer_ended(self, reason: str, rank: int | None, name: str | None) -> None:
-        culprit = next((m.trainer for m in self.members if m.rank == rank), TrainerId(name) if name else None)
-        self._end(Poison(reason=reason, culprit=culprit, epoch=self.epoch), Kind.ABORT)
+    def _peer_ended(self, end: EpochEnded) -> None:
+        named = TrainerId(end.name) if end.name else None
+        culprit = next((m.trainer for m in self.members if m.rank == end.rank), named)
+        self._end(Poison(reason=end.reason, culprit=culprit, epoch=self.epoch, differ=end.differ), Kind.ABORT)
 
     def _end(self, poison: Poison, kind: Kind) -> None:
         with self._lock:
@@ -352,7 +324,8 @@ class Communicator:
             self._open.clear()
         unreachable = next((m.rank for m in self.members if m.trainer == poison.culprit), None)
         # Before any waiter returns: it may change its buffer, and nothing read from there may leave.
-        self._reactor.end(kind, poison.reason, poison.culprit, unreachable=unreachable)
+        why = Abort(poison.reason, poison.culprit, poison.differ)
+        self._reactor.end(kind, why, unreachable=unreachable)
         for work in works:
             work.spoil(poison)
         for call in listeners:

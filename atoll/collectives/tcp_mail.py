@@ -92,6 +92,10 @@ class Mail:
             expected for (whose, _), expected in self._expected.items() if whose == rank
         )
 
+    def awaited(self, sequence: int) -> set[int]:
+        """The ranks of which parts of this collective are expected that are not there."""
+        return {rank for rank, lane, number, _ in self._posted if number == sequence and not lane}
+
     # -- what comes --------------------------------------------------------------------------------------------------
 
     def claim(self, rank: int, header: Header) -> Ticket | None:
@@ -102,7 +106,7 @@ class Mail:
         if known is None:
             if header.sequence in self._over:
                 words = f"operation {header.sequence}: rank {rank} calls {unpack(header.call)}, which is over on rank"
-                raise EpochEnded(f"{words} {self._rank}: different operations")
+                raise EpochEnded(f"{words} {self._rank}: different operations", differ=True)
             self._early_calls[header.sequence].setdefault(header.call, rank)
         elif known != header.call:
             raise self._disagreement(rank, header.sequence, known, header.call)
@@ -152,17 +156,19 @@ class Mail:
         ticket.rank = rank
         if header.call != call:
             words = difference(call, header.call, rank=self._rank, peer=rank)
-            raise EpochEnded(f"a message with tag {header.lane - 1}: {words}")
+            raise EpochEnded(f"a message with tag {header.lane - 1}: {words}", differ=True)
 
     def _fill(self, rank: int, ticket: Ticket, body: memoryview) -> None:
         view = ticket.view
         if view is not None and body is not view:  # it came, or began to come, before it was posted
             if len(body) != len(view):
                 raise EpochEnded(
-                    f"rank {rank} sent {len(body)} bytes for {len(view)}: the ranks call different operations"
+                    f"rank {rank} sent {len(body)} bytes for {len(view)}: the ranks call different operations",
+                    differ=True,
                 )
             view[:] = body
         self._complete(ticket)
 
     def _disagreement(self, rank: int, sequence: int, here: bytes, there: bytes) -> EpochEnded:
-        return EpochEnded(f"operation {sequence}: {difference(here, there, rank=self._rank, peer=rank)}")
+        words = difference(here, there, rank=self._rank, peer=rank)
+        return EpochEnded(f"operation {sequence}: {words}", differ=True)

@@ -176,7 +176,7 @@ class Operations:
         plan = request.planned(mine.numel(), mine.itemsize)
         codec = request.codec.name if request.codec is not None else ""
         call = Call("all_reduce", dtype_name(buffer), buffer.numel(), request.op, codec, plan.digest)
-        self._reactor.open(pack(call), request.sequence)
+        self._reactor.open(pack(call), request.sequence, relayed=True)
         work.trace.what = f"{call} by {plan.name}"
         task = Sum(
             plan=plan,

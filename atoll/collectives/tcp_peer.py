@@ -48,11 +48,14 @@ _FIRST: Priority = (-1, -1)
 
 
 class EpochEnded(Exception):
-    """The epoch cannot go on: `rank` broke its connection, or `name` is whom the peer that aborted blames."""
+    """The epoch cannot go on: `rank` broke its connection, or `name` is whom the peer that aborted blames.
 
-    def __init__(self, reason: str, *, rank: int | None = None, name: str | None = None) -> None:
+    `differ`: no rank is to blame but the program, which calls different operations on its ranks.
+    """
+
+    def __init__(self, reason: str, *, rank: int | None = None, name: str | None = None, differ: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.rank, self.name = reason, rank, name
+        self.reason, self.rank, self.name, self.differ = reason, rank, name, differ
 
 
 class Ticket:
@@ -146,8 +149,11 @@ class Peer:
         self.claimed: Ticket | None = None  # for whom the body under way is received
         self.pressure = Pressure(sock)
         self.blocked_since = 0.0
+        self.read_s = 0.0  # when the loop last took in what came
         self._wakes_at = 1
         self._place, self._deliver, self._done, self._dirty = place, deliver, done, dirty
+        self.on_progress: Callable[[Peer, Frame], None] = _ignore  # takes each PROGRESS frame
+        self._word: Outgoing | None = None
         self._reader = Reader(epoch, lambda header: place(self, header))
         self._queue: list[tuple[Priority, int, Outgoing]] = []  # a heap
         self._out: deque[Outgoing] = deque()  # taken from the queue: they leave in this order
@@ -169,6 +175,11 @@ class Peer:
         return bool(self._out or self._queue)
 
     @property
+    def owes(self) -> bool:
+        """True while something of an operation waits for the socket to take it."""
+        return any(frame.ticket is not None for frame in [*self._out, *(queued[-1] for queued in self._queue)])
+
+    @property
     def front(self) -> Edge | None:
         """The operation whose bytes are to leave next."""
         return self._out[0].edge if self._out else None
@@ -187,22 +198,34 @@ class Peer:
             self._outbox = Outbox()
             self._say(Kind.RING, self._outbox.invitation())
 
-    def _say(self, kind: Kind, body: bytes = b"") -> None:
+    def say_progress(self, part: int, word: bytes) -> None:
+        """How far the ranks are; nothing where the last such word is still here."""
+        if not self.gone and (self._word is None or not self._word.views):
+            self._word = self._say(Kind.PROGRESS, word, part)
+
+    def _free(self, place: bytes) -> None:
+        self._say(Kind.FREED, place)
+
+    def _say(self, kind: Kind, body: bytes = b"", part: int = 0) -> Outgoing:
         """A word to the peer, before all else."""
-        header = Header(kind, 0, self.epoch, 0, 0, len(body))
-        heapq.heappush(self._queue, (_FIRST, next(self._number), Outgoing(None, None, header, memoryview(body))))
+        frame = Outgoing(None, None, Header(kind, 0, self.epoch, 0, part, len(body)), memoryview(body))
+        heapq.heappush(self._queue, (_FIRST, next(self._number), frame))
         self._full = False  # this needs no room there
         self._dirty(self)
+        return frame
 
-    def flush(self) -> None:
-        """Send what the socket takes."""
+    def flush(self) -> bool:
+        """Send what the socket takes; False where the peer has left and is owed nothing."""
         try:
             self._flush()
         except BlockingIOError:
-            return
+            return True
         except OSError as error:
             self._read_to_the_end()
-            raise self._lost(error.strerror or str(error)) from None
+            if not self.leaving or self.owes:
+                raise self._lost(error.strerror or str(error)) from None
+            self.gone = True
+        return not self.gone
 
     def read(self) -> None:
         """Take in what came, at most `READ_ONCE_BYTES`."""
@@ -212,7 +235,9 @@ class Peer:
             if not self.gone:
                 self._sleep_until(min(self._reader.missing, WAKE_BYTES))
         except OSError as error:
-            raise self._lost(error.strerror or str(error)) from None
+            if not self.leaving:
+                raise self._lost(error.strerror or str(error)) from None
+            self.gone = True  # after its BYE: a word to it crossed its close
 
     def finish_with(self, last: bytes, *, drop: bool) -> None:
         """Nothing comes after `last`. `drop`: what has not begun to leave is left out."""
@@ -302,7 +327,7 @@ class Peer:
         except HandshakeError as error:
             raise EpochEnded(f"rank {self.rank}: {error}", rank=self.rank) from None
         except InternalError as error:
-            raise EpochEnded(f"rank {self.rank}: {error}") from None
+            raise EpochEnded(f"rank {self.rank}: {error}", differ=True) from None
 
     def _take(self, frame: Frame) -> None:
         match frame.header.kind:
@@ -311,8 +336,8 @@ class Peer:
             case Kind.BYE:
                 self.leaving = True
             case Kind.ABORT:
-                reason, culprit = read_abort(frame.body)
-                raise EpochEnded(reason, name=culprit)
+                why = read_abort(frame.body)
+                raise EpochEnded(why.reason, name=why.culprit, differ=why.differ)
             case Kind.RING:
                 self._meet_in_memory(bytes(frame.body))
             case Kind.SHARED:
@@ -321,6 +346,8 @@ class Peer:
                 if self._outbox is not None:
                     self._outbox.freed(self._where(frame)[0])
                 self._full = False
+            case Kind.PROGRESS:
+                self.on_progress(self, frame)
 
     def _meet_in_memory(self, invitation: bytes) -> None:
         if not invitation:
@@ -339,9 +366,10 @@ class Peer:
         view = self._place(self, header)
         if len(view) != size:
             raise EpochEnded(
-                f"rank {self.rank}: {size} bytes came for {len(view)}: the ranks call different operations"
+                f"rank {self.rank}: {size} bytes came for {len(view)}: the ranks call different operations",
+                differ=True,
             )
-        body, free = self._inbox.body(at, size), functools.partial(self._say, Kind.FREED, bytes(frame.body))
+        body, free = self._inbox.body(at, size), functools.partial(self._free, bytes(frame.body))
         ticket = self.claimed
         if ticket is not None and ticket.borrows and ticket.owner is not None:
             # Someone waits for it and will use it in this very turn: where it lies is good enough.
@@ -371,6 +399,10 @@ class Peer:
         if self.leaving:
             return EpochEnded(f"rank {self.rank} has left the epoch")
         return EpochEnded(f"rank {self.rank}: {what}", rank=self.rank)
+
+
+def _ignore(_peer: Peer, _frame: Frame) -> None:
+    """Of a peer that nobody watches."""
 
 
 def shorten_backlog(sock: socket.socket) -> None:

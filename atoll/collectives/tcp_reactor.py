@@ -27,8 +27,10 @@ from atoll.collectives.call import NO_CALL
 from atoll.collectives.tcp_links import Line
 from atoll.collectives.tcp_mail import Mail
 from atoll.collectives.tcp_peer import EpochEnded, Peer, Ticket
+from atoll.collectives.tcp_waits import Told, Waits
 from atoll.collectives.telemetry import Trace
-from atoll.collectives.wire import Frame, Header, Kind, farewell
+from atoll.collectives.waits import LOOK_S, STALL_S, Wait
+from atoll.collectives.wire import Abort, Frame, Header, Kind, farewell
 
 # How long a closing side tries to get its last frame out. Peers read all the time and answer within milliseconds; only
 # one that was stopped or cut off takes the whole of it, and a recovery waits for it.
@@ -41,12 +43,17 @@ Operation = Generator[list[Ticket], None, None]
 class Running:
     """An operation, or a part of one, on the loop."""
 
-    __slots__ = ("call", "finished", "missing", "number", "operation", "reactor", "sequence", "trace")
+    __slots__ = (
+        "call", "finished", "missing", "number", "operation", "reactor", "relayed", "sequence", "since_s", "source", "trace",
+    )  # fmt: skip
 
     def __init__(self, reactor: Reactor, operation: Operation, trace: Trace) -> None:
         self.reactor, self.operation, self.trace = reactor, operation, trace
         self.number, self.call = 0, NO_CALL
         self.sequence: int | None = None  # of a collective that is open
+        self.since_s = 0.0  # when this rank said what it means
+        self.source: int | None = None  # of whom a message is expected
+        self.relayed = False  # whoever has not entered keeps all waiting
         self.finished = Ticket()
         self.missing = 0
 
@@ -77,16 +84,20 @@ class _Farewell:
 
 
 class Reactor:
-    """The loop of `rank`; `local` are the peers on its own host. `on_end(reason, culprit_rank, culprit_name)` runs on its thread, once, when the epoch cannot go on."""
+    """The loop of `rank`; `local` are the peers on its own host.
+
+    On its thread: `on_end`, once, when the epoch cannot go on; `on_wait`, when an operation waits long for others (`waits`).
+    """
 
     def __init__(
         self,
         epoch: int,
         sockets: Mapping[int, socket.socket | Sequence[socket.socket]],
-        on_end: Callable[[str, int | None, str | None], None],
+        on_end: Callable[[EpochEnded], None],
         *,
         rank: int = 0,
         local: Collection[int] = (),
+        on_wait: Told | None = None,
     ) -> None:
         self._epoch, self._on_end = epoch, on_end
         self._mail = Mail(rank, self.complete)
@@ -95,7 +106,10 @@ class Reactor:
             peer: [self._peer(peer, s, local=peer in local) for s in _listed(found)] for peer, found in sockets.items()
         }
         self._peers = [peer for lines in self._lines.values() for peer in lines]
-        self.now = time.monotonic()
+        self._waits = Waits(rank, self._lines, self._mail, on_wait)
+        for peer in self._peers:
+            peer.on_progress = self._waits.heard
+        self.now = self._look_s = time.monotonic()
         self.ready: deque[Running] = deque()
         self._asked: deque[Running] = deque()
         self._started = 0
@@ -119,11 +133,10 @@ class Reactor:
         self._asked.append(Running(self, operation, trace))
         self._poke()
 
-    def end(self, kind: Kind, reason: str = "", culprit: str | None = None, *, unreachable: int | None = None) -> None:
+    def end(self, kind: Kind, why: Abort | None = None, *, unreachable: int | None = None) -> None:
         """End the loop with a last frame of `kind` to all peers; `unreachable` is not waited for. The first call counts."""
-        last = _Farewell(
-            frame=farewell(kind, self._epoch, reason, culprit), drop=kind is Kind.ABORT, unreachable=unreachable
-        )
+        frame = farewell(kind, self._epoch, why)
+        last = _Farewell(frame=frame, drop=kind is Kind.ABORT, unreachable=unreachable)
         with self._lock:
             self._ending = self._ending or last
         self._poke()
@@ -132,6 +145,11 @@ class Reactor:
         """Wait for the thread's end."""
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
+
+    @property
+    def waiting(self) -> Wait | None:
+        """Whom the oldest operation in flight waits for, as of the last look."""
+        return self._waits.current
 
     def sockets(self) -> dict[int, list[socket.socket]]:
         """The connections to each peer, for reading what the kernel counts of them."""
@@ -148,11 +166,16 @@ class Reactor:
 
     # -- for operations, on the loop's thread ------------------------------------------------------------------------
 
-    def open(self, call: bytes, sequence: int | None = None) -> None:
-        """The operation says what it means, before it sends or posts; `sequence`: of a collective, which all mean alike."""
-        self._current.call = call
-        self._current.sequence = sequence
+    def open(self, call: bytes, sequence: int | None = None, *, relayed: bool = False) -> None:
+        """The operation says what it means, before it sends or posts; `sequence`: of a collective, which all mean alike.
+
+        `relayed`: ranks pass on what others gave, so that it cannot end before all have entered.
+        """
+        current = self._current
+        current.call, current.sequence = call, sequence
+        current.since_s, current.relayed = self.now, relayed
         if sequence is not None:
+            self._waits.progress.enters(sequence)
             self._mail.open(sequence, call)
 
     def send(self, rank: int, lane: int, sequence: int, part: int, view: memoryview) -> Ticket:
@@ -184,6 +207,7 @@ class Reactor:
 
     def post_message(self, rank: int | None, lane: int, view: memoryview) -> Ticket:
         """Receive the next message of `lane` (above 0) from `rank`, or from any if None; the ticket's `rank` tells whose."""
+        self._current.source = rank
         edge = None if rank is None else self._current.trace.edge(rank)
         if edge is not None:
             edge.received_bytes += len(view)
@@ -212,16 +236,20 @@ class Reactor:
             while self._ending is None:
                 self._turn()
         except EpochEnded as end:
-            self._on_end(end.reason, end.rank, end.name)
+            self._on_end(end)
         except Exception as error:  # noqa: BLE001 - the loop's outer edge: it becomes an event, the epoch ends
-            self._on_end(f"fault in the transport: {type(error).__name__}: {error}", None, None)
+            self._on_end(EpochEnded(f"fault in the transport: {type(error).__name__}: {error}"))
         finally:
+            self._waits.ends()
             self._part()
             self._dispose()
 
     def _turn(self) -> None:
-        events = self._selector.select()
+        watched = bool(self._open) or self._waits.told
+        before, events = self.now, self._selector.select(LOOK_S if watched else None)
         self.now = time.monotonic()
+        if watched and self.now - before > STALL_S:
+            self._waits.woke(self.now)
         for key, mask in events:
             peer = key.data
             if peer is None:
@@ -230,6 +258,7 @@ class Reactor:
             if mask & selectors.EVENT_WRITE:
                 self._flush(peer)
             if mask & selectors.EVENT_READ:
+                peer.read_s = self.now
                 peer.read()
                 if peer.gone:
                     self._let_go(peer)
@@ -238,6 +267,10 @@ class Reactor:
             # What came goes on before more is read: it is in the cache, and another rank waits for it.
             self._work()
         self._work()
+        if watched and self.now >= self._look_s:
+            self._look_s = self.now + LOOK_S
+            self._waits.look(self._open, self.now)
+            self._work()  # what it asks
 
     def _work(self) -> None:
         while self._asked:
@@ -281,7 +314,9 @@ class Reactor:
         if peer.gone:
             return
         front = peer.front
-        peer.flush()
+        if not peer.flush():
+            self._let_go(peer)
+            return
         blocked = peer.wants_to_write
         if peer in self._writers:
             if front is not None:
@@ -300,7 +335,7 @@ class Reactor:
         """A peer has left in good order: the epoch goes on unless an operation needs it."""
         if peer.sock.fileno() < 0:
             return
-        unsent = peer.has_output
+        unsent = peer.owes
         self._selector.unregister(peer.sock)
         self._writers.discard(peer)
         peer.close()
@@ -322,6 +357,8 @@ class Reactor:
         )
 
     def _place(self, peer: Peer, header: Header) -> memoryview:
+        if not header.lane:
+            self._waits.progress.heard(peer.rank, header.sequence)
         peer.claimed = self._mail.claim(peer.rank, header)
         if peer.claimed is not None and peer.claimed.view is not None:
             return peer.claimed.view

@@ -113,6 +113,11 @@ class Listener:
                     raise PeerLost(f"{peer.trainer}, rank {peer.rank}, did not connect in epoch {epoch}")
                 self._changed.wait(SLICE_S)
 
+    def parked(self, epoch: int) -> set[int]:
+        """The ranks whose dials for `epoch` are kept here."""
+        with self._changed:
+            return {rank for number, rank, _ in self._parked if number == epoch}
+
     def close(self) -> None:
         """Stop listening and close what nobody claimed."""
         with self._changed:

@@ -85,6 +85,11 @@ def _as_the_default_group() -> Options:
     default = dist.group.WORLD if dist.is_initialized() else None
     if not isinstance(default, ProcessGroup):
         return Options()
+    if not default.divisible:
+        raise ValueError(
+            "no groups can be made of the mesh that ctx.manage hands to build: nothing would carry them; use that mesh as it "
+            "is, and ctx.manage(build, shard=...) for replica groups"
+        )
     return Options(adopts=default.adopted, place=default.place)
 
 

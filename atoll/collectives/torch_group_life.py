@@ -53,6 +53,9 @@ class Own:
 class GroupLife:
     """What is not an operation. Comes before torch's class in the order of methods."""
 
+    # Whether torch may make groups of some of its ranks. They would have no communicator.
+    divisible = True
+
     def __init__(self, rank: int, size: int, communicator: Communicator | None, own: Own | None = None) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg]  # torch's class comes next
         self._rank, self._size, self._communicator, self._own = rank, size, communicator, own

@@ -21,7 +21,7 @@ from atoll.collectives.call import CALL_BYTES, NO_CALL
 from atoll.errors import HandshakeError, InternalError
 
 MAGIC = b"ATLF"
-PROTOCOL = 2
+PROTOCOL = 3
 _HEADER = struct.Struct(f"!4sBBHIIIQ{CALL_BYTES}s")
 HEADER_BYTES = _HEADER.size
 _PLACE = struct.Struct("!QQ")
@@ -36,11 +36,12 @@ class Kind(enum.IntEnum):
     """What follows the header."""
 
     DATA = 1
-    ABORT = 2  # body: JSON {"reason", "culprit"}
+    ABORT = 2  # body: JSON {"reason", "culprit", "differ"}
     BYE = 3  # this side closes on purpose; what follows is the end of the stream
     RING = 4  # an invitation to memory that both sides share; an empty body: it is open
     SHARED = 5  # like DATA, but the body is in that memory: this one says where
     FREED = 6  # the body there, at this place, is needed no more
+    PROGRESS = 7  # how far the ranks are, as `waits.Progress` says it; `part` 0 asks for the same
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -97,22 +98,33 @@ def unpack_place(body: memoryview) -> tuple[int, int]:
     return at, size
 
 
-def farewell(kind: Kind, epoch: int, reason: str = "", culprit: str | None = None) -> bytes:
-    """The last frame of a stream: BYE, or ABORT with its reason and the name of the rank at fault."""
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Why a rank ended the epoch, and the name of the rank at fault. `differ`: the ranks called different operations."""
+
+    reason: str
+    culprit: str | None = None
+    differ: bool = False
+
+
+def farewell(kind: Kind, epoch: int, why: Abort | None = None) -> bytes:
+    """The last frame of a stream: BYE, or ABORT with its reasons."""
     body = b""
-    if kind is Kind.ABORT:
+    if kind is Kind.ABORT and why is not None:
         # Cut, so that the receiver never takes a long reason for a damaged stream: JSON needs up to 12 bytes a letter.
-        body = json.dumps({"reason": reason[: LARGEST_FAREWELL_BYTES // 16], "culprit": culprit}).encode()
+        reason = why.reason[: LARGEST_FAREWELL_BYTES // 16]
+        body = json.dumps({"reason": reason, "culprit": why.culprit, "differ": why.differ}).encode()
     return pack(Header(kind, 0, epoch, 0, 0, len(body))) + body
 
 
-def read_abort(body: bytes | memoryview) -> tuple[str, str | None]:
-    """(reason, culprit) of an ABORT's body; a body that cannot be read still aborts."""
+def read_abort(body: bytes | memoryview) -> Abort:
+    """What an ABORT's body says; one that cannot be read still aborts."""
     try:
         said = json.loads(bytes(body))
-        return str(said["reason"]), None if said["culprit"] is None else str(said["culprit"])
-    except (ValueError, KeyError, TypeError):
-        return "a peer aborted and its reason cannot be read", None
+        culprit = None if said["culprit"] is None else str(said["culprit"])
+        return Abort(str(said["reason"]), culprit, said.get("differ") is True)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Abort("a peer aborted and its reason cannot be read")
 
 
 class Reader:

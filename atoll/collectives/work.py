@@ -13,11 +13,15 @@ from atoll.schema.ids import TrainerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Poison:
-    """Why an epoch's collectives ended early. `culprit` is None where no peer is to blame (a new epoch, a close)."""
+    """Why an epoch's collectives ended early. `culprit` is None where no peer is to blame (a new epoch, a close).
+
+    `differ`: the ranks called different operations; the reason names two of them and both calls.
+    """
 
     reason: str
     culprit: TrainerId | None
     epoch: int
+    differ: bool = False
 
 
 class Work:

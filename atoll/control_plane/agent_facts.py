@@ -10,14 +10,16 @@ import signal
 from typing import assert_never
 
 from atoll.control_plane import effects as fx
-from atoll.control_plane import network
+from atoll.control_plane import network, rebalance, watching
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
 from atoll.control_plane.state import NO_EPOCH, Run, Trainer
 from atoll.control_plane.story import brief
 from atoll.errors import AtollError, CheckpointError, UserError
-from atoll.fault.detector import MEMORY_S, Blame
+from atoll.fault.budgets import after_commit, cause_of_exit, cause_of_failure
+from atoll.fault.facts import Blame
+from atoll.fault.links import MEMORY_S
 from atoll.schema import messages as m
 from atoll.schema.ids import NodeId, RunId, TrainerId
 from atoll.schema.views import CheckpointView, MetricPoint, RunState
@@ -37,6 +39,8 @@ def _tree(root: type[AtollError]) -> dict[str, int]:
     return found
 
 
+MEASURED = (m.StepCommitted, m.LinksObserved, m.Waiting, m.Busy)
+Measured = m.StepCommitted | m.LinksObserved | m.Waiting | m.Busy
 # What is worth knowing of a run that ended already: it happened before, and was on its way here meanwhile.
 LATE = (m.StepCommitted, m.CheckpointCommitted)
 EXIT_CODES = _tree(AtollError)
@@ -47,7 +51,10 @@ FATAL = frozenset({*_tree(UserError), CheckpointError.code})
 def attached(desk: Desk, hello: m.AgentHello) -> None:
     """An agent is here: adopt what it holds, and say to it all that still holds."""
     node = desk.nodes.setdefault(hello.node, Node(node=hello.node))
+    desk.room_changed = desk.room_changed or node.lost
     node.attached, node.heard_at, node.pid, node.lost = True, desk.clock, hello.pid, False
+    node.known, node.attached_at, node.doors = True, desk.clock, hello.beats
+    node.listens, node.ears, desk.attaches = None, None, desk.attaches + 1
     desk.note(
         None,
         hello.node,
@@ -159,7 +166,10 @@ def exited(desk: Desk, fact: m.TrainerExited) -> None:
     if trainer.active:
         tail = fact.log_tail.strip()[-TAIL_CHARS:]
         end = r.End.DISMISSED if run.state is RunState.STOPPING else r.End.LOST
-        end_trainer(desk, run, trainer, end, f"{how}; its log ends: {tail}" if tail and not trainer.ready else how)
+        how = f"{how} for memory" if fact.out_of_memory else how
+        told = f"{how}; its log ends: {tail}" if tail and not trainer.ready else how
+        cause = cause_of_exit(fact.exit_status, out_of_memory=fact.out_of_memory)
+        end_trainer(desk, run, trainer, end, told, cause)
     gone(desk, run, trainer, how)
     settle(desk, run)
 
@@ -183,19 +193,17 @@ def exit_text(status: int) -> str:
         return f"killed by signal {-status}"
 
 
-def said(desk: Desk, fact: m.TrainerSaid) -> None:
-    """A trainer's own fact."""
+def said(desk: Desk, fact: m.TrainerSaid) -> bool:
+    """A trainer's own fact. True where it may complete a verdict."""
     run, trainer = _lookup(desk, fact.run, fact.fact.trainer)
     inner = fact.fact
     if run is None or trainer is None or (run.state.ended and not isinstance(inner, LATE)):
-        return
+        return False
+    if isinstance(inner, MEASURED):
+        return _measured(desk, run, trainer, inner)
     match inner:
         case m.TrainerHello() | m.TrainerReady() | m.EpochJoined() | m.PeerDown():
             _standing_fact(desk, run, trainer, inner)
-        case m.StepCommitted():
-            _committed(desk, run, trainer, inner)
-        case m.LinksObserved():
-            network.observed(desk, inner)
         case m.CheckpointCommitted() | m.CheckpointFailed():
             _checkpoint_fact(desk, run, inner)
         case m.ServerReady():
@@ -207,9 +215,26 @@ def said(desk: Desk, fact: m.TrainerSaid) -> None:
             _outcome(desk, run, trainer, inner)
         case _:
             assert_never(inner)
-    if not isinstance(inner, m.StepCommitted | m.LinksObserved):
-        desk.touch(run)
-        settle(desk, run)
+    desk.touch(run)
+    settle(desk, run)
+    return False
+
+
+def _measured(desk: Desk, run: Run, trainer: Trainer, fact: Measured) -> bool:
+    """What decides nothing by itself."""
+    match fact:
+        case m.StepCommitted():
+            _committed(desk, run, trainer, fact)
+            rebalance.committed(desk, run, trainer, fact)
+        case m.LinksObserved():
+            network.observed(desk, fact)
+        case m.Waiting():
+            return watching.waiting(desk, run, trainer, fact)
+        case m.Busy():
+            watching.busy(desk, trainer, fact)
+        case _:
+            assert_never(fact)
+    return False
 
 
 def _standing_fact(
@@ -241,14 +266,17 @@ def _blame(desk: Desk, run: Run, trainer: Trainer, fact: m.PeerDown) -> None:
     run.blames = [b for b in run.blames if desk.clock - b.at <= MEMORY_S]
     if fact.epoch != run.epoch:
         return
-    run.blames.append(Blame(at=desk.clock, peer=fact.peer, epoch=fact.epoch, evidence=fact.evidence))
+    run.blames.append(
+        Blame(at=desk.clock, peer=fact.peer, epoch=fact.epoch, evidence=fact.evidence, by=trainer.trainer)
+    )
     desk.note(
         run.run, fact.peer, "peer-down", f"{trainer.trainer} lost its connection in epoch {fact.epoch}: {fact.evidence}"
     )
 
 
 def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) -> None:
-    run.losses = 0
+    watching.committed(desk, run, trainer, fact)
+    run.losses = after_commit(run.losses)
     run.step = max(run.step, fact.step)
     first = bool(run.members) and run.members[0].trainer == trainer.trainer
     if not first and not fact.metrics:
@@ -259,6 +287,12 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
     run.told[fact.step] = fact.epoch
     if len(run.told) > REMEMBERED_STEPS:
         del run.told[next(iter(run.told))]
+    if fact.metrics.get(m.SKIPPED):
+        desk.note(
+            run.run, run.run, "step-skipped", f"step {fact.step}: a loss or gradient was not finite, so no update"
+        )
+    elif odd := run.jumps.take(fact.grad_norm):
+        desk.note(run.run, run.run, "gradient-jump", f"step {fact.step}: {odd}")
     point = MetricPoint(
         step=fact.step,
         at=fact.at,
@@ -302,4 +336,4 @@ def _outcome(desk: Desk, run: Run, trainer: Trainer, fact: m.TrainerFinished | m
             desk, run, RunState.FAILED, brief(run.run, f"{trainer.trainer}: {reason}"), EXIT_CODES.get(fact.code, 2)
         )
     else:
-        end_trainer(desk, run, trainer, r.End.LOST, reason)
+        end_trainer(desk, run, trainer, r.End.LOST, reason, cause_of_failure(fact.code))

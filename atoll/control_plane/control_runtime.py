@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import os
 import secrets
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from atoll.control_plane.sql_history import HistoryWriter
 from atoll.control_plane.sql_journal import Journal
 from atoll.errors import ClusterError, ConnectError, InternalError, NotFoundError, SpecError, by_code
 from atoll.schema.codec import from_plain, to_plain
+from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, SeatId, TrainerId, is_safe_name
 from atoll.schema.messages import AgentFact, AgentHello, DoctorReport, Examine, Finding, LogChunk, ReadLog, Versions
 from atoll.schema.spec import JobSpec
@@ -95,7 +97,9 @@ class ControlRuntime:
         self.started_at = clock.now()
         self._journal = Journal(config.cluster_dir / "journal.sqlite", pid=config.pid, at=self.started_at, wait_s=5.0)
         self._history = HistoryWriter(config.cluster_dir / "history.sqlite")
-        self._core = Core(self._journal.incarnation, self._journal.records())
+        # The same for every incarnation, so that agents that were told by the last one go on hearing one another.
+        beat_key = hmac.digest(config.secret, b"beats of agents", "sha256").hex()
+        self._core = Core(self._journal.incarnation, self._journal.records(), beat_key=beat_key)
         identity = Identity(
             secret=config.secret,
             incarnation=self._journal.incarnation,
@@ -171,6 +175,8 @@ class ControlRuntime:
                 self._journal.append(effect.records)
             case fx.Send():
                 self._port.send(effect.node, effect.command)
+            case fx.HangUp():
+                self._port.hang_up(effect.node)
             case fx.Reply():
                 self._reply(effect)
             case fx.StartAgent() | fx.CreateSeat() | fx.KillSeat():
@@ -271,6 +277,9 @@ class ControlRuntime:
         calls: dict[str, Callable[[dict[str, Any]], Any]] = {
             "submit": self._submit,
             "stop": self._stop,
+            "drain": self._drain,
+            "undrain": self._undrain,
+            "harm": self._harm,
             "driver_beat": self._beat,
             "read_log": self._read_log,
             "doctor": self._doctor,
@@ -302,6 +311,21 @@ class ControlRuntime:
     async def _stop(self, body: dict[str, Any]) -> dict[str, Any]:
         run, reason = RunId(str(body.get("run"))), str(body.get("reason") or "")
         return await self._ask(lambda request: ev.StopAsked(request=request, run=run, reason=reason))
+
+    async def _harm(self, body: dict[str, Any]) -> dict[str, Any]:
+        run, wish = RunId(str(body.get("run"))), from_plain(HarmWish, body.get("wish"))
+        return await self._ask(lambda request: ev.HarmAsked(request=request, run=run, wish=wish))
+
+    async def _drain(self, body: dict[str, Any]) -> dict[str, Any]:
+        node, within_s = NodeId(str(body.get("node"))), float(body.get("within_s", 0.0))
+        reason = str(body.get("reason") or "asked to drain it")
+        return await self._ask(
+            lambda request: ev.DrainAsked(request=request, node=node, within_s=within_s, reason=reason)
+        )
+
+    async def _undrain(self, body: dict[str, Any]) -> dict[str, Any]:
+        node = NodeId(str(body.get("node")))
+        return await self._ask(lambda request: ev.UndrainAsked(request=request, node=node))
 
     async def _beat(self, body: dict[str, Any]) -> dict[str, Any]:
         self.handle(ev.DriverBeat(run=RunId(str(body.get("run")))))

@@ -13,22 +13,36 @@ from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from atoll.control_plane import agent_facts as facts
+from atoll.control_plane import drains, network, watching
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
-from atoll.control_plane import network
 from atoll.control_plane.desk import Desk, Node
+from atoll.control_plane.harming import harmed
+from atoll.control_plane.judgement import judge, lapse
+from atoll.control_plane.leaving import drain_view
 from atoll.control_plane.projection import node_view, run_view
 from atoll.control_plane.queue import asked, problem, schedule
-from atoll.control_plane.records import End, Record
-from atoll.control_plane.settle import SEAT_RETRY_S, begin_stop, end_trainer, free_seat, regroup, settle
+from atoll.control_plane.records import Record
+from atoll.control_plane.settle import SEAT_RETRY_S, begin_stop, settle
 from atoll.control_plane.state import Cluster, Run
 from atoll.errors import NotFoundError
-from atoll.fault import detector
 from atoll.schema.ids import Incarnation, NodeId, RunId
-from atoll.schema.messages import AgentBeat, LeaveNode, PeerProbed, TrainerExited, TrainerSaid, TrainerStarted
+from atoll.schema.messages import (
+    AgentBeat,
+    LeaveNode,
+    NodeLeaving,
+    PeerProbed,
+    PeersWatched,
+    TrainerExited,
+    TrainerSaid,
+    TrainerStarted,
+    TrainerWatched,
+)
 from atoll.schema.views import RunState
 
 TICK_S = 0.1
+# Many members tell at once whom they wait for; one verdict on all of it is enough.
+JUDGE_S = 0.02
 # A driver beats each few seconds; a laptop's lid closed for a moment is no reason to stop.
 DRIVER_SILENCE_S = 30.0
 # Agents of an earlier incarnation come back by themselves within a second or two: leave them that time.
@@ -40,15 +54,16 @@ STOPPED_BY_USER = 130
 class Core:
     """All decisions of one incarnation."""
 
-    def __init__(self, incarnation: Incarnation, records: Iterable[Record] = ()) -> None:
+    def __init__(self, incarnation: Incarnation, records: Iterable[Record] = (), *, beat_key: str = "") -> None:
         cluster = Cluster(incarnation=incarnation)
         for record in records:
             cluster.apply(record)
         for run in cluster.runs.values():
-            run.start_failures = run.losses = 0
-        self.desk = Desk(cluster=cluster)
+            run.start_failures, run.losses = 0, []
+        self.desk = Desk(cluster=cluster, beat_key=beat_key)
         self._count = 0
         self._last_tick: float | None = None
+        self._judged_at = float("-inf")
 
     def handle(self, event: ev.Event, *, now: float) -> list[fx.Effect]:
         """What follows from `event`. `Persist` is first if anything was decided."""
@@ -68,8 +83,12 @@ class Core:
         match event:
             case ev.RunAsked():
                 asked(self.desk, event)
-            case ev.StopAsked() | ev.DriverBeat() | ev.ShutdownAsked():
+            case ev.StopAsked() | ev.DriverBeat() | ev.HarmAsked() | ev.ShutdownAsked():
                 self._request(event)
+            case ev.DrainAsked():
+                drains.asked(self.desk, event)
+            case ev.UndrainAsked():
+                drains.undone(self.desk, event)
             case ev.AgentAttached():
                 facts.attached(self.desk, event.hello)
             case ev.AgentDetached():
@@ -85,7 +104,7 @@ class Core:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _request(self, event: ev.StopAsked | ev.DriverBeat | ev.ShutdownAsked) -> None:
+    def _request(self, event: ev.StopAsked | ev.DriverBeat | ev.HarmAsked | ev.ShutdownAsked) -> None:
         match event:
             case ev.StopAsked():
                 self._with_run(event.run, event.request, lambda run: self._stop(run, event.reason))
@@ -93,6 +112,8 @@ class Core:
                 run = self.desk.cluster.runs.get(event.run)
                 if run is not None:
                     run.beat_at = self.desk.clock
+            case ev.HarmAsked():
+                harmed(self.desk, event)
             case ev.ShutdownAsked():
                 self._shutdown(event.request)
             case _:
@@ -128,8 +149,8 @@ class Core:
     def _agent_said(self, event: ev.AgentSaid) -> None:
         desk = self.desk
         node = desk.nodes.setdefault(event.node, Node(node=event.node))
-        node.heard_at = desk.clock
-        fact = event.fact
+        node.heard_at, node.known = desk.clock, True
+        fact, news = event.fact, False
         match fact:
             case AgentBeat():
                 node.beat = fact
@@ -138,11 +159,22 @@ class Core:
             case TrainerExited():
                 facts.exited(desk, fact)
             case TrainerSaid():
-                facts.said(desk, fact)
+                news = facts.said(desk, fact)
+            case TrainerWatched():
+                news = watching.trainer_watched(desk, fact)
+            case PeersWatched():
+                news = watching.peers_watched(desk, node, fact)
             case PeerProbed():
                 network.probed(desk, fact)
+            case NodeLeaving():
+                drains.noticed(desk, fact)
             case _:
                 assert_never(fact)
+        if news and desk.now - self._judged_at >= JUDGE_S:
+            self._judged_at = desk.now
+            # A tick that is overdue means that this process was stalled: what it reads now is from before.
+            last = desk.now if self._last_tick is None else self._last_tick
+            judge(desk, stalled=desk.now - last > watching.STALL_S)
 
     # -- Ray ---------------------------------------------------------------------------------------------------------
 
@@ -209,64 +241,22 @@ class Core:
         desk = self.desk
         last, self._last_tick = self._last_tick, desk.now
         desk.clock += TICK_S if last is None else min(max(desk.now - last, 0.0), TICK_S)
-        for verdict in self._verdicts():
-            self._carry_out(verdict)
+        watching.ticked(desk, 0.0 if last is None else desk.now - last - TICK_S)
+        judge(desk)
+        lapse(desk)
         for run in desk.cluster.open_runs():
             silent = desk.clock - run.beat_at
             if not run.spec.detach and silent > DRIVER_SILENCE_S:
                 self._stop(run, f"its driver has been silent for {silent:.0f} s (submit with --detach to let it go on)")
             settle(desk, run)
+        drains.tick(desk)
+        watching.tell_ring(desk)
         network.tick(desk)
-
-    def _verdicts(self) -> list[detector.Verdict]:
-        desk = self.desk
-        runs = desk.cluster.open_runs()
-        return detector.fold(
-            runs=tuple(_run_facts(run) for run in runs if run.blames),
-            nodes=tuple(_node_facts(node) for node in desk.nodes.values() if not node.lost),
-            missing=tuple(m for run in runs for m in _missing(desk, run)),
-            now=desk.clock,
-        )
-
-    def _carry_out(self, verdict: detector.Verdict) -> None:
-        desk = self.desk
-        match verdict:
-            case detector.LinkBroken():
-                run = desk.cluster.runs[verdict.run]
-                if run.state is RunState.RUNNING:
-                    regroup(desk, run, verdict.evidence)
-                run.blames = [b for b in run.blames if b.epoch != run.epoch or run.state is RunState.RUNNING]
-            case detector.TrainerLost():
-                self._trainer_lost(verdict)
-            case detector.NodeLost():
-                self._node_lost(verdict.node, verdict.evidence)
-            case _:
-                assert_never(verdict)
-
-    def _trainer_lost(self, verdict: detector.TrainerLost) -> None:
-        run = self.desk.cluster.runs[verdict.run]
-        trainer = run.trainers[verdict.trainer]
-        end_trainer(self.desk, run, trainer, End.LOST, verdict.evidence)
-        if verdict.proof:
-            facts.gone(self.desk, run, trainer, verdict.evidence)
-        settle(self.desk, run)
-
-    def _node_lost(self, node_id: NodeId, evidence: str) -> None:
-        desk = self.desk
-        desk.nodes[node_id].lost = True
-        desk.probes.lost(node_id)
-        desk.note(None, node_id, "node-lost", evidence)
-        for run in desk.cluster.open_runs():
-            for trainer in [t for t in run.active() if t.node == node_id]:
-                end_trainer(desk, run, trainer, End.LOST, f"{node_id} is {evidence}")
-            for seat in [s.seat for s in run.seats.values() if s.node == node_id]:
-                free_seat(desk, run, seat)
-            settle(desk, run)
 
     def _changed_nodes(self) -> list[fx.Effect]:
         shows: list[fx.Effect] = []
         for node in self.desk.nodes.values():
-            seen = (node.seen, node.attached, node.lost, self._seats_on(node.node))
+            seen = (node.seen, node.attached, node.lost, self._seats_on(node.node), drain_view(self.desk, node.node))
             if seen != node.shown and (node.seen is not None or node.shown):
                 node.shown = seen
                 shows.append(fx.ShowNode(view=node_view(self.desk, node)))
@@ -274,25 +264,3 @@ class Core:
 
     def _seats_on(self, node: NodeId) -> int:
         return sum(1 for run in self.desk.cluster.open_runs() for s in run.seats.values() if s.node == node)
-
-
-def _run_facts(run: Run) -> detector.RunFacts:
-    return detector.RunFacts(run=run.run, epoch=run.epoch, members=tuple(run.member_ids()), blames=tuple(run.blames))
-
-
-def _node_facts(node: Node) -> detector.NodeFacts:
-    return detector.NodeFacts(
-        node=node.node,
-        attached=node.attached,
-        heard_at=node.heard_at,
-        ray_alive=node.seen is not None and node.seen.alive,
-        local=node.seen is not None and node.seen.local,
-    )
-
-
-def _missing(desk: Desk, run: Run) -> list[detector.MissingFacts]:
-    return [
-        detector.MissingFacts(run=run.run, trainer=t.trainer, node=t.node, since=t.missing_since)
-        for t in run.trainers.values()
-        if t.missing_since is not None and not t.gone and desk.nodes[t.node].attached
-    ]

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atoll.collectives.islands import Island
 from atoll.control_plane import effects as fx
 from atoll.control_plane.events import NodeSeen
 from atoll.control_plane.placement import Room, units
 from atoll.control_plane.probes import Probes
-from atoll.control_plane.records import Record
+from atoll.control_plane.records import NODE_RECORDS, Record
 from atoll.control_plane.state import Cluster, Run, Trainer
 from atoll.control_plane.story import brief, told
+from atoll.fault.facts import Ears
+from atoll.fault.slow_links import SlowLinks
+from atoll.fault.strain import Strain
 from atoll.schema.ids import NodeId, RunId
-from atoll.schema.messages import AgentBeat, AgentCommand, Membership, TellTrainer, TrainerCommand
-from atoll.schema.topology import Topology
+from atoll.schema.messages import AgentBeat, AgentCommand, Membership, TellTrainer, TrainerCommand, WatchPeers
+from atoll.schema.topology import Door, Topology
 
 
 @dataclass(slots=True)
@@ -31,6 +35,12 @@ class Node:
     heard_at: float = 0.0
     ask_agent_at: float = 0.0
     lost: bool = False
+    lost_at: float = 0.0
+    known: bool = False
+    attached_at: float = 0.0
+    doors: tuple[Door, ...] = ()
+    listens: WatchPeers | None = None
+    ears: Ears | None = None
     beat: AgentBeat | None = None
     shown: tuple[object, ...] = ()
 
@@ -52,9 +62,17 @@ class Desk:
     room_changed: bool = False
     closing: bool = False
     probes: Probes = field(default_factory=Probes)
+    # What the detector is given beside the facts of nodes and runs (`watching`).
+    watchers: dict[NodeId, tuple[NodeId, ...]] = field(default_factory=dict)
+    beat_key: str = ""
+    ring_of: tuple[Island, frozenset[NodeId], int] | None = None
+    attaches: int = 0
+    strain: Strain = field(default_factory=Strain)
+    steady_at: float = 0.0
     topology_shown_at: float = 0.0
     islands_of: Topology | None = None
     islands_told: tuple[tuple[NodeId, ...], ...] = ()
+    slow_links: SlowLinks = field(default_factory=SlowLinks)
     records: list[Record] = field(default_factory=list)
     effects: list[fx.Effect] = field(default_factory=list)
     touched: dict[RunId, None] = field(default_factory=dict)
@@ -63,10 +81,12 @@ class Desk:
         """Decide: apply now, persist before any effect is carried out."""
         self.cluster.apply(record)
         self.records.append(record)
-        self.touched[record.run] = None
+        run = None if isinstance(record, NODE_RECORDS) else record.run
+        if run is not None:
+            self.touched[run] = None
         line = told(record)
         if line is not None:
-            self.note(record.run, *line)
+            self.note(run, *line)
 
     def note(self, run: RunId | None, subject: str, kind: str, text: str) -> None:
         """Add a line to the story."""
@@ -100,8 +120,8 @@ class Desk:
         self.touched[run.run] = None
 
     def rooms(self) -> list[Room]:
-        """What each usable node has, less what seats reserve."""
-        return [self._room(node) for node in self.nodes.values() if node.usable]
+        """What each usable node that is not drained has, less what seats reserve."""
+        return [self._room(n) for n in self.nodes.values() if n.usable and n.node not in self.cluster.drains]
 
     def _room(self, node: Node) -> Room:
         seen = node.seen

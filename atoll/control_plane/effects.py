@@ -27,6 +27,13 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HangUp:
+    """End the stream of a node's agent: it counts as lost, and whoever comes back says anew what it holds."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartAgent:
     """Have an agent started on a node that has none."""
 
@@ -111,6 +118,7 @@ class ShowTopology:
 Effect = (
     Persist
     | Send
+    | HangUp
     | StartAgent
     | CreateSeat
     | KillSeat

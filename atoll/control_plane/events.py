@@ -7,8 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, SeatId
-from atoll.schema.messages import AgentBeat, AgentHello, PeerProbed, TrainerExited, TrainerSaid, TrainerStarted
+from atoll.schema.messages import (
+    AgentBeat,
+    AgentHello,
+    NodeLeaving,
+    PeerProbed,
+    PeersWatched,
+    TrainerExited,
+    TrainerSaid,
+    TrainerStarted,
+    TrainerWatched,
+)
 from atoll.schema.spec import JobSpec
 
 
@@ -40,6 +51,33 @@ class DriverBeat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrainAsked:
+    """Somebody wants a node empty within so many seconds."""
+
+    request: str
+    node: NodeId
+    within_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndrainAsked:
+    """Trainers may be placed on the node again."""
+
+    request: str
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarmAsked:
+    """Somebody wants a trainer of the run hurt on purpose."""
+
+    request: str
+    run: RunId
+    wish: HarmWish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShutdownAsked:
     """The whole cluster goes down."""
 
@@ -66,7 +104,16 @@ class AgentSaid:
     """A fact from an attached agent."""
 
     node: NodeId
-    fact: TrainerStarted | TrainerExited | TrainerSaid | AgentBeat | PeerProbed
+    fact: (
+        TrainerStarted
+        | TrainerExited
+        | TrainerSaid
+        | TrainerWatched
+        | PeersWatched
+        | AgentBeat
+        | NodeLeaving
+        | PeerProbed
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +163,9 @@ Event = (
     RunAsked
     | StopAsked
     | DriverBeat
+    | DrainAsked
+    | UndrainAsked
+    | HarmAsked
     | ShutdownAsked
     | AgentAttached
     | AgentDetached

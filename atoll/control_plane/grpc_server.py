@@ -80,6 +80,8 @@ class Identity:
 class _Stream:
     queue: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
     task: asyncio.Task[Any] | None = None
+    reader: asyncio.Task[None] | None = None
+    hung_up: bool = False
 
 
 class Port(ControlPlaneServicer):
@@ -116,6 +118,13 @@ class Port(ControlPlaneServicer):
         if stream is not None:
             stream.queue.put_nowait(encode(command))
 
+    def hang_up(self, node: NodeId) -> None:
+        """End the node's stream, whether or not anybody is still there; its agent will open another."""
+        stream = self._streams.get(node)
+        if stream is not None and stream.reader is not None:
+            stream.hung_up = True
+            stream.reader.cancel()
+
     def beat(self) -> None:
         """Tell every agent that the loop turns."""
         for stream in self._streams.values():
@@ -139,14 +148,23 @@ class Port(ControlPlaneServicer):
         evidence = "its stream ended"
         try:
             self._mind.attached(hello)
-            await self._read(node, context)
+            stream.reader = asyncio.create_task(self._read(node, context), name="atoll-agent-reader")
+            await stream.reader
         except (grpc.RpcError, SchemaError) as error:
             evidence = f"its stream broke: {error}"
+        except asyncio.CancelledError:
+            if not stream.hung_up:
+                raise
+            evidence = "it was taken for lost"
         finally:
+            if stream.reader is not None:
+                stream.reader.cancel()
             writer.cancel()
             if self._streams.get(node) is stream:
                 del self._streams[node]
                 self._mind.detached(node, evidence)
+        if stream.hung_up:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{node} {evidence}; say anew what you hold")
 
     async def _handshake(self, node: NodeId, context: Call_) -> AgentHello:
         me, nonce, binding = self._me, os.urandom(32), node.encode()

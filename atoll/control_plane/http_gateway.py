@@ -3,10 +3,16 @@
 The user's token is checked before (by the web server's guard); replicas see the run's secret instead. Replicas of one
 model take turns. One that cannot be reached, that says it cannot serve, or that is lost is passed over as long as nothing
 was answered, of a stream its first piece; one that breaks later ends with an error chunk.
+
+A replica that was declared lost may only have been frozen, or cut off from the control plane, and answer all the same.
+Who the replicas of a run are is the control plane's to say, so an answer that took long is held against its list before
+it is passed on, and a stream each second: what a fenced replica says is dropped (law 1). With the control plane away
+nobody is fenced, and streams go on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import ssl
@@ -32,6 +38,36 @@ _UNAVAILABLE = 503
 # What servers by custom write down for an asker that is gone; nobody reads it.
 _GONE_STATUS = 499
 _STREAM = "text/event-stream"
+_FENCED = "it was declared lost while it answered"
+
+
+# How long a replica may be taken for one of the list without another look, and how long that look may take.
+_LOOK_EVERY_S = 1.0
+_LOOK_WITHIN_S = 0.5
+# Without an answer of the control plane, streams are not held up by asking again soon.
+_LOOK_LATER_S = 10.0
+
+
+class _Standing:
+    """Whether `server` still is a replica, as the control plane sees it."""
+
+    def __init__(self, servers: Servers, server: Mapping[str, Any]) -> None:
+        self._servers, self._server = servers, server
+        self._next = asyncio.get_running_loop().time() + _LOOK_EVERY_S
+
+    async def lost(self) -> bool:
+        """True where the control plane says so; looks at most once a second."""
+        now = asyncio.get_running_loop().time
+        if now() < self._next:
+            return False
+        try:
+            known = await asyncio.wait_for(self._servers(), _LOOK_WITHIN_S)
+        except (AtollError, TimeoutError):
+            self._next = now() + _LOOK_LATER_S
+            return False
+        self._next = now() + _LOOK_EVERY_S
+        mine = (self._server["run"], self._server["trainer"])
+        return mine not in {(s["run"], s["trainer"]) for s in known}
 
 
 class Unroutable(Exception):
@@ -77,7 +113,7 @@ def gateway(servers: Servers) -> APIRouter:
         try:
             body = await read_body(request.stream())
             tries = candidates(await servers(), _model_in(body), next(turns))
-            return await while_there(request.receive, _forward(tries, body))
+            return await while_there(request.receive, _forward(tries, body, servers))
         except Unroutable as error:
             return _refusal(error.status, error.code, str(error))
         except TooLargeError as error:
@@ -100,13 +136,14 @@ def _model_in(body: bytes) -> str | None:
     return model
 
 
-async def _forward(tries: Sequence[Mapping[str, Any]], body: bytes) -> Response:
+async def _forward(tries: Sequence[Mapping[str, Any]], body: bytes, servers: Servers) -> Response:
     client = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, verify=_NO_TLS)
     # Closed here, whatever happens, unless a stream goes on and closes it at its end.
     async with AsyncExitStack() as stack:
         stack.push_async_callback(client.aclose)
         problems = []
         for server in tries:
+            standing = _Standing(servers, server)
             try:
                 answer = await client.send(_request(client, server, body), stream=True)
                 if answer.status_code == _UNAVAILABLE:
@@ -115,10 +152,15 @@ async def _forward(tries: Sequence[Mapping[str, Any]], body: bytes) -> Response:
                     stack.push_async_callback(answer.aclose)
                     pieces = answer.aiter_raw()
                     first = await anext(pieces, b"")
-                    return _Stream(_pass_on(first, pieces), stack.pop_all())
+                    if not await standing.lost():
+                        return _Stream(_pass_on(first, pieces, standing), stack.pop_all())
+                    problems.append(f"{server['trainer']}: {_FENCED}")
                 else:
                     kind = answer.headers.get("content-type", "application/json")
-                    return Response(await answer.aread(), status_code=answer.status_code, media_type=kind)
+                    whole = await answer.aread()
+                    if not await standing.lost():
+                        return Response(whole, status_code=answer.status_code, media_type=kind)
+                    problems.append(f"{server['trainer']}: {_FENCED}")
             except httpx.ReadTimeout:
                 # It is at work; the next one would take as long, and the work would be done twice.
                 raise Unroutable(504, "replica-slow", _slow(server)) from None
@@ -158,14 +200,20 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _pass_on(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _pass_on(first: bytes, rest: AsyncIterator[bytes], standing: _Standing) -> AsyncIterator[bytes]:
     yield first
     try:
         async for piece in rest:
+            if await standing.lost():
+                yield _broken_off(_FENCED)
+                return
             yield piece
     except httpx.TransportError as error:
-        text = f"the replica broke off: {error or type(error).__name__}; ask again"
-        yield f"data: {json.dumps(_problem('replica-lost', text))}\n\n".encode()
+        yield _broken_off(str(error) or type(error).__name__)
+
+
+def _broken_off(why: str) -> bytes:
+    return f"data: {json.dumps(_problem('replica-lost', f'the replica broke off: {why}; ask again'))}\n\n".encode()
 
 
 def _problem(code: str, message: str) -> dict[str, Any]:

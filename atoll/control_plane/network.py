@@ -9,6 +9,7 @@ from atoll.control_plane import effects as fx
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.projection import topology_view
 from atoll.control_plane.state import Run
+from atoll.fault.slow_links import Carried, Place, SlowLink
 from atoll.schema.ids import NodeId
 from atoll.schema.messages import AgentHello, LinksObserved, PeerProbed
 from atoll.schema.spec import JobKind
@@ -74,6 +75,28 @@ def _tell(desk: Desk, changes: Iterable[Change]) -> None:
     for change in changes:
         if change.what is not What.FOUND:
             desk.note(None, SUBJECT, change.what.value, str(change))
+            _judge(desk, change)
+
+
+def _judge(desk: Desk, change: Change) -> None:
+    """Runs whose members use a place that became slow, or is well again, are told of it."""
+    carried = Carried(
+        place=Place(change.what.value),
+        sources=change.sources,
+        targets=change.targets,
+        nic=change.nic,
+        before=change.before,
+        after=change.after,
+        evidence=change.evidence,
+    )
+    verdict = desk.slow_links.take(carried)
+    if verdict is None:
+        return
+    kind = "slow-link" if isinstance(verdict, SlowLink) else "link-restored"
+    for run in desk.cluster.open_runs():
+        nodes = {m.node for m in run.members}
+        if not nodes.isdisjoint(change.sources) and not nodes.isdisjoint(change.targets):
+            desk.note(run.run, run.run, kind, verdict.evidence)
 
 
 def _tell_islands(desk: Desk) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from atoll.collectives.islands import Island
 from atoll.collectives.knowledge import key
 from atoll.control_plane.desk import Desk, Node
+from atoll.control_plane.leaving import drain_view
 from atoll.control_plane.placement import UNIT
 from atoll.control_plane.state import Cluster, Run, Trainer
 from atoll.control_plane.story import brief
@@ -88,6 +89,7 @@ def node_view(desk: Desk, node: Node) -> NodeView:
         cpus_free=room.cpus_free / UNIT if room else 0.0,
         agent=node.attached,
         labels=seen.labels if seen else {},
+        drain=drain_view(desk, node.node),
     )
 
 

@@ -11,6 +11,7 @@ from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import RunAsked
+from atoll.control_plane.leaving import shunned
 from atoll.control_plane.placement import place, refusal, wanted
 from atoll.control_plane.settle import settle
 from atoll.control_plane.state import Run
@@ -88,10 +89,12 @@ def _wait(desk: Desk, waiting: list[Run]) -> None:
 
 
 def _top_up(desk: Desk, run: Run) -> None:
-    lacking = run.spec.seats() - len(run.seats)
+    drained = desk.cluster.drains
+    lacking = run.spec.seats() - sum(1 for seat in run.seats.values() if seat.node not in drained)
     if run.state not in {RunState.PLACED, RunState.RUNNING} or run.finished() or lacking <= 0:
         return
-    nodes = place(run.spec, desk.rooms(), least=1, most=lacking)
+    shuns = shunned(desk, run)
+    nodes = place(run.spec, [room for room in desk.rooms() if room.node not in shuns], least=1, most=lacking)
     if nodes:
         _take(desk, run, nodes)
         settle(desk, run)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from atoll.fault.budgets import Cause
 from atoll.schema.codec import Registry
 from atoll.schema.ids import Epoch, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Topology
 from atoll.schema.views import RunState
+
+NO_STEP = Step(0)
 
 
 class End(enum.StrEnum):
@@ -23,6 +26,8 @@ class End(enum.StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     LOST = "lost"
+    EVICTED = "evicted"
+    LEFT = "left"
     DISMISSED = "dismissed"
 
 
@@ -87,7 +92,10 @@ class TrainerBegan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerEnded:
-    """The trainer has no part in the run any more. `was_ready` tells a death at start from a later one."""
+    """The trainer has no part in the run any more. `was_ready` tells a death at start from a later one.
+
+    `cause` of a loss, and the `step` that it was computing: budgets are by cause.
+    """
 
     run: RunId
     trainer: TrainerId
@@ -95,6 +103,8 @@ class TrainerEnded:
     was_ready: bool
     reason: str
     at: float
+    cause: Cause = Cause.HARDWARE
+    step: Step = NO_STEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +170,37 @@ class RunEnded:
     at: float
 
 
-Record = (
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDraining:
+    """All trainers are to leave the node, and none may come; what is still there at `until` (Unix seconds) is ended.
+
+    `notice` names what asked for it on the node itself, so that the same notice, said again, is known.
+    """
+
+    node: NodeId
+    until: float
+    reason: str
+    at: float
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDrained:
+    """No process of any run is left on the node: each end is proven."""
+
+    node: NodeId
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeUndrained:
+    """Trainers may be placed on the node again."""
+
+    node: NodeId
+    at: float
+
+
+RunRecord = (
     RunSubmitted
     | SeatTaken
     | SeatFreed
@@ -175,6 +215,9 @@ Record = (
     | RunStopping
     | RunEnded
 )
+NodeRecord = NodeDraining | NodeDrained | NodeUndrained
+Record = RunRecord | NodeRecord
+NODE_RECORDS = (NodeDraining, NodeDrained, NodeUndrained)
 RECORDS = Registry(
     (
         RunSubmitted,
@@ -190,8 +233,9 @@ RECORDS = Registry(
         CheckpointKept,
         RunStopping,
         RunEnded,
+        *NODE_RECORDS,
     )
 )
 
 # Law 8: on a full disk these may use the journal's reserve; everything else is refused first.
-VITAL = (TrainerEnded, TrainerGone, EpochRaised, RunStopping, RunEnded, SeatFreed)
+VITAL = (TrainerEnded, TrainerGone, EpochRaised, RunStopping, RunEnded, SeatFreed, *NODE_RECORDS)

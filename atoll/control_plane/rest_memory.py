@@ -17,6 +17,7 @@ from atoll.schema.messages import LogChunk
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import (
     CheckpointView,
+    DrainView,
     EventView,
     MetricPoint,
     NodeView,
@@ -97,6 +98,13 @@ class MemoryReader:
         self.views[run] = dataclasses.replace(self.views[run], **changes)
 
 
+# What every call of a method is answered.
+_FIXED: dict[str, dict[str, Any]] = {
+    "status": {"incarnation": 1, "pid": 1, "started_at": 0.0},
+    "harm": {"at": 5.0},
+}
+
+
 class MemoryControl:
     """A control plane in memory. Starts every job at once on two trainers; `away` makes it answer nothing."""
 
@@ -117,20 +125,31 @@ class MemoryControl:
             case "stop":
                 self.reader.become(body["run"], state=RunState.STOPPED, reason=body["reason"], exit_code=0)
                 return {}
+            case "drain" | "undrain":
+                return self._drain(method, body)
             case "read_log":
                 return self._read_log(body)
             case "doctor":
                 finding = {"node": "node-127-0-0-1", "check": "disk", "ok": True, "detail": "9.0 GiB free"}
                 return {"findings": [finding]}
-            case "status":
-                return {"incarnation": 1, "pid": 1, "started_at": 0.0}
             case _:
-                return {}
+                return _FIXED.get(method, {})
 
     def _submit(self, spec: JobSpec) -> dict[str, Any]:
         run = spec.run_id or RunId(f"{spec.name}-{len(self.reader.views) + 1}")
         self.reader.views[run] = running(run, spec)
         return {"run": run}
+
+    def _drain(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Every node is empty at once."""
+        reader, node = self.reader, body["node"]
+        if node not in {host.node for host in reader.hosts}:
+            raise NotFoundError(f"no node {node!r}")
+        until = float(body.get("within_s", 0.0))
+        drain = DrainView(until=until, reason=body.get("reason", ""), trainers=0, left=True)
+        drained = drain if method == "drain" else None
+        reader.hosts = [dataclasses.replace(h, drain=drained) if h.node == node else h for h in reader.hosts]
+        return {"node": node, "until": until}
 
     def _read_log(self, body: Mapping[str, Any]) -> dict[str, Any]:
         data = self.logs.get(body["trainer"])

@@ -24,10 +24,20 @@ from atoll.control_plane.rest_answers import json_response, problem_response
 from atoll.control_plane.rest_source import LOG_LIMIT, ClusterSource
 from atoll.errors import AtollError, InternalError, NotFoundError, SchemaError, SpecError
 from atoll.schema.codec import decode_as
-from atoll.schema.ids import RunId, TrainerId
+from atoll.schema.harm import HarmWish
+from atoll.schema.ids import NodeId, RunId, TrainerId
 from atoll.schema.messages import PROTOCOL, Finding, LogChunk
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, ProblemView, RunView, TopologyView
+from atoll.schema.views import (
+    CheckpointView,
+    DrainWish,
+    EventView,
+    MetricPoint,
+    NodeView,
+    ProblemView,
+    RunView,
+    TopologyView,
+)
 from atoll.ui import prometheus
 
 T = TypeVar("T")
@@ -158,6 +168,12 @@ def _runs(source: ClusterSource) -> APIRouter:
         await source.stop(RunId(run), await _reason(request))
         return json_response({"run": run}, status=202)
 
+    @router.post("/{run}/harm", openapi_extra=_body(HarmWish), response_model=None)
+    async def harm(run: str, request: Request) -> Response:
+        """Hurt a trainer on purpose, where the run's spec says chaos; answers with the moment, in Unix seconds."""
+        wish = _decode(HarmWish, await _read_body(request))
+        return json_response({"run": run, "at": await source.harm(RunId(run), wish)}, status=202)
+
     @router.post("/{run}/beat", response_model=None)
     async def beat(run: str) -> Response:
         """The run's driver lives."""
@@ -216,6 +232,19 @@ def _cluster(source: ClusterSource) -> APIRouter:
     async def nodes() -> Response:
         """The hosts."""
         return json_response(await source.nodes())
+
+    @router.post("/nodes/{node}/drain", openapi_extra=_body(DrainWish), response_model=None)
+    async def drain(node: str, request: Request) -> Response:
+        """Empty a node within so many seconds (30 unless said); answers with the deadline, in Unix seconds."""
+        body = await _read_body(request)
+        wish = _decode(DrainWish, body) if body else DrainWish()
+        return json_response({"node": node, "until": await source.drain(NodeId(node), wish)}, status=202)
+
+    @router.post("/nodes/{node}/undrain", response_model=None)
+    async def undrain(node: str) -> Response:
+        """Let trainers be placed on a drained node again."""
+        await source.undrain(NodeId(node))
+        return json_response({"node": node})
 
     @router.get("/topology", **_answers(TopologyView))
     async def topology() -> Response:

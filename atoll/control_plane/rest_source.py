@@ -19,10 +19,20 @@ from starlette.concurrency import run_in_threadpool
 
 from atoll.errors import ConnectError, NotFoundError
 from atoll.schema.codec import from_plain, to_plain
-from atoll.schema.ids import RunId, TrainerId, is_safe_name
+from atoll.schema.harm import HarmWish
+from atoll.schema.ids import NodeId, RunId, TrainerId, is_safe_name
 from atoll.schema.messages import DoctorReport, Finding, LogChunk
 from atoll.schema.spec import JobSpec, check_spec
-from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView, unknown_topology
+from atoll.schema.views import (
+    CheckpointView,
+    DrainWish,
+    EventView,
+    MetricPoint,
+    NodeView,
+    RunView,
+    TopologyView,
+    unknown_topology,
+)
 
 T = TypeVar("T")
 
@@ -75,6 +85,11 @@ class Control(Protocol):
     async def invoke(self, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """The result of `method`. Raises the control plane's error, or `ConnectError` where none answers in time."""
         ...
+
+
+def _check_node(node: NodeId) -> None:
+    if not is_safe_name(node):
+        raise NotFoundError(f"no node {node!r}; `atoll status` lists the nodes of this cluster")
 
 
 def _as(cls: type[T], value: Any) -> T:
@@ -167,6 +182,22 @@ class ClusterSource:
         """Ask a run to stop at its next step boundary. Raises `NotFoundError`, `ConnectError`."""
         await self.run(run)
         await self._control.invoke("stop", {"run": run, "reason": reason})
+
+    async def harm(self, run: RunId, wish: HarmWish) -> float:
+        """Have a trainer hurt on purpose; when it was ordered, in Unix seconds. Raises `NotFoundError`, `SpecError`."""
+        await self.run(run)
+        return float((await self._control.invoke("harm", {"run": run, "wish": to_plain(wish)}))["at"])
+
+    async def drain(self, node: NodeId, wish: DrainWish) -> float:
+        """Have a node emptied; until when, in Unix seconds. Raises `NotFoundError`, `SpecError`, `ConnectError`."""
+        _check_node(node)
+        body = {"node": node, "within_s": wish.within_s, "reason": wish.reason[:500]}
+        return float((await self._control.invoke("drain", body))["until"])
+
+    async def undrain(self, node: NodeId) -> None:
+        """Let trainers be placed on a drained node again. Raises `NotFoundError`, `ConnectError`."""
+        _check_node(node)
+        await self._control.invoke("undrain", {"node": node})
 
     async def beat(self, run: RunId) -> None:
         """The run's driver lives."""

@@ -12,10 +12,14 @@ import dataclasses
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
+from atoll.control_plane.leaving import hurried, on_drained, shunned, still_needed
 from atoll.control_plane.network import awaits_links
+from atoll.control_plane.paces import weighed
 from atoll.control_plane.state import NO_EPOCH, Run, Seat, Trainer
-from atoll.fault import policy
-from atoll.schema.ids import Epoch, SeatId, TrainerId
+from atoll.control_plane.watching import able
+from atoll.fault import budgets, policy
+from atoll.fault.budgets import Cause
+from atoll.schema.ids import Epoch, SeatId, Step, TrainerId
 from atoll.schema.messages import FenceTrainer, StartTrainer, StopAtBoundary
 from atoll.schema.spec import JobKind
 from atoll.schema.views import RunState
@@ -30,6 +34,8 @@ FENCE_AGAIN_S = 5.0
 # By then the lifeline has ended a trainer that no agent of ours can reach.
 LIFELINE_S = 60.0
 SEAT_RETRY_S = 5.0
+# How a member went that was not lost, in the reason of the epoch without it.
+HOW = {r.End.EVICTED: "evicted", r.End.LEFT: "drained"}
 
 
 def settle(desk: Desk, run: Run) -> None:
@@ -41,7 +47,9 @@ def settle(desk: Desk, run: Run) -> None:
     if run.state is RunState.STOPPING:
         _leave(desk, run)
         return
+    _step_aside(desk, run)
     _fence_lost(desk, run)
+    _vacate(desk, run)
     _fill_seats(desk, run)
     _make_seats(desk, run)
     _start_trainers(desk, run)
@@ -69,7 +77,7 @@ def tell_stop(desk: Desk, run: Run, trainer: Trainer) -> None:
         desk.tell(trainer, StopAtBoundary(reason=run.stopping.reason))
 
 
-def end_trainer(desk: Desk, run: Run, trainer: Trainer, end: r.End, reason: str) -> None:
+def end_trainer(desk: Desk, run: Run, trainer: Trainer, end: r.End, reason: str, cause: Cause = Cause.HARDWARE) -> None:
     """Record that the trainer has no part any more, and set when its seat may be filled again."""
     if trainer.ended is not None:
         return
@@ -81,6 +89,8 @@ def end_trainer(desk: Desk, run: Run, trainer: Trainer, end: r.End, reason: str)
             was_ready=trainer.ready or trainer.trainer in run.member_ids(),
             reason=reason,
             at=desk.now,
+            cause=cause,
+            step=Step(run.step + 1),
         )
     )
     seat = run.seats.get(trainer.seat)
@@ -106,8 +116,7 @@ def _check_over(desk: Desk, run: Run) -> None:
     elif run.start_failures >= policy.START_BUDGET:
         reason = f"{run.start_failures} trainers in a row died before they were ready; {_last_words(run)}"
         begin_stop(desk, run, RunState.FAILED, reason, 2)
-    elif run.losses >= policy.loss_budget(run.spec.workers):
-        reason = f"{run.losses} trainers died without one step committed between; {_last_words(run)}"
+    elif reason := budgets.verdict(run.losses, workers=run.spec.workers):
         begin_stop(desk, run, RunState.FAILED, reason, 2)
 
 
@@ -117,13 +126,29 @@ def _last_words(run: Run) -> str:
     return f"last {last.trainer}: {last.reason}"
 
 
+def _step_aside(desk: Desk, run: Run) -> None:
+    """Whoever is on a drained node and not needed there any more goes."""
+    for trainer in run.active():
+        if on_drained(desk, trainer) and not still_needed(desk, run, trainer):
+            drain = desk.cluster.drains[trainer.node]
+            end_trainer(desk, run, trainer, r.End.LEFT, f"{trainer.node} is drained: {drain.reason}")
+
+
+def _vacate(desk: Desk, run: Run) -> None:
+    """Seats where nobody is to come give their resources back once whoever had them is proven gone."""
+    nodes = shunned(desk, run)
+    for seat in [s.seat for s in run.seats.values() if s.node in nodes and run.tenant(s.seat) is None]:
+        free_seat(desk, run, seat)
+
+
 def _fence_lost(desk: Desk, run: Run) -> None:
     for trainer in run.trainers.values():
         if trainer.ended is not None and trainer.ended.end is not r.End.FINISHED and not trainer.gone:
-            _fence(desk, run, trainer, trainer.ended.reason)
+            fence(desk, run, trainer, trainer.ended.reason)
 
 
-def _fence(desk: Desk, run: Run, trainer: Trainer, reason: str) -> None:
+def fence(desk: Desk, run: Run, trainer: Trainer, reason: str) -> None:
+    """Have the process killed by its agent; said again while its end is not proven."""
     if trainer.fenced_at is not None and desk.clock - trainer.fenced_at < FENCE_AGAIN_S:
         return
     if trainer.fenced_at is None and trainer.began is None and not trainer.asked:
@@ -200,13 +225,14 @@ def _start(run: Run, trainer: Trainer, seat: Seat) -> StartTrainer:
 
 
 def regroup(desk: Desk, run: Run, broken: str = "") -> None:
-    """Raise the epoch if the members should be others, or, with `broken`, should connect anew."""
+    """Raise the epoch if the members should be others, or, with `broken`, should connect anew or share otherwise."""
     decision = policy.decide(
         epoch=run.epoch,
         members=run.members,
-        standings=tuple(_standing(run, t) for t in run.trainers.values()),
+        standings=tuple(_standing(desk, run, t) for t in run.trainers.values()),
         wanted=run.spec.workers,
         broken=broken,
+        hurry=hurried(desk, run),
     )
     if isinstance(decision, policy.Raise) and run.epoch == NO_EPOCH:
         awaited = awaits_links(desk, run, (m.node for m in decision.members))
@@ -216,20 +242,20 @@ def regroup(desk: Desk, run: Run, broken: str = "") -> None:
             r.EpochRaised(
                 run=run.run,
                 epoch=Epoch(run.epoch + 1),
-                members=decision.members,
+                members=weighed(run, decision.members),
                 reason=decision.reason,
                 at=desk.now,
                 topology=desk.probes.part({m.node for m in decision.members}),
             )
         )
-        for member in decision.members:
+        for member in run.members:
             desk.tell_membership(run, run.trainers[member.trainer])
     elif isinstance(decision, policy.Hold) and decision.reason != run.reason:
         run.reason = decision.reason
         desk.touch(run)
 
 
-def _standing(run: Run, trainer: Trainer) -> policy.Standing:
+def _standing(desk: Desk, run: Run, trainer: Trainer) -> policy.Standing:
     # After a restart of the control plane a member's address is known from its epoch before its agent says it again.
     member = next((m for m in run.members if m.trainer == trainer.trainer), None)
     known = trainer if trainer.host or member is None else member
@@ -240,10 +266,12 @@ def _standing(run: Run, trainer: Trainer) -> policy.Standing:
         port=known.port,
         doors=known.doors,
         active=trainer.active,
-        ready=trainer.ready,
+        ready=trainer.ready and able(desk, run, trainer),
         proven_gone=trainer.gone,
         finished=trainer.ended is not None and trainer.ended.end is r.End.FINISHED,
         holds=trainer.holds,
+        leaving=on_drained(desk, trainer),
+        how=HOW.get(trainer.ended.end, "lost") if trainer.ended is not None else "lost",
     )
 
 
@@ -269,7 +297,7 @@ def _dismiss(desk: Desk, run: Run, trainer: Trainer, since: float) -> None:
         return
     reason = run.stopping.reason if run.stopping else "the run ended"
     end_trainer(desk, run, trainer, r.End.DISMISSED, reason)
-    _fence(desk, run, trainer, reason)
+    fence(desk, run, trainer, reason)
     fenced = trainer.fenced_at
     if not trainer.gone and fenced is not None and since - _grace(run, trainer) > LIFELINE_S:
         _gone(desk, run, trainer, f"no agent answered for {LIFELINE_S:.0f} s, after which its own lifeline ended it")

@@ -7,6 +7,7 @@ last moments of it in a crash loses no decision; those are in the journal.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from pathlib import Path
@@ -125,7 +126,8 @@ class HistoryWriter:
         except SQLAlchemyError as error:
             # A full disk costs the pages their newest lines, never a decision.
             self.problem = str(error)
-            connection.execute(text("ROLLBACK"))
+            with contextlib.suppress(SQLAlchemyError):  # SQLite may have rolled back by itself
+                connection.execute(text("ROLLBACK"))
 
 
 class HistoryReader:

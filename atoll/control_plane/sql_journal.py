@@ -8,6 +8,7 @@ epochs, trainers and runs; anything else is refused first (`has_room`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -41,11 +42,23 @@ class Journal:
         self._engine = _engine(path, wait_s)
         try:
             self._connection = self._engine.connect()
-            self.incarnation = _take(self._connection, pid, at)
+            self.incarnation = self._begin(pid, at)
         except OperationalError as error:
             self._engine.dispose()
+            if _is_full(error):
+                raise ClusterError(f"the disk of the journal {path} is full: {error.orig}; free some space") from None
             raise ClusterError(f"the journal {path} is held by another control plane: {error.orig}") from None
         self._refill()
+
+    def _begin(self, pid: int, at: float) -> Incarnation:
+        """A control plane that is started again on a full disk has to be able to lead, too."""
+        try:
+            return _take(self._connection, pid, at)
+        except OperationalError as error:
+            if not _is_full(error) or not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            return _take(self._connection, pid, at)
 
     def records(self) -> list[Record]:
         """Everything decided so far, in order."""
@@ -79,7 +92,8 @@ class Journal:
             self._connection.execute(text("INSERT INTO records (incarnation, body) VALUES (:n, :body)"), rows)
             self._connection.execute(text("COMMIT"))
         except OperationalError:
-            self._connection.execute(text("ROLLBACK"))
+            with contextlib.suppress(OperationalError):  # SQLite may have rolled back by itself
+                self._connection.execute(text("ROLLBACK"))
             raise
 
     def _refill(self) -> None:
@@ -92,6 +106,10 @@ class Journal:
             self._reserve.unlink()
         finally:
             os.close(handle)
+
+
+def _is_full(error: OperationalError) -> bool:
+    return "full" in str(error.orig)
 
 
 def _engine(path: Path, wait_s: float) -> Engine:
@@ -108,11 +126,16 @@ def _take(connection: Connection, pid: int, at: float) -> Incarnation:
     for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
         connection.execute(text(f"PRAGMA {pragma}"))
     connection.execute(text("BEGIN EXCLUSIVE"))
-    for table in _TABLES:
-        connection.execute(text(table))
-    last = connection.execute(text("SELECT MAX(incarnation) FROM incarnations")).scalar()
-    number = int(last or 0) + 1
-    row = {"n": number, "pid": pid, "at": at}
-    connection.execute(text("INSERT INTO incarnations VALUES (:n, :pid, :at)"), row)
-    connection.execute(text("COMMIT"))
+    try:
+        for table in _TABLES:
+            connection.execute(text(table))
+        last = connection.execute(text("SELECT MAX(incarnation) FROM incarnations")).scalar()
+        number = int(last or 0) + 1
+        row = {"n": number, "pid": pid, "at": at}
+        connection.execute(text("INSERT INTO incarnations VALUES (:n, :pid, :at)"), row)
+        connection.execute(text("COMMIT"))
+    except OperationalError:
+        with contextlib.suppress(OperationalError):
+            connection.execute(text("ROLLBACK"))
+        raise
     return Incarnation(number)

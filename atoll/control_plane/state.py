@@ -12,7 +12,13 @@ from typing import assert_never
 from atoll.control_plane import records as r
 from atoll.control_plane.lifecycle import END_OF_GOAL, Move, after
 from atoll.errors import TransitionError
-from atoll.fault.detector import Blame
+from atoll.fault.balance import Rhythm
+from atoll.fault.budgets import Loss
+from atoll.fault.facts import Blame, ProcessFacts, Wait
+from atoll.fault.jumps import Jumps
+from atoll.fault.pace import Pace
+from atoll.fault.process import ProcessTrack
+from atoll.fault.speeds import Speeds
 from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member, ServerReady
 from atoll.schema.spec import JobSpec
@@ -46,6 +52,10 @@ class Trainer:
     server: ServerReady | None = None
     missing_since: float | None = None
     fenced_at: float | None = None
+    track: ProcessTrack = field(default_factory=ProcessTrack)
+    process: ProcessFacts | None = None
+    steps: bool = False
+    busy_until: float = 0.0
 
     @property
     def active(self) -> bool:
@@ -92,7 +102,7 @@ class Run:
     seats: dict[SeatId, Seat] = field(default_factory=dict)
     seats_made: int = 0
     start_failures: int = 0
-    losses: int = 0
+    losses: list[Loss] = field(default_factory=list)
     checkpoint: r.CheckpointKept | None = None
     stopping: r.RunStopping | None = None
     ended_at: float | None = None
@@ -105,6 +115,15 @@ class Run:
     told: dict[Step, Epoch] = field(default_factory=dict)
     saved: CheckpointView | None = None
     blames: list[Blame] = field(default_factory=list)
+    waits: dict[TrainerId, Wait] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+    committed_at: float = 0.0
+    # Nodes that the members do not hear, and when that was last so: whoever lives there does not join.
+    apart: dict[NodeId, float] = field(default_factory=dict)
+    speeds: Speeds = field(default_factory=Speeds)
+    jumps: Jumps = field(default_factory=Jumps)
+    rhythm: Rhythm = field(default_factory=Rhythm)
+    avoided: dict[NodeId, float] = field(default_factory=dict)
 
     def active(self) -> list[Trainer]:
         """Trainers with a part in the run, oldest first."""
@@ -124,21 +143,49 @@ class Run:
 
 
 @dataclass(slots=True)
+class Drain:
+    """A node that trainers leave. `left`: all of them are proven gone."""
+
+    until: float
+    reason: str
+    notice: str = ""
+    left: bool = False
+
+
+@dataclass(slots=True)
 class Cluster:
-    """All runs, in the order of submission."""
+    """All runs, in the order of submission, and the nodes that are drained. `notices`: what asked for it, ever."""
 
     incarnation: Incarnation = NO_INCARNATION
     runs: dict[RunId, Run] = field(default_factory=dict)
+    drains: dict[NodeId, Drain] = field(default_factory=dict)
+    notices: set[tuple[NodeId, str]] = field(default_factory=set)
 
     def apply(self, record: r.Record) -> None:
         """Change the durable state by one record. Raises `TransitionError` where the record cannot follow."""
         if isinstance(record, r.RunSubmitted):
             self._submitted(record)
             return
+        if isinstance(record, r.NODE_RECORDS):
+            self._node(record)
+            return
         run = self.runs.get(record.run)
         if run is None:
             raise TransitionError(f"{type(record).__name__} of unknown run {record.run}")
         _apply_to_run(run, record)
+
+    def _node(self, record: r.NodeRecord) -> None:
+        match record:
+            case r.NodeDraining():
+                self.drains[record.node] = Drain(until=record.until, reason=record.reason, notice=record.notice)
+                if record.notice:
+                    self.notices.add((record.node, record.notice))
+            case r.NodeDrained():
+                self.drains[record.node].left = True
+            case r.NodeUndrained():
+                self.drains.pop(record.node, None)
+            case _:
+                assert_never(record)
 
     def _submitted(self, record: r.RunSubmitted) -> None:
         if record.run in self.runs:
@@ -160,7 +207,7 @@ class Cluster:
         return [run for run in self.runs.values() if not run.state.ended]
 
 
-def _apply_to_run(run: Run, record: r.Record) -> None:
+def _apply_to_run(run: Run, record: r.RunRecord) -> None:
     match record:
         case r.SeatTaken() | r.SeatFreed():
             _apply_seat(run, record)
@@ -208,7 +255,15 @@ def _count_loss(run: Run, record: r.TrainerEnded) -> None:
     if record.end is not r.End.LOST and record.end is not r.End.FAILED:
         return
     if record.was_ready:
-        run.losses += 1
+        run.losses.append(
+            Loss(
+                trainer=record.trainer,
+                cause=record.cause,
+                step=record.step,
+                epoch=run.epoch,
+                reason=record.reason,
+            )
+        )
     else:
         run.start_failures += 1
 

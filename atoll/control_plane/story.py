@@ -31,15 +31,15 @@ def told(record: r.Record) -> Line | None:
             return _run_line(record)
         case r.TrainerAssigned() | r.TrainerBegan() | r.TrainerEnded() | r.TrainerGone():
             return _trainer_line(record)
-        case r.SeatTaken():
-            return record.seat, "seat-taken", f"resources for one trainer are held on {record.node}"
-        case r.SeatFreed():
-            return record.seat, "seat-freed", "its resources are free again"
+        case r.SeatTaken() | r.SeatFreed():
+            return _seat_line(record)
         case r.EpochRaised():
             names = ", ".join(m.trainer for m in record.members)
             return record.run, "epoch", f"{record.epoch} of {names}: {record.reason}"
         case r.CheckpointKept():
             return record.run, "checkpoint", f"step {record.step} is durable at {record.path}"
+        case r.NodeDraining() | r.NodeDrained() | r.NodeUndrained():
+            return _node_line(record)
         case _:
             assert_never(record)
 
@@ -57,6 +57,25 @@ def _run_line(record: r.RunSubmitted | r.RunPlaced | r.RunServing | r.RunStoppin
             return record.run, _STOPPING.get(record.goal, "stopping"), record.reason
         case r.RunEnded():
             return record.run, "ended", "its processes are gone and its resources free"
+        case _:
+            assert_never(record)
+
+
+def _seat_line(record: r.SeatTaken | r.SeatFreed) -> Line:
+    if isinstance(record, r.SeatTaken):
+        return record.seat, "seat-taken", f"resources for one trainer are held on {record.node}"
+    return record.seat, "seat-freed", "its resources are free again"
+
+
+def _node_line(record: r.NodeRecord) -> Line:
+    match record:
+        case r.NodeDraining():
+            left = max(record.until - record.at, 0.0)
+            return record.node, "draining", f"{record.reason}; whatever is there after {left:.0f} s is ended"
+        case r.NodeDrained():
+            return record.node, "drained", "no process of any run is left there"
+        case r.NodeUndrained():
+            return record.node, "undrained", "trainers may be placed there again"
         case _:
             assert_never(record)
 

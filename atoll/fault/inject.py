@@ -2,7 +2,8 @@
 
 `failpoint(name)` is called by the session at every place where a death would hurt; it does nothing until a test arms the
 name. An armed action runs on the calling thread at the given pass of that place, so a test can end the process there,
-raise, or wait. Nothing outside the process can arm one: there is no variable and no message for it.
+raise, or wait. From outside a process only a run whose spec says `chaos=True` has one armed, to end itself there (see
+`atoll/workers/harm_runtime.py`).
 """
 
 from __future__ import annotations
@@ -10,24 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# The places, in the order in which one step passes them. Tests walk this list.
-FAILPOINTS = (
-    "step-entry",
-    "before-backward",
-    "in-bucket",
-    "after-backward",
-    "before-vote",
-    "after-vote",
-    "in-update",
-    "after-update",
-    "before-ack",
-    "after-ack",
-    "in-regroup",
-    "in-transfer",
-)
-
-# Those that a save passes, on the writer's threads.
-CHECKPOINT_FAILPOINTS = ("before-pack-sync", "between-pack-and-sidecar", "before-link", "after-link")
+from atoll.fault.places import CHECKPOINT_FAILPOINTS, FAILPOINTS, LEARNING_FAILPOINTS
 
 
 @dataclass(slots=True)
@@ -58,7 +42,7 @@ def _pass(name: str) -> None:
 
 def arm(name: str, action: Callable[[], None], *, skip: int = 0) -> None:
     """Have `action` run once at `name`, after `skip` passes without effect."""
-    known = (*FAILPOINTS, *CHECKPOINT_FAILPOINTS)
+    known = (*FAILPOINTS, *LEARNING_FAILPOINTS, *CHECKPOINT_FAILPOINTS)
     if name not in known:
         raise ValueError(f"no failpoint {name!r}; there are {', '.join(known)}")
     _armed[name] = _Charge(action=action, skip=skip)

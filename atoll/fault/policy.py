@@ -3,6 +3,10 @@
 Survivors keep their order, so the lowest rank stays with whoever held it longest; spares and replacements come after.
 Law 1: if no member of the old epoch survives, a new one may begin only with proof that all of them are dead. A member
 that was named and never joined is no survivor in this sense: nobody waits for its vote, and it holds no state.
+
+Members on a node that is being drained (`leaving`) stay until enough replacements are ready, as long as any are on their
+way and there is time; then the next epoch is without them. Where all who hold the state leave, one of them stays for the
+epoch in which it hands it over, and leaves with the next.
 """
 
 from __future__ import annotations
@@ -22,7 +26,10 @@ BACKOFF_S = (0.0, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A trainer as the policy sees it. `holds`: it joined an epoch, or is of the first, so it may hold the run's state."""
+    """A trainer as the policy sees it. `holds`: it joined an epoch, or is of the first, so it may hold the run's state.
+
+    `leaving`: its node is drained. `how` it went, where it is not active any more.
+    """
 
     trainer: TrainerId
     node: NodeId
@@ -34,6 +41,8 @@ class Standing:
     finished: bool
     holds: bool
     doors: tuple[Door, ...] = ()
+    leaving: bool = False
+    how: str = "lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +69,18 @@ Decision = Raise | Hold | Steady
 
 
 def decide(
-    *, epoch: Epoch, members: tuple[Member, ...], standings: tuple[Standing, ...], wanted: int, broken: str = ""
+    *,
+    epoch: Epoch,
+    members: tuple[Member, ...],
+    standings: tuple[Standing, ...],
+    wanted: int,
+    broken: str = "",
+    hurry: bool = False,
 ) -> Decision:
-    """The next epoch's members. `broken` is the evidence of a broken link: the same members, a new epoch."""
+    """The next epoch's members. `broken`: why the same members begin a new one (a broken link, other shares).
+
+    `hurry`: who leaves must go now, with or without replacement.
+    """
     if epoch == 0:
         return _first(standings, wanted, "all members are ready")
     known = {s.trainer: s for s in standings}
@@ -74,14 +92,43 @@ def decide(
         return _last(holders, lost, broken)
     if not survivors or (lost and not holders):
         return _anew(lost, standings, wanted)
-    joiners = _joiners(members, standings)[: wanted - len(survivors)]
-    if not lost and not broken and not joiners:
+    ready = _joiners(members, standings)
+    leavers = _leavers(members, survivors, standings, wanted, hurry=hurry)
+    stay = [s for s in survivors if s not in leavers]
+    room = wanted - len(stay)
+    # One that only hands the state over takes nobody's place.
+    joiners = ready[: max(room, 1 if len(stay) == 1 and stay[0].leaving else 0)]
+    if not lost and not broken and not joiners and not leavers:
         return Steady()
-    return Raise(members=_ranked([*survivors, *joiners]), reason=_reason(lost, joiners, broken))
+    return Raise(members=_ranked([*stay, *joiners]), reason=_reason(lost, leavers, joiners, broken))
+
+
+def _leavers(
+    members: tuple[Member, ...],
+    survivors: list[Standing],
+    standings: tuple[Standing, ...],
+    wanted: int,
+    *,
+    hurry: bool,
+) -> list[Standing]:
+    """Who of the members on drained nodes leaves with the next epoch."""
+    leaving = [s for s in survivors if s.leaving]
+    stay = [s for s in survivors if not s.leaving]
+    inside = {m.trainer for m in members}
+    others = [s for s in standings if s.active and not s.leaving and s.trainer not in inside]
+    ready = sum(1 for s in others if s.ready)
+    if not leaving or (ready < wanted - len(stay) and ready < len(others) and not hurry):
+        return []
+    if any(s.holds for s in stay):
+        return leaving
+    if ready == 0:
+        return []
+    keeper = next((s for s in leaving if s.holds), None)
+    return [s for s in leaving if s is not keeper]
 
 
 def _first(standings: tuple[Standing, ...], wanted: int, reason: str) -> Decision:
-    ready = [s for s in standings if s.active and s.ready]
+    ready = [s for s in standings if s.active and s.ready and not s.leaving]
     if len(ready) < wanted or not ready:
         return Hold(reason=f"{len(ready)} of {wanted} trainers ready")
     return Raise(members=_ranked(ready[:wanted]), reason=reason)
@@ -91,7 +138,7 @@ def _anew(lost: list[Standing], standings: tuple[Standing, ...], wanted: int) ->
     unproven = [s.trainer for s in lost if not s.proven_gone]
     if unproven:
         return Hold(reason=f"no member survives, and the death of {', '.join(unproven)} is not proven")
-    able = sum(1 for s in standings if s.active)
+    able = sum(1 for s in standings if s.active and not s.leaving)
     names = ", ".join(s.trainer for s in lost)
     return _first(standings, min(wanted, max(able, 1)), f"all members were lost ({names}), on from the last checkpoint")
 
@@ -99,12 +146,12 @@ def _anew(lost: list[Standing], standings: tuple[Standing, ...], wanted: int) ->
 def _last(survivors: list[Standing], lost: list[Standing], broken: str) -> Decision:
     if not survivors or not (lost or broken):
         return Steady()
-    return Raise(members=_ranked(survivors), reason=_reason(lost, [], broken) + "; training is over, nobody joins")
+    return Raise(members=_ranked(survivors), reason=_reason(lost, [], [], broken) + "; training is over, nobody joins")
 
 
 def _joiners(members: tuple[Member, ...], standings: tuple[Standing, ...]) -> list[Standing]:
     inside = {m.trainer for m in members}
-    return [s for s in standings if s.active and s.ready and s.trainer not in inside]
+    return [s for s in standings if s.active and s.ready and not s.leaving and s.trainer not in inside]
 
 
 def _ranked(chosen: list[Standing]) -> tuple[Member, ...]:
@@ -114,20 +161,21 @@ def _ranked(chosen: list[Standing]) -> tuple[Member, ...]:
     )
 
 
-def _reason(lost: list[Standing], joiners: list[Standing], broken: str) -> str:
+def _reason(lost: list[Standing], leavers: list[Standing], joiners: list[Standing], broken: str) -> str:
     parts = []
-    if lost:
-        parts.append(f"{', '.join(s.trainer for s in lost)} {'was' if len(lost) == 1 else 'were'} lost")
+    for how in dict.fromkeys(s.how for s in lost):
+        gone = [s for s in lost if s.how == how]
+        parts.append(f"{', '.join(s.trainer for s in gone)} {'was' if len(gone) == 1 else 'were'} {how}")
+    if leavers:
+        nodes = ", ".join(dict.fromkeys(s.node for s in leavers))
+        parts.append(
+            f"{', '.join(s.trainer for s in leavers)} leave{'s' * (len(leavers) == 1)} {nodes}, which is drained"
+        )
     if joiners:
         parts.append(f"{', '.join(s.trainer for s in joiners)} join{'s' * (len(joiners) == 1)}")
     if broken:
         parts.append(broken)
     return ", ".join(parts)
-
-
-def loss_budget(workers: int) -> int:
-    """Losses without one committed step between them that a run may have before its program is at fault."""
-    return 2 * workers + 4
 
 
 def backoff(start_failures: int) -> float:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from atoll.schema.harm import Harm
 from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, TrainerId
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Door, Link, Nic
+from atoll.schema.trainer_messages import SKIPPED as SKIPPED
 from atoll.schema.trainer_messages import TRAINER_COMMANDS as TRAINER_COMMANDS
 from atoll.schema.trainer_messages import TRAINER_FACTS as TRAINER_FACTS
 from atoll.schema.trainer_messages import Busy as Busy
@@ -21,6 +23,7 @@ from atoll.schema.trainer_messages import EpochJoined as EpochJoined
 from atoll.schema.trainer_messages import LinksObserved as LinksObserved
 from atoll.schema.trainer_messages import Member as Member
 from atoll.schema.trainer_messages import Membership as Membership
+from atoll.schema.trainer_messages import Misbehave as Misbehave
 from atoll.schema.trainer_messages import PeerDown as PeerDown
 from atoll.schema.trainer_messages import ServerReady as ServerReady
 from atoll.schema.trainer_messages import StepCommitted as StepCommitted
@@ -116,13 +119,17 @@ class TrainerStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerExited:
-    """Proof of death. `exit_status` is the exit code, or minus the signal number."""
+    """Proof of death. `exit_status` is the exit code, or minus the signal number.
+
+    `out_of_memory`: the kernel killed for memory on this node just then.
+    """
 
     trainer: TrainerId
     run: RunId
     pid: int
     exit_status: int
     log_tail: str = ""
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +142,21 @@ class TrainerSaid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentBeat:
-    """Each second: the agent lives, and what it last measured."""
+    """The agent lives, and what it last measured: each second, and where it said nothing else for a quarter of one."""
 
     node: NodeId
     cpu_percent: float
     free_bytes: int
     trainers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLeaving:
+    """The node was given notice: it goes in `left_s` seconds. `notice` names it, so that it may be said again."""
+
+    node: NodeId
+    notice: str
+    left_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +233,7 @@ AGENT_FACTS = (
     TrainerWatched,
     PeersWatched,
     AgentBeat,
+    NodeLeaving,
     LogChunk,
     DoctorReport,
     PeerProbed,
@@ -229,6 +246,7 @@ AgentFact = (
     | TrainerWatched
     | PeersWatched
     | AgentBeat
+    | NodeLeaving
     | LogChunk
     | DoctorReport
     | PeerProbed
@@ -338,6 +356,16 @@ class WatchPeers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inject:
+    """Hurt this trainer on purpose; its run allows it. As a `HarmWish` says."""
+
+    trainer: TrainerId
+    harm: Harm
+    for_s: float = 0.0
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaveNode:
     """The cluster goes down: fence every trainer and end the agent."""
 
@@ -354,6 +382,7 @@ AGENT_COMMANDS = (
     Examine,
     ProbePeer,
     WatchPeers,
+    Inject,
     LeaveNode,
 )
 AgentCommand = (
@@ -366,5 +395,6 @@ AgentCommand = (
     | Examine
     | ProbePeer
     | WatchPeers
+    | Inject
     | LeaveNode
 )

@@ -13,6 +13,10 @@ from atoll.schema.ids import RunId, is_safe_name
 DEFAULT_CPUS_PER_WORKER = 0.4
 
 
+# What a step with a loss or gradient that is not finite does to its run.
+STOP, SKIP = "stop", "skip"
+
+
 class JobKind(enum.StrEnum):
     """What the run's processes do."""
 
@@ -27,7 +31,9 @@ class JobSpec:
     `function` is the dotted name of a top-level function in `file`; both are loaded in each trainer from
     `working_dir`, never unpickled. For a training job it is called with one `Context`. `model` names a top-level
     function of the same file that takes no argument and returns the bare module: `atoll serve` builds it and fills it
-    from a checkpoint. `config` is JSON handed to the function as `ctx.config`.
+    from a checkpoint. `config` is JSON handed to the function as `ctx.config`. `nonfinite`: what a step with a loss or
+    gradient that is no number does: `stop` the run, or `skip` its update and go on. `chaos`: its trainers may be hurt on
+    purpose (`atoll chaos`).
     """
 
     name: str
@@ -50,6 +56,8 @@ class JobSpec:
     checkpoint_every: int = 0
     keep_checkpoints: int = 3
     resume: str | None = None
+    nonfinite: str = STOP
+    chaos: bool = False
     detach: bool = False
     run_id: RunId | None = None
 
@@ -68,6 +76,7 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (spec.gpus_per_worker >= 0, f"gpus_per_worker={spec.gpus_per_worker}: 0 or more"),
         (spec.checkpoint_every >= 0, f"checkpoint_every={spec.checkpoint_every}: steps, 0 for never"),
         (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
+        (spec.nonfinite in {STOP, SKIP}, f"nonfinite={spec.nonfinite!r}: {STOP!r} or {SKIP!r}"),
         (spec.file.endswith(".py"), f"file={spec.file!r}: a Python file"),
         (all(p.isidentifier() for p in spec.function.split(".")), f"function={spec.function!r}: a dotted name"),
         (spec.run_id is None or is_safe_name(spec.run_id), f"run_id={spec.run_id!r}: no spaces or slashes"),

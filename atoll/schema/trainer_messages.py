@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atoll.schema.harm import Harm
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.topology import Door, Observation, Topology
+
+# The metric of a committed step whose update was left out, since a loss or gradient was not finite.
+SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +91,8 @@ class PeerDown:
 class StepCommitted:
     """Measurements of one committed step, said once it is known to be decided on all members; rank 0 reports metrics.
 
-    `grains` that this member computed, in `compute_s` seconds without what it waited for peers (`wait_s`).
+    `grains` that this member computed, in `compute_s` seconds without what it waited for peers (`wait_s`). `grad_norm` of
+    the averaged gradient; 0 where it was not measured.
     """
 
     trainer: TrainerId
@@ -100,14 +105,16 @@ class StepCommitted:
     grains: int = 0
     compute_s: float = 0.0
     wait_s: float = 0.0
+    grad_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """Evidence: for `for_s` seconds an operation of this trainer has waited for others. Said again while it lasts.
 
-    `sequence` numbers the epoch's operations from 0. `missing`: members that have not entered it, as far as this one
-    can tell. `silent`: members whose bytes it waits for though they entered. Both empty: it waits no longer.
+    `sequence` numbers the epoch's collectives from 1; 0: the meeting of its members ("connect"), or a message from one to
+    another. `missing`: members that have not entered it, as far as this one can tell. `silent`: members whose bytes it
+    waits for though they entered, and that answer nothing. Both empty: it waits no longer.
     """
 
     trainer: TrainerId
@@ -229,5 +236,14 @@ class StopAtBoundary:
     reason: str
 
 
-TRAINER_COMMANDS = (Membership, StopAtBoundary)
-TrainerCommand = Membership | StopAtBoundary
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misbehave:
+    """Hurt yourself, as your run's spec allows: for `for_s` seconds (0: for good), or at the failpoint `place`."""
+
+    harm: Harm
+    for_s: float = 0.0
+    place: str = ""
+
+
+TRAINER_COMMANDS = (Membership, StopAtBoundary, Misbehave)
+TrainerCommand = Membership | StopAtBoundary | Misbehave

@@ -105,8 +105,26 @@ class RunView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrainView:
+    """A node that trainers leave by `until`. `trainers` are there still; `left`: each one's end is proven."""
+
+    until: float
+    reason: str
+    trainers: int
+    left: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainWish:
+    """Body of a request to drain a node."""
+
+    within_s: float = 30.0
+    reason: str = "asked by a client"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """One host."""
+    """One host. `drain`: it is being drained, or was."""
 
     node: NodeId
     address: str
@@ -116,6 +134,7 @@ class NodeView:
     cpus_free: float
     agent: bool
     labels: dict[str, str] = field(default_factory=dict)
+    drain: DrainView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

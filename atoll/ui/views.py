@@ -41,7 +41,7 @@ class Pill:
 _GOOD_ENDS = {"finished": Pill(glyph="\u2713", text="finished", tone=Tone.GOOD)}
 # Told by `atoll story`.
 _BOOKKEEPING = frozenset({"seat-taken", "seat-freed", "assigned", "started", "gone", "dismissed"})
-_CALM_ENDS = frozenset({"dismissed", "stopped"})
+_CALM_ENDS = frozenset({"dismissed", "stopped", "left", "evicted"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +169,10 @@ def _node_row(node: NodeView) -> NodeRow:
 def _node_pill(node: NodeView) -> Pill:
     if not node.alive:
         return Pill(glyph="\u2715", text="lost", tone=Tone.BAD)
+    if node.drain is not None:
+        if node.drain.left:
+            return Pill(glyph="\u25a0", text="drained", tone=Tone.CALM)
+        return Pill(glyph="\u25b2", text=f"draining, {wording.plural(node.drain.trainers, 'trainer')}", tone=Tone.CARE)
     if not node.agent:
         return Pill(glyph="\u25cc", text="no agent", tone=Tone.CARE)
     return Pill(glyph="\u2713", text="ready", tone=Tone.GOOD)

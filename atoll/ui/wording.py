@@ -63,7 +63,9 @@ TONE_GLYPHS = {
 _KIND_TONES: tuple[tuple[Tone, tuple[str, ...]], ...] = (
     (Tone.BAD, ("fail", "refus", "error", "damag", "cannot")),
     (Tone.CARE, ("lost", "down", "exit", "fence", "gone", "suspect", "stop", "silent", "unreach", "kill", "leave")),
+    (Tone.CARE, ("slow", "evict", "draining", "skip", "jump")),
     (Tone.GOOD, ("succeed", "finish", "commit", "checkpoint", "ready", "join", "attach", "adopt", "return", "serving")),
+    (Tone.GOOD, ("keeps-up", "restored", "drained")),
     (Tone.ACTIVE, ("epoch", "start", "place", "regroup", "submit", "run", "promot", "resume")),
 )
 

@@ -19,42 +19,34 @@ import dataclasses
 from dataclasses import dataclass
 from typing import assert_never
 
-from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, TrainerId
+from atoll.schema.harm import INWARD
+from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, TrainerId
 from atoll.schema.messages import (
     Adopt,
     AgentCommand,
     AgentFact,
     AgentHello,
-    Busy,
-    CheckpointCommitted,
-    CheckpointFailed,
-    EpochJoined,
     Examine,
     FenceTrainer,
     ForgetTrainer,
     FoundTrainer,
+    Inject,
     LeaveNode,
-    LinksObserved,
     Membership,
-    PeerDown,
+    Misbehave,
     PeerProbed,
+    PeersWatched,
     ProbePeer,
     ReadLog,
-    ServerReady,
     StartTrainer,
-    StepCommitted,
     StopAtBoundary,
     TellTrainer,
     TrainerCommand,
-    TrainerExited,
-    TrainerFailed,
-    TrainerFinished,
     TrainerHello,
-    TrainerReady,
     TrainerSaid,
     TrainerStarted,
     Versions,
-    Waiting,
+    WatchPeers,
 )
 from atoll.schema.topology import Door, Nic
 from atoll.workers.agent_messages import (
@@ -69,6 +61,7 @@ from atoll.workers.agent_messages import (
     Fork,
     Forked,
     ForkFailed,
+    Hurt,
     Kill,
     Leave,
     Probe,
@@ -81,13 +74,13 @@ from atoll.workers.agent_messages import (
     Send,
     Tell,
     Watch,
+    Watched,
+    WatchRing,
     log_path,
     run_dir_of,
 )
 from atoll.workers.outbox import Item, Outbox
-
-# The status of a trainer whose end is proven and whose parent is gone too, so that nobody was told how it ended.
-EXIT_UNKNOWN = 255
+from atoll.workers.trainer_records import Record, exited, found_by, is_measurement, noted, status_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,31 +95,7 @@ class Self:
     versions: Versions
     nics: tuple[Nic, ...] = ()
     doors: tuple[Door, ...] = ()
-
-
-@dataclass(slots=True, kw_only=True)
-class _Record:
-    """One trainer. `wanted` is False once it was fenced or disowned: it is killed wherever it shows up."""
-
-    found: FoundTrainer
-    run_dir: str
-    wanted: bool = True
-    kept: bool = True
-    connected: bool = False
-    membership: Membership | None = None
-    stop: StopAtBoundary | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.found.exit_status is not None
-
-    @property
-    def forked(self) -> bool:
-        return self.found.pid > 0
-
-    @property
-    def under_way(self) -> bool:
-        return not self.forked and not self.ended
+    beats: tuple[Door, ...] = ()
 
 
 class AgentCore:
@@ -136,8 +105,8 @@ class AgentCore:
         saved = saved or Saved(incarnation=Incarnation(0))
         self._me = me
         self._incarnation = saved.incarnation
-        self._records = {s.found.trainer: _Record(found=s.found, run_dir=s.run_dir) for s in saved.trainers}
-        self._outbox: Outbox[AgentFact] = Outbox(may_drop=_is_measurement)
+        self._records = {s.found.trainer: Record(found=s.found, run_dir=s.run_dir) for s in saved.trainers}
+        self._outbox: Outbox[AgentFact] = Outbox(may_drop=is_measurement)
         self._adopted = False
         # By own NIC and peer's: the last results, which a new control plane has not heard.
         self._probes: dict[tuple[str, NodeId, str], PeerProbed] = {}
@@ -164,8 +133,8 @@ class AgentCore:
                 effects = self._connected(event.hello)
             case Said():
                 effects = self._said(event)
-            case Probed():
-                effects = self._probed(event.fact)
+            case Probed() | Watched():
+                effects = self._probed(event.fact) if isinstance(event, Probed) else self._watched(event, now)
             case _:
                 assert_never(event)
         return effects + self._drain(now)
@@ -203,12 +172,13 @@ class AgentCore:
                 return self._tell(command.trainer, command.command)
             case ForgetTrainer():
                 return self._forget(command.trainer)
-            case ReadLog():
-                return [Answer(question=command, log=self.log_of(command.trainer, command.run))]
-            case Examine():
-                return [Answer(question=command)]
+            case ReadLog() | Examine():
+                log = self.log_of(command.trainer, command.run) if isinstance(command, ReadLog) else ""
+                return [Answer(question=command, log=log)]
             case ProbePeer():
                 return [Probe(order=command)]
+            case WatchPeers() | Inject():
+                return self._hurt(command) if isinstance(command, Inject) else [WatchRing(order=command)]
             case LeaveNode():
                 kills = [k for r in self._living_records() for k in self._kill(r, command.reason)]
                 return [*kills, Leave(reason=command.reason)]
@@ -242,7 +212,7 @@ class AgentCore:
             ready=False,
         )
         run_dir = command.run_dir or run_dir_of(self._me.home, command.run)
-        self._records[command.trainer] = _Record(found=found, run_dir=run_dir)
+        self._records[command.trainer] = Record(found=found, run_dir=run_dir)
         # Written down before the fork: an agent that dies in between leaves a name to look for, never a lost process.
         return [Save(), Fork(start=dataclasses.replace(command, run_dir=run_dir))]
 
@@ -252,10 +222,10 @@ class AgentCore:
             return self._kill(record, command.reason)
         # Each fork is on record before it happens: what is not there was never forked, or its end is journaled.
         status = record.found.exit_status if record else None
-        self._put(command.trainer, _exited(command.trainer, command.run, record.found.pid if record else 0, status))
+        self._put(command.trainer, exited(command.trainer, command.run, record.found.pid if record else 0, status))
         return []
 
-    def _kill(self, record: _Record, reason: str) -> list[Effect]:
+    def _kill(self, record: Record, reason: str) -> list[Effect]:
         record.wanted = False
         if not record.forked:
             return []  # killed as soon as its pid is known
@@ -267,9 +237,21 @@ class AgentCore:
             return []
         if isinstance(command, StopAtBoundary):
             record.stop = command
-        elif record.membership is None or command.epoch > record.membership.epoch:
+        elif isinstance(command, Membership) and (
+            record.membership is None or command.epoch > record.membership.epoch
+        ):
             record.membership = command
         return [Tell(trainer=trainer, command=command)] if record.connected else []
+
+    def _hurt(self, order: Inject) -> list[Effect]:
+        """The control plane asked whether the run allows it; what is inside the process its own spec asks again."""
+        record = self._records.get(order.trainer)
+        if record is None or record.ended or not record.forked:
+            return []
+        if order.harm in INWARD:
+            command = Misbehave(harm=order.harm, for_s=order.for_s, place=order.place)
+            return [Tell(trainer=order.trainer, command=command)] if record.connected else []
+        return [Hurt(order=order, pid=record.found.pid, start_ticks=record.found.start_ticks)]
 
     def _forget(self, trainer: TrainerId) -> list[Effect]:
         record = self._records.get(trainer)
@@ -289,26 +271,27 @@ class AgentCore:
             return [Kill(pid=event.pid, start_ticks=event.start_ticks, reason="no record wants this process")]
         return self._exists(record, event.pid, event.start_ticks)
 
-    def _exists(self, record: _Record, pid: int, ticks: int) -> list[Effect]:
+    def _exists(self, record: Record, pid: int, ticks: int) -> list[Effect]:
         if record.forked:
             return []
         trainer = record.found.trainer
         record.found = dataclasses.replace(record.found, pid=pid, start_ticks=ticks)
         self._put(trainer, TrainerStarted(trainer=trainer, run=record.found.run, pid=pid, start_ticks=ticks))
-        effects: list[Effect] = [Save(), Watch(trainer=trainer, pid=pid, start_ticks=ticks)]
+        effects: list[Effect] = [Save(), Watch(trainer=trainer, run=record.found.run, pid=pid, start_ticks=ticks)]
         return effects if record.wanted else effects + self._kill(record, "fenced before it was forked")
 
     def _ended(self, event: Ended) -> list[Effect]:
         record = self._records.get(event.trainer)
         if record is None or record.ended:
             return []
-        status = _status(record.found, event.exit_status)
+        status = status_of(record.found, event.exit_status)
         record.found = dataclasses.replace(record.found, exit_status=status)
         record.connected = False
-        exited = _exited(event.trainer, record.found.run, record.found.pid, status, event.log_tail)
+        told = exited(event.trainer, record.found.run, record.found.pid, status, event.log_tail)
+        fact = dataclasses.replace(told, out_of_memory=event.out_of_memory)
         if not record.kept:
             self._drop(event.trainer)
-        self._put(event.trainer, exited)
+        self._put(event.trainer, fact)
         return [Save()]
 
     def _drop(self, trainer: TrainerId) -> None:
@@ -320,7 +303,7 @@ class AgentCore:
     def _connected(self, hello: TrainerHello) -> list[Effect]:
         record = self._records.get(hello.trainer)
         if record is None:
-            record = self._records[hello.trainer] = _Record(found=_found(hello), run_dir=self._run_dir(hello.run))
+            record = self._records[hello.trainer] = Record(found=found_by(hello), run_dir=self._run_dir(hello.run))
         if record.ended or (record.forked and record.found.pid != hello.pid):
             return [Kill(pid=hello.pid, start_ticks=hello.start_ticks, reason="its record names another process")]
         effects = self._exists(record, hello.pid, hello.start_ticks)
@@ -332,7 +315,7 @@ class AgentCore:
     def _run_dir(self, run: RunId) -> str:
         return run_dir_of(self._me.home, run)
 
-    def _told_again(self, record: _Record, hello: TrainerHello) -> list[Effect]:
+    def _told_again(self, record: Record, hello: TrainerHello) -> list[Effect]:
         commands: list[TrainerCommand] = []
         if record.membership is not None and record.membership.epoch > hello.epoch:
             commands.append(record.membership)
@@ -345,36 +328,10 @@ class AgentCore:
         if record is None or record.ended:
             return []
         before = record.found
-        key = self._note(record, event)
+        record.found, key = noted(before, event.fact)
         said = TrainerSaid(run=record.found.run, fact=event.fact)
         self._outbox.put(Item(owner=event.trainer, fact=said, key=key))
         return [Save()] if record.found != before else []
-
-    def _note(self, record: _Record, event: Said) -> str | None:
-        """Fold the fact into the record; returns the name under which it stands, None for what passes."""
-        found, fact = record.found, event.fact
-        match fact:
-            case TrainerReady():
-                record.found = dataclasses.replace(found, ready=True, host=fact.host, port=fact.port, doors=fact.doors)
-            case EpochJoined():
-                record.found = dataclasses.replace(found, epoch=max(found.epoch, fact.epoch))
-            case TrainerFinished() | TrainerFailed():
-                record.found = dataclasses.replace(found, outcome=fact)
-            case TrainerHello() | ServerReady():
-                pass
-            case (
-                PeerDown()
-                | StepCommitted()
-                | Waiting()
-                | Busy()
-                | LinksObserved()
-                | CheckpointCommitted()
-                | CheckpointFailed()
-            ):
-                return None
-            case _:
-                assert_never(fact)
-        return type(fact).__name__
 
     # -- links ---------------------------------------------------------------------------------------------------------
 
@@ -386,6 +343,17 @@ class AgentCore:
             if link.source == self._me.node and (not fact.beside or name not in self._probes):
                 self._probes[name] = fact
         return [Send(fact=fact)] if self._adopted else []
+
+    def _watched(self, event: Watched, now: float) -> list[Effect]:
+        """Not for the outbox either: what is told later would be wrong, and the next look comes soon."""
+        if not self._adopted:
+            return []
+        living, late_s = {found.trainer for found in self.living()}, now - event.at
+        return [
+            Send(fact=dataclasses.replace(fact, behind_s=max(fact.behind_s, late_s)))
+            for fact in event.facts
+            if isinstance(fact, PeersWatched) or fact.trainer in living
+        ]
 
     # -- saying --------------------------------------------------------------------------------------------------------
 
@@ -402,6 +370,7 @@ class AgentCore:
             nics=self._me.nics,
             doors=self._me.doors,
             probes=tuple(self._probes.values()),
+            beats=self._me.beats,
         )
 
     def _put(self, trainer: TrainerId, fact: AgentFact) -> None:
@@ -413,40 +382,5 @@ class AgentCore:
             sends.append(Send(fact=fact))
         return sends
 
-    def _living_records(self) -> list[_Record]:
+    def _living_records(self) -> list[Record]:
         return [r for r in self._records.values() if not r.ended]
-
-
-def _found(hello: TrainerHello) -> FoundTrainer:
-    return FoundTrainer(
-        trainer=hello.trainer,
-        run=hello.run,
-        seat=SeatId(""),
-        pid=0,
-        start_ticks=0,
-        epoch=hello.epoch,
-        ready=hello.ready,
-    )
-
-
-def _exited(trainer: TrainerId, run: RunId, pid: int, status: int | None, tail: str = "") -> TrainerExited:
-    known = EXIT_UNKNOWN if status is None else status
-    return TrainerExited(trainer=trainer, run=run, pid=pid, exit_status=known, log_tail=tail)
-
-
-def _status(found: FoundTrainer, seen: int | None) -> int:
-    if seen is not None:
-        return seen
-    match found.outcome:
-        case TrainerFinished():
-            return 0
-        case TrainerFailed():
-            return 1
-        case None:
-            return EXIT_UNKNOWN
-        case _:
-            assert_never(found.outcome)
-
-
-def _is_measurement(fact: AgentFact) -> bool:
-    return isinstance(fact, TrainerSaid) and isinstance(fact.fact, StepCommitted | LinksObserved)

@@ -13,13 +13,17 @@ from atoll.schema.messages import (
     AgentFact,
     Examine,
     FoundTrainer,
+    Inject,
     PeerProbed,
+    PeersWatched,
     ProbePeer,
     ReadLog,
     StartTrainer,
     TrainerCommand,
     TrainerFact,
     TrainerHello,
+    TrainerWatched,
+    WatchPeers,
 )
 
 # -- events ----------------------------------------------------------------------------------------------------------
@@ -67,6 +71,7 @@ class Ended:
     trainer: TrainerId
     exit_status: int | None
     log_tail: str = ""
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +96,15 @@ class Probed:
     fact: PeerProbed
 
 
-Event = Attached | Detached | CommandCame | Forked | ForkFailed | Ended | Connected | Said | Probed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What the agent saw of its trainers and heard of its peers at `at` (monotonic), as far as it is to be told."""
+
+    facts: tuple[TrainerWatched | PeersWatched, ...]
+    at: float
+
+
+Event = Attached | Detached | CommandCame | Forked | ForkFailed | Ended | Connected | Said | Probed | Watched
 
 # -- effects ---------------------------------------------------------------------------------------------------------
 
@@ -117,9 +130,10 @@ class Fork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Report the end of this process."""
+    """Look at this process, and report its end."""
 
     trainer: TrainerId
+    run: RunId
     pid: int
     start_ticks: int
 
@@ -131,6 +145,15 @@ class Kill:
     pid: int
     start_ticks: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hurt:
+    """Do this to exactly this process, on purpose."""
+
+    order: Inject
+    pid: int
+    start_ticks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +180,13 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchRing:
+    """Beat to and listen for these nodes from now on; what is heard comes as `Watched`."""
+
+    order: WatchPeers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
     """Close the stream: an older control plane speaks."""
 
@@ -170,7 +200,7 @@ class Leave:
     reason: str
 
 
-Effect = Save | Send | Fork | Watch | Kill | Tell | Answer | Probe | Refuse | Leave
+Effect = Save | Send | Fork | Watch | Kill | Hurt | Tell | Answer | Probe | WatchRing | Refuse | Leave
 
 # -- what is written down --------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from atoll.errors import AtollError
 from atoll.schema.codec import decode_as
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import PROTOCOL, AgentBeat, DoctorReport, Examine, ReadLog, StartTrainer, Versions
+from atoll.schema.topology import Nic
 from atoll.workers.agent_core import AgentCore, Self
 from atoll.workers.agent_files_runtime import (
     AgentConfig,
@@ -49,6 +50,7 @@ from atoll.workers.agent_messages import (
     Fork,
     Forked,
     ForkFailed,
+    Hurt,
     Kill,
     Leave,
     Probe,
@@ -58,20 +60,31 @@ from atoll.workers.agent_messages import (
     Send,
     Tell,
     Watch,
+    Watched,
+    WatchRing,
 )
 from atoll.workers.control_link_runtime import ControlLink
 from atoll.workers.doctor_runtime import Node, examine
 from atoll.workers.exit_runtime import Exits
 from atoll.workers.fork_messages import ChildEnded, ForkRefused, ForkTrainer, TrainerForked, ZygoteReport, ZygoteWarm
+from atoll.workers.fs_output import is_full, log_stream
+from atoll.workers.hurt_runtime import hurt
 from atoll.workers.nic_runtime import nics
+from atoll.workers.notice_runtime import read_notice
 from atoll.workers.probe_runtime import ProbeService
+from atoll.workers.proc_memory import MemoryKills
 from atoll.workers.proc_runtime import adopt_orphans, fence, find_writer, my_start_ticks, reap, send_signal
+from atoll.workers.proc_turns import take_short_turns
 from atoll.workers.silence import Silence
 from atoll.workers.supervisor_runtime import Supervisor
 from atoll.workers.trainer_socket_runtime import TrainerSocket
+from atoll.workers.watch_runtime import Fact, Watcher
 from atoll.workers.zygote_client_runtime import ZygoteKeeper
 
-BEAT_S = 1.0
+# The control plane takes a node for silent when several beats in a row did not come (`atoll.fault.limits`).
+BEAT_S = 0.25
+# How often trainers are greeted and the node is looked at.
+GREETING_S = 1.0
 LOOK_S = 0.25
 ALONE_S = 600.0
 # What a dead trainer's last words may take to be read; longer only where a forked child of it holds the line open.
@@ -89,14 +102,19 @@ class Agent:
         record = read_record(self._state_dir)
         same = record is not None and record.fingerprint == config.fingerprint()
         secret = bytes.fromhex(config.secret)
-        self._probes = ProbeService(config.node, nics(config.address), secret, clock.now)
-        self._core = AgentCore(_myself(config, self._probes), record.saved if record and same else None)
+        mine = nics(config.address)
+        self._probes = ProbeService(config.node, mine, secret, clock.now)
+        self._watcher = Watcher(config.node, mine, self._state_dir, clock)
+        self._core = AgentCore(
+            _myself(config, mine, self._probes, self._watcher), record.saved if record and same else None
+        )
         self._strangers = record.saved.trainers if record and not same else ()
         self._socket = TrainerSocket(self._state_dir, self._handle)
         self._zygote = ZygoteKeeper(self._state_dir / "agent.log", self._zygote_said)
-        self._link = ControlLink(config.control, config.node, secret, self._handle)
+        self._link = ControlLink(config.control, config.node, secret, self._handle, clock)
         self._exits = Exits(self._trainer_ended)
-        self._alone = Silence(tick_s=2 * BEAT_S)
+        self._kills = MemoryKills()
+        self._alone = Silence(tick_s=2 * GREETING_S)
         self._leaving = asyncio.Event()
         self._one_ended = asyncio.Event()
         self._gone_for_good = False
@@ -105,11 +123,12 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until told to leave."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._leaving.set)
         await self._socket.start()
+        self._watcher.start(self._emit_from_watch)
         self._find_again()
         self._save()
         self._spawn(self._zygote.run())
@@ -135,11 +154,10 @@ class Agent:
                 self._link.send(effect.fact)
             case Fork():
                 self._zygote.fork(self._order(effect.start))
-            case Watch():
-                self._exits.watch(effect.trainer, effect.pid, effect.start_ticks)
-            case Kill():
-                _log(f"fences pid {effect.pid}: {effect.reason}")
-                fence(effect.pid, effect.start_ticks)
+            case Watch() | WatchRing():
+                self._watch(effect)
+            case Kill() | Hurt():
+                self._strike(effect)
             case Tell():
                 self._socket.tell(effect.trainer, effect.command)
             case Answer() | Probe():
@@ -154,6 +172,14 @@ class Agent:
             case _:
                 assert_never(effect)
 
+    def _strike(self, effect: Kill | Hurt) -> None:
+        if isinstance(effect, Hurt):
+            _log(f"hurts pid {effect.pid} on purpose: {effect.order.harm}")
+            self._spawn(hurt(effect))
+            return
+        _log(f"fences pid {effect.pid}: {effect.reason}")
+        fence(effect.pid, effect.start_ticks)
+
     def _save(self) -> None:
         record = AgentRecord(
             pid=os.getpid(),
@@ -161,7 +187,12 @@ class Agent:
             fingerprint=self._config.fingerprint(),
             saved=self._core.saved(),
         )
-        write_record(self._state_dir, record)
+        try:
+            write_record(self._state_dir, record)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            _log(f"the disk of {self._state_dir} is full; should this agent end, its next one will not know the latest")
 
     def _order(self, start: StartTrainer) -> ForkTrainer:
         config = self._config
@@ -203,7 +234,7 @@ class Agent:
             fence(stranger.found.pid, stranger.found.start_ticks)
         for found in self._core.living():
             if found.pid:
-                self._exits.watch(found.trainer, found.pid, found.start_ticks)
+                self._watch(Watch(trainer=found.trainer, run=found.run, pid=found.pid, start_ticks=found.start_ticks))
                 continue
             log = self._core.log_of(found.trainer, found.run)
             stat = find_writer(Path(log))
@@ -229,14 +260,23 @@ class Agent:
         for pid, status in reap():
             self._exits.reaped(pid, status)
 
+    def _watch(self, effect: Watch | WatchRing) -> None:
+        if isinstance(effect, WatchRing):
+            self._watcher.obey(effect.order)
+            return
+        self._exits.watch(effect.trainer, effect.pid, effect.start_ticks)
+        self._watcher.watch(effect.trainer, effect.run, effect.pid, effect.start_ticks)
+
     def _trainer_ended(self, trainer: TrainerId, status: int | None) -> None:
+        self._watcher.forget(trainer)
         self._spawn(self._end_trainer(trainer, status))
 
     async def _end_trainer(self, trainer: TrainerId, status: int | None) -> None:
         await self._socket.settle(trainer, LAST_WORDS_S)  # "finished" shall not come after the exit
         found = next((f for f in self._core.living() if f.trainer == trainer), None)
         tail = log_tail(Path(self._core.log_of(trainer, found.run))) if found and status != 0 else ""
-        self._handle(Ended(trainer=trainer, exit_status=status, log_tail=tail))
+        oom = status == -signal.SIGKILL and self._kills.recent(self._clock.monotonic())
+        self._handle(Ended(trainer=trainer, exit_status=status, log_tail=tail, out_of_memory=oom))
         self._one_ended.set()
 
     # -- loops -------------------------------------------------------------------------------------------------------
@@ -250,13 +290,38 @@ class Agent:
                 free_bytes=psutil.disk_usage(self._config.home).free,
                 trainers=len(living),
             )
-            self._link.send(beat)
             self._socket.greet()
+            self._kills.look(self._clock.monotonic())
+            notice = read_notice(self._state_dir.parent / "notice", self._config.node, self._clock.now())
+            if notice is not None:
+                self._link.send(notice)
             if self._link.attached or living:
                 self._alone.heard()
             if self._alone.look(now=self._clock.monotonic()) > ALONE_S:
                 self._perform(Leave(reason=f"no control plane at {self._config.control} for {ALONE_S:.0f} s"))
-            await asyncio.sleep(BEAT_S)
+            self._link.send(beat)
+            await self._say_it_lives(beat)
+
+    async def _say_it_lives(self, beat: AgentBeat) -> None:
+        """For one round. Whatever else is said says it as well: a beat goes out where nothing did for `BEAT_S`."""
+        end = self._clock.monotonic() + GREETING_S
+        while (left := end - (now := self._clock.monotonic())) > 0:
+            quiet = now - self._link.sent_at
+            if quiet >= BEAT_S:
+                self._link.send(beat)
+                quiet = 0.0
+            await asyncio.sleep(min(left, BEAT_S - quiet))
+
+    def _emit_from_watch(self, facts: tuple[Fact, ...] | None, at: float) -> None:
+        """Called on the thread of the watch; None: it ends."""
+        self._loop.call_soon_threadsafe(self._take_watched, facts, at)
+
+    def _take_watched(self, facts: tuple[Fact, ...] | None, at: float) -> None:
+        if facts is not None:
+            self._handle(Watched(facts=facts, at=at))
+        elif not self._leaving.is_set():
+            _log("the watch ended because of a bug: this agent ends, and a fresh one takes over")
+            self._leaving.set()
 
     async def _supervise(self, supervisor: Supervisor) -> None:
         while True:
@@ -290,6 +355,7 @@ class Agent:
             if self._supervisor:
                 await self._supervisor.close()
         self._probes.close()
+        self._watcher.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -332,6 +398,7 @@ def main() -> int:
 
 
 async def _run(config: AgentConfig) -> None:
+    take_short_turns()
     await Agent(config, SystemClock()).run()
 
 
@@ -349,7 +416,7 @@ def _take_over(state_dir: Path, record: AgentRecord) -> int | None:
     return None
 
 
-def _myself(config: AgentConfig, probes: ProbeService) -> Self:
+def _myself(config: AgentConfig, mine: tuple[Nic, ...], probes: ProbeService, watcher: Watcher) -> Self:
     versions = Versions(
         atoll=__version__,
         protocol=PROTOCOL,
@@ -363,8 +430,9 @@ def _myself(config: AgentConfig, probes: ProbeService) -> Self:
         state_dir=config.state_dir,
         home=config.home,
         versions=versions,
-        nics=nics(config.address),
+        nics=mine,
         doors=probes.doors,
+        beats=watcher.doors,
     )
 
 
@@ -373,4 +441,5 @@ def _log(text: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = log_stream(1), log_stream(2)
     sys.exit(main())

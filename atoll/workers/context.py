@@ -8,6 +8,8 @@ DDP, seeded generators), runs the function, sees to it that its last step is set
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
 import sys
 import sysconfig
@@ -19,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atoll.clock import SystemClock
-from atoll.errors import AtollError, BatchError, ClusterError, DeviceError, ProgramFailed, UserError
+from atoll.errors import (
+    AtollError,
+    BatchError,
+    ClusterError,
+    DeviceError,
+    OutOfMemory,
+    ProgramFailed,
+    StateError,
+    UserError,
+)
 from atoll.schema.ids import RunId
 from atoll.schema.ids import Step as StepNumber
 from atoll.schema.messages import TrainerFailed, TrainerFinished
@@ -27,7 +38,7 @@ from atoll.workers.data import as_rows
 from atoll.workers.epoch_runtime import StoppedWaiting
 from atoll.workers.host import Host
 from atoll.workers.peers import Connect
-from atoll.workers.program_runtime import user_traceback
+from atoll.workers.program_runtime import is_out_of_memory, user_traceback
 from atoll.workers.samples import Plan, make_plan
 from atoll.workers.torch_ddp import solo_group
 from atoll.workers.torch_engine import Lost
@@ -85,12 +96,23 @@ class Context:
         """How many steps are committed here."""
         return self._session.standing.committed
 
-    def manage(self, *objects: Any, **named: Any) -> Any:
+    def manage(self, *objects: Any, shard: int | None = None, **named: Any) -> Any:
         """Hand over what makes up the run's state: model, optimizer, scheduler, scaler, or anything with a state_dict.
 
         Keyword names are the names in checkpoints; positional objects are named by kind. Returns what was given, one
         object as itself, several as a tuple in order.
+
+        A function `build(mesh)` in their place makes a sharded model: it returns the model, to which it has applied
+        `fully_shard(..., mesh=mesh)`, its optimizer and what else belongs to them. It is called when the members are
+        known, and again when their number changes; with the same generators seeded alike on all workers, it must make
+        the same initial values on all. Returns a handle: `parts.model`, `parts.optimizer` inside the loop. `shard` workers
+        hold one model together (None: all of them); more workers than that train several alike.
         """
+        build = _build_among(objects, shard)
+        if build is not None:
+            for name, item in named.items():
+                self._session.managed.add(name, item)
+            return self._session.shard(build, shard)
         managed = self._session.managed
         for item in objects:
             managed.add(managed.name_of(item), item)
@@ -127,12 +149,29 @@ class Context:
 
     @contextlib.contextmanager
     def busy(self, what: str, *, limit_s: float) -> Iterator[None]:
-        """Announce work of this worker alone (an evaluation, say) that may keep the others waiting for `limit_s`."""
+        """Announce work of this worker alone (an evaluation, say) that may keep the others waiting for `limit_s` seconds.
+
+        Without it a worker that does not come to a step while the others wait may be taken for hung, and replaced.
+        """
         began = self._clock.monotonic()
-        yield
+        self._session.announcements.begin(what, limit_s)
+        try:
+            yield
+        finally:
+            self._session.announcements.end(what)
         took = self._clock.monotonic() - began
         if took > limit_s:
             sys.stderr.write(f"atoll: {what} took {took:.1f} s, over its limit of {limit_s:g} s\n")
+
+
+def _build_among(objects: tuple[Any, ...], shard: int | None) -> Any:
+    """The function that builds a sharded model, if that is what was given."""
+    builds = [o for o in objects if inspect.isroutine(o) or isinstance(o, functools.partial)]
+    if builds and len(objects) > 1:
+        raise StateError("ctx.manage takes one build function and nothing beside it by position; return all from build")
+    if shard is not None and (shard < 1 or not builds):
+        raise StateError(f"shard={shard}: give the number of workers that hold one model, with a build function")
+    return builds[0] if builds else None
 
 
 def _check_shares(plan: Plan, workers: int) -> None:
@@ -213,6 +252,8 @@ def _explained(error: BaseException) -> AtollError:
     if isinstance(error, AtollError):
         return error
     text = f"{type(error).__name__}: {error}"
+    if is_out_of_memory(error):
+        return OutOfMemory(f"{text}{where}")
     if isinstance(error, RuntimeError | AssertionError) and _is_about_devices(str(error)):
         return DeviceError(f"{text}{where}; move model and batch with .to(ctx.device)")
     return ProgramFailed(f"{text}{where}")

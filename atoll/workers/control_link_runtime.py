@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from atoll.clock import Clock
 from atoll.errors import AtollError, HandshakeError, VersionMismatch
 from atoll.schema.agent_pb2 import Frame
 from atoll.schema.agent_pb2_grpc import ControlPlaneStub
@@ -55,8 +56,14 @@ class ControlLink:
     """The line. `emit` gets `Attached`, `CommandCame` and `Detached`; `send` queues a fact on the present stream."""
 
     def __init__(
-        self, target: str, node: NodeId, secret: bytes, emit: Callable[[Attached | Detached | CommandCame], None]
+        self,
+        target: str,
+        node: NodeId,
+        secret: bytes,
+        emit: Callable[[Attached | Detached | CommandCame], None],
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._target = target
         self._node = node
         self._secret = secret
@@ -70,6 +77,7 @@ class ControlLink:
         self.attached = False
         self.beating = False
         self.streams = 0
+        self.sent_at = 0.0
         self.frames = 0
 
     async def run(self) -> None:
@@ -95,6 +103,7 @@ class ControlLink:
         if self._queue.qsize() >= BACKLOG:
             self.drop()
             return
+        self.sent_at = self._clock.monotonic()
         self._queue.put_nowait(encode(fact))
 
     def drop(self) -> None:

@@ -3,7 +3,10 @@
 Memberships come on the link thread. A newer one aborts the communicator in hand at once, so that whatever the main
 thread waits for returns within milliseconds (law 1: who knows e+1 never votes in e). The main thread then calls `join`,
 which returns once it is connected with all members of the newest epoch that names it. An epoch that ended through a peer
-is told as evidence (`PeerDown`); what follows from it is not decided here.
+is told as evidence (`PeerDown`), and so is every long wait for others (`Waiting`): for members that do not come to the
+new epoch, and in each of its operations. What follows from it is not decided here.
+
+One thing is: where the ranks called different operations no other membership can help, and the program is told so.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from __future__ import annotations
 import functools
 import threading
 
-from atoll.errors import PeerError
+from atoll.errors import CallsDiffer, PeerError
 from atoll.schema.ids import Epoch, TrainerId
-from atoll.schema.messages import Membership, PeerDown, TrainerReady
+from atoll.schema.messages import Membership, PeerDown, TrainerReady, Waiting
 from atoll.workers.host import Host
-from atoll.workers.peers import Comm, Connect, PoisonLike
+from atoll.workers.peers import Comm, Connect, PoisonLike, WaitLike
 
 # Peers of a new epoch arrive within a second or so of each other; past this one is likely gone, and saying so again
 # is cheap. The control plane answers with a newer epoch, or the next try succeeds.
@@ -56,7 +59,11 @@ class EpochLink:
         return self._comm is not None and self._comm.poisoned is None
 
     def join(self) -> Comm:
-        """Connect with the newest epoch above the last one that names this trainer."""
+        """Connect with the newest epoch above the last one that names this trainer.
+
+        Raises `CallsDiffer` where the last one ended because its members did not call the same.
+        """
+        self._refuse_differences()
         self.leave()
         self._say_ready()
         while True:
@@ -82,6 +89,14 @@ class EpochLink:
     def close(self) -> None:
         """No further epoch is joined."""
         self.leave()
+
+    def _refuse_differences(self) -> None:
+        poison = self._comm.poisoned if self._comm is not None else None
+        if poison is not None and poison.differ:
+            raise CallsDiffer(
+                f"epoch {self.epoch}: {poison.reason}. Build the same model on all workers, and let no branch around a "
+                "step depend on ctx.rank"
+            )
 
     def _say_ready(self) -> None:
         if not self._ready:
@@ -133,6 +148,7 @@ class EpochLink:
                 self._host.listener,
                 deadline_s=_CONNECT_S,
                 cancelled=cancelled,
+                on_wait=functools.partial(self._tell_wait, membership),
             )
         except PeerError as error:
             if not cancelled():
@@ -141,6 +157,20 @@ class EpochLink:
 
     def _poisoned(self, epoch: Epoch, poison: PoisonLike) -> None:
         self._tell_down(epoch, poison.culprit, poison.reason)
+
+    def _tell_wait(self, membership: Membership, wait: WaitLike) -> None:
+        """Whom an operation waits for, or that it waits no longer (any thread)."""
+        names: dict[int, TrainerId] = {m.rank: m.trainer for m in membership.members}
+        fact = Waiting(
+            trainer=self._host.identity.trainer,
+            epoch=membership.epoch,
+            operation=wait.operation,
+            sequence=wait.sequence,
+            for_s=wait.for_s,
+            missing=tuple(names[r] for r in wait.missing),
+            silent=tuple(names[r] for r in wait.silent),
+        )
+        self._host.tell(fact)
 
     def _tell_down(self, epoch: Epoch, peer: TrainerId | None, evidence: str) -> None:
         me = self._host.identity.trainer

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from atoll.schema.ids import NodeId, RunId, TrainerId
-from atoll.schema.messages import Membership, StopAtBoundary, TrainerCommand, TrainerFact
+from atoll.schema.messages import Membership, StopAtBoundary, TrainerFact
 from atoll.schema.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Mailbox:
         self._stop: StopAtBoundary | None = None
         self._subscribers: list[Callable[[Membership], None]] = []
 
-    def put(self, command: TrainerCommand) -> None:
+    def put(self, command: Membership | StopAtBoundary) -> None:
         """Take a command. A membership older than the newest one is dropped."""
         if isinstance(command, StopAtBoundary):
             with self._changed:

@@ -32,8 +32,12 @@ class Outcome:
     attempt: int
     seconds: float
     samples: int
+    grains: int
+    compute_s: float
+    wait_s: float
     voted: Sums
     late: Sums
+    grad_norm: float = 0.0
     calls: list[Callable[[], None]] = field(default_factory=list)
     foreign: bool = False
 
@@ -52,7 +56,19 @@ def _begin(comm: Comm, late: dict[int, Sums], *, leader: bool) -> _Round:
 
 def _foreign(step: int, epoch: int, attempt: int) -> Outcome:
     """A step that others committed: this member only puts it into the account, in case they cannot."""
-    return Outcome(step=step, epoch=epoch, attempt=attempt, seconds=0.0, samples=0, voted={}, late={}, foreign=True)
+    return Outcome(
+        step=step,
+        epoch=epoch,
+        attempt=attempt,
+        seconds=0.0,
+        samples=0,
+        grains=0,
+        compute_s=0.0,
+        wait_s=0.0,
+        voted={},
+        late={},
+        foreign=True,
+    )
 
 
 class Outcomes:
@@ -88,6 +104,8 @@ class Outcomes:
 
     def regrouped(self, comm: Comm, step: int, unsettled: Iterable[tuple[int, int, int]]) -> None:
         """All members of a new epoch stand at `step`: one round settles whatever any of them had `unsettled`."""
+        # A learner may have seen a step's vote pass that the holders of the state did not, and gave up.
+        self._waiting = deque((o, around) for o, around in self._waiting if o.step <= step)
         known = {outcome.step for outcome, _ in self._waiting}
         foreign = [_foreign(*one) for one in unsettled if one[0] not in known]
         own = {outcome.step: outcome.late for outcome, _ in self._waiting}
@@ -126,6 +144,10 @@ class Outcomes:
             step_s=outcome.seconds,
             samples=outcome.samples,
             metrics=means(sums) | self._tokens(outcome.samples),
+            grains=outcome.grains,
+            compute_s=outcome.compute_s,
+            wait_s=outcome.wait_s,
+            grad_norm=outcome.grad_norm,
         )
         self._shown.append(fact)
         self._host.tell(fact if around.leader else replace(fact, metrics={}))

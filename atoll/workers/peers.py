@@ -28,6 +28,40 @@ class PoisonLike(Protocol):
         """The peer at fault, where there is one."""
         ...
 
+    @property
+    def differ(self) -> bool:
+        """Whether nobody is at fault but the program, whose ranks call different operations."""
+        ...
+
+
+class WaitLike(Protocol):
+    """For how long an operation has waited for whom, by rank."""
+
+    @property
+    def operation(self) -> str:
+        """Its kind."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """Its number in the epoch, from 1; 0 where it has none."""
+        ...
+
+    @property
+    def for_s(self) -> float:
+        """Seconds."""
+        ...
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Ranks that have not entered it."""
+        ...
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """Ranks that entered it and send nothing."""
+        ...
+
 
 class Pending(Protocol):
     """An operation under way. It never raises for the fault of a peer."""
@@ -119,8 +153,9 @@ class Connect(Protocol):
         *,
         deadline_s: float,
         cancelled: Callable[[], bool],
+        on_wait: Callable[[WaitLike], None] | None = None,
     ) -> Comm:
-        """The communicator, once every member is connected."""
+        """The communicator, once every member is connected. `on_wait` hears of waits, then and later, on any thread."""
         ...
 
 

@@ -19,16 +19,18 @@ from pathlib import Path
 from atoll.errors import InternalError
 
 PR_SET_CHILD_SUBREAPER = 36
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessStat:
-    """One process at one moment."""
+    """One process at one moment. `cpu_s`: processor seconds of all its threads, those that ended included."""
 
     pid: int
     state: str
     session: int
     start_ticks: int
+    cpu_s: float = 0.0
 
 
 def read_stat(pid: int) -> ProcessStat | None:
@@ -37,9 +39,48 @@ def read_stat(pid: int) -> ProcessStat | None:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return _parsed(pid, text)
+
+
+def _parsed(pid: int, text: str) -> ProcessStat:
     # The command name stands in brackets and may hold anything, brackets too: count from the last one.
     fields = text.rpartition(")")[2].split()
-    return ProcessStat(pid=pid, state=fields[0], session=int(fields[3]), start_ticks=int(fields[19]))
+    return ProcessStat(
+        pid=pid,
+        state=fields[0],
+        session=int(fields[3]),
+        start_ticks=int(fields[19]),
+        cpu_s=(int(fields[11]) + int(fields[12])) / TICKS_A_SECOND,
+    )
+
+
+class ProcessView:
+    """Looks at one process again and again, through one descriptor: it can show no other process that got its number."""
+
+    def __init__(self, pid: int, ticks: int) -> None:
+        self._pid, self._ticks = pid, ticks
+        try:
+            self._fd: int | None = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = None
+
+    def look(self) -> ProcessStat | None:
+        """The process as it is now; None once it is gone."""
+        if self._fd is None:
+            return None
+        try:
+            text = os.pread(self._fd, 4096, 0).decode(errors="replace")
+        except ProcessLookupError:
+            self.close()
+            return None
+        stat = _parsed(self._pid, text)
+        return stat if stat.start_ticks == self._ticks else None
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
 
 def start_ticks(pid: int) -> int:

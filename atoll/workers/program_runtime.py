@@ -15,10 +15,13 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from atoll.errors import AtollError, ProgramFailed, ScriptNotFound
+from atoll.errors import AtollError, OutOfMemory, ProgramFailed, ScriptNotFound
 from atoll.schema.ids import Step, TrainerId
 from atoll.schema.messages import TrainerFailed
 from atoll.schema.spec import JobSpec
+
+# How torch says it without a class of its own.
+_MEMORY_HINTS = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory")
 
 
 def script_of(spec: JobSpec) -> Path:
@@ -52,9 +55,17 @@ def load_function(spec: JobSpec, name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the host or of a device: no fault of the program's logic, and worth another try."""
+    text = str(error)
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or (isinstance(error, RuntimeError) and any(hint in text for hint in _MEMORY_HINTS))
+
+
 def failure(error: BaseException, spec: JobSpec, trainer: TrainerId, step: Step) -> TrainerFailed:
     """The fact that tells of an error of the user's program."""
     code = error.code if isinstance(error, AtollError) else ProgramFailed.code
+    code = OutOfMemory.code if is_out_of_memory(error) else code
     text = str(error) if isinstance(error, AtollError) else f"{type(error).__name__}: {error}"
     story = user_traceback(error, Path(spec.working_dir, spec.file))
     return TrainerFailed(trainer=trainer, step=step, code=code, problem=text, traceback=story)

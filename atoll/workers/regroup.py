@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from atoll.errors import InternalError
+from atoll.workers.learning import may_learn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,8 @@ class Report:
     `committed` is its last committed step, `prepared` the step it is in doubt about. `stopping` and `sums` (the means
     that travelled with the vote, as [weighted sum, weight] by name) belong to the committed step: who is in doubt about
     it has not seen them. `unsettled` are its committed steps, as (step, epoch, attempt), that it could not yet put into
-    the account: should all who saw them commit be lost, the others still know of them.
+    the account: should all who saw them commit be lost, the others still know of them. `state_bytes` is the size of what
+    it holds, `replayable` whether optimizers alone change it, so that it can be learnt.
     """
 
     rank: int
@@ -32,11 +34,16 @@ class Report:
     stopping: bool = False
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     unsettled: tuple[tuple[int, int, int], ...] = ()
+    state_bytes: int = 0
+    replayable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What follows for all. `fresh` means that nobody holds state: the run begins, from a checkpoint or from rank 0."""
+    """What follows for all. `fresh` means that nobody holds state: the run begins, from a checkpoint or from rank 0.
+
+    `learn`: those who receive do so while the others train, and from all `teachers`, who hold the newest state.
+    """
 
     step: int
     source: int
@@ -47,6 +54,8 @@ class Decision:
     stopping: bool = False
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     unsettled: tuple[tuple[int, int, int], ...] = ()
+    learn: bool = False
+    teachers: tuple[int, ...] = ()
 
 
 def decide(reports: Sequence[Report]) -> Decision:
@@ -60,12 +69,17 @@ def decide(reports: Sequence[Report]) -> Decision:
     doubtful = tuple(r.rank for r in holders if r.prepared is not None and r.rank not in apply)
     current = {*(r.rank for r in newest), *apply}
     _check(reports, step, doubtful)
+    receive = tuple(r.rank for r in reports if r.rank not in current)
+    teachers = tuple(r.rank for r in newest)
+    size, replayable = max(r.state_bytes for r in newest), all(r.replayable for r in newest)
     return Decision(
         step=step,
         source=min(r.rank for r in newest),
         apply=apply,
         discard=doubtful,
-        receive=tuple(r.rank for r in reports if r.rank not in current),
+        receive=receive,
+        learn=may_learn(receive=receive, teachers=teachers, state_bytes=size, replayable=replayable),
+        teachers=teachers,
         stopping=any(r.stopping for r in newest),
         sums=next((r.sums for r in newest if r.sums), {}),
         unsettled=tuple(sorted({one for r in newest for one in r.unsettled})),

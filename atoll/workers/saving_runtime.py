@@ -7,9 +7,11 @@ forward may change (buffers, schedulers), which is copied. The writer stages the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from atoll.checkpoint.fs_claims import Claim, Overtaken
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Writer
@@ -24,6 +26,12 @@ from atoll.workers.torch_managed import RESERVED, Managed
 # A slow disk may take this long to make the last checkpoint durable; the run's result does not wait longer.
 _FINISH_S = 120.0
 _STEP_PREFIX = "step-"
+# The rank of a member that takes no part in the saves of its epoch.
+_NO_WRITER = -1
+
+
+# What a member writes of a state that is spread over all; None where their epoch has ended.
+Gather = Callable[[Comm], Flat | None]
 
 
 class Saving:
@@ -34,11 +42,13 @@ class Saving:
         self._every = spec.checkpoint_every
         self._resume = spec.resume
         self._requested = False
-        self._rank = 0
+        self._rank = self._epoch = 0
         self._host = host
         self._directory = Path(spec.checkpoint_dir) if spec.checkpoint_dir else host.identity.run_dir / "checkpoints"
         self._writer: Writer | None = None
         self._members: dict[int, tuple[TrainerId, ...]] = {}
+        self._writers: dict[int, tuple[int, ...]] = {}
+        self._here: frozenset[TrainerId] = frozenset()
 
     def request(self) -> None:
         """Save at the end of the step in hand, whatever its number."""
@@ -48,9 +58,15 @@ class Saving:
         """Whether a checkpoint of `step` is wanted."""
         return self._requested or (self._every > 0 and step % self._every == 0)
 
-    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int) -> None:
-        """Begin a checkpoint of what `managed` holds after `step`, which the members of `comm` computed."""
+    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int, gather: Gather | None = None) -> None:
+        """Begin a checkpoint of what `managed` holds after `step`, which the members of `comm` computed.
+
+        Where each member holds a part only, `gather` puts together what this one writes.
+        """
         self._requested = False
+        writers = self._writers[comm.epoch]
+        if comm.rank not in writers:
+            return
         if self._writer is None:
             identity = self._host.identity
             self._writer = Writer(
@@ -60,27 +76,37 @@ class Saving:
                 tell=self._host.tell,
                 keep=identity.spec.keep_checkpoints,
             )
-        flat = flat_state(managed.frozen(), plan, step)
-        self._writer.save(flat, step=step, epoch=comm.epoch, rank=comm.rank, size=comm.size)
+        flat = flat_state(managed.frozen(), plan, step) if gather is None else gather(comm)
+        rank, size = writers.index(comm.rank), len(writers)
+        if flat is not None:
+            self._writer.save(flat, step=step, epoch=comm.epoch, rank=rank, size=size)
+        else:
+            why = "skipped: the members changed before the shards were put together"
+            self._writer.skip(step=step, epoch=comm.epoch, rank=rank, size=size, problem=why)
         # A regroup may have decided the step: then its members are not those of now.
-        self._writer.regrouped(rank=self._rank, gone=self._gone())
+        self._writer.regrouped(rank=self._rank, epoch=self._epoch, gone=self._gone())
 
     def before_update(self) -> None:
         """Tensors are about to change."""
         if self._writer is not None:
             self._writer.before_update()
 
-    def regrouped(self, comm: Comm) -> None:
-        """The members changed: who commits may have, too."""
-        self._members[comm.epoch] = tuple(m.trainer for m in comm.members)
-        self._rank = comm.rank
+    def regrouped(self, comm: Comm, learners: frozenset[int] = frozenset()) -> None:
+        """The members changed: who commits may have, too.
+
+        Whoever begins an epoch as a learner writes no part of its saves, so that their parts are numbered alike in all
+        of it.
+        """
+        writers = self._writers[comm.epoch] = tuple(r for r in range(comm.size) if r not in learners)
+        self._members[comm.epoch] = tuple(comm.members[r].trainer for r in writers)
+        self._rank, self._epoch = writers.index(comm.rank) if comm.rank in writers else _NO_WRITER, comm.epoch
+        self._here = frozenset(m.trainer for m in comm.members)
         if self._writer is not None:
-            self._writer.regrouped(rank=comm.rank, gone=self._gone())
+            self._writer.regrouped(rank=self._rank, epoch=comm.epoch, gone=self._gone())
 
     def _gone(self) -> list[tuple[int, int]]:
         """(epoch, rank) of all who are no members any more. Trainers never come back."""
-        here = set(self._members[max(self._members)])
-        return [(e, r) for e, members in self._members.items() for r, t in enumerate(members) if t not in here]
+        return [(e, r) for e, members in self._members.items() for r, t in enumerate(members) if t not in self._here]
 
     def finish(self) -> None:
         """Wait until what was begun is durable or refused."""
@@ -93,33 +119,51 @@ class Saving:
         if writer is not None:
             writer.finish(0.0)
 
-    def restore(self, managed: Managed, plan: Plan) -> int:
-        """Nobody holds the run's state: fill `managed` from a checkpoint, if there is one. Returns the step.
+    def restore(self, managed: Managed, plan: Plan, *, epoch: int) -> int:
+        """Nobody in `epoch` holds the run's state: fill `managed` from a checkpoint, if there is one. Returns the step."""
+        found = self.found(epoch=epoch)
+        return load_flat(found, managed, plan) if found is not None else 0
+
+    def found(self, *, epoch: int) -> Flat | None:
+        """The state to begin with in `epoch`, if a checkpoint holds it.
 
         The run's own newest one comes first (all members were lost at once), then the one that it was told to resume.
         """
         run, store = self._host.identity.run, Store(self._directory)
+        if store.directory.exists():
+            # Before anything is read: what a leader of an epoch that is over would still delete stays from here on.
+            claim = Claim(self._directory, run=run, epoch=epoch)
+            try:
+                claim.hold()
+            except Overtaken as error:
+                raise CheckpointError(str(error)) from None
+            store = store.under(claim)
         # Nobody writes now: what lies there whole and lacks only its record is a checkpoint, too.
         store.complete(run, now=SystemClock().now())
         mine = [found for found in store.list() if found.run == run]
         if mine:
-            return load_flat(store.open(mine[-1].step), managed, plan)
-        return self._resumed(Path(self._resume), managed, plan) if self._resume else 0
+            return store.open(mine[-1].step)
+        return self._resumed(Path(self._resume)) if self._resume else None
 
-    def _resumed(self, path: Path, managed: Managed, plan: Plan) -> int:
+    def _resumed(self, path: Path) -> Flat:
         if not path.is_dir():
             raise CheckpointError(
                 f"resume={str(path)!r} is no directory; give a run's checkpoints folder or one of its steps"
             )
         name = path.name.removeprefix(_STEP_PREFIX)
         one = path.name != name and name.isdigit()
-        return load_flat(Store(path.parent if one else path).open(int(name) if one else None), managed, plan)
+        return Store(path.parent if one else path).open(int(name) if one else None)
 
 
 def flat_state(state: dict[str, Any], plan: Plan, step: int) -> Flat:
     """The state with the session's own entry: where the data stands."""
+    return flatten(with_standing(state, plan, step))
+
+
+def with_standing(state: dict[str, Any], plan: Plan, step: int) -> dict[str, Any]:
+    """The state with the session's own entry."""
     own = {"step": step, "seed": plan.seed, "samples": plan.size, "global_batch": plan.global_batch}
-    return flatten({**state, RESERVED: own})
+    return {**state, RESERVED: own}
 
 
 def load_flat(flat: Flat, managed: Managed, plan: Plan) -> int:

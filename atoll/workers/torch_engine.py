@@ -18,15 +18,19 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim import Optimizer
 
 from atoll.clock import SystemClock
 from atoll.errors import AtollError, BatchError, NonFiniteError, UserError
 from atoll.fault.inject import failpoint
+from atoll.schema.spec import SKIP
+from atoll.schema.trainer_messages import SKIPPED
 from atoll.workers import reports
 from atoll.workers.account import fed_line
+from atoll.workers.busy_runtime import FIRST_STEP, Announcements
 from atoll.workers.epoch_runtime import EpochLink
 from atoll.workers.fs_account import AccountFile
 from atoll.workers.host import Host
@@ -35,11 +39,15 @@ from atoll.workers.peers import Comm, completed
 from atoll.workers.samples import Plan
 from atoll.workers.saving_runtime import Saving
 from atoll.workers.torch_grains import BEFORE_LOOP, Buffers, seed_all
+from atoll.workers.torch_learning import Classroom
 from atoll.workers.torch_loader import Loader
 from atoll.workers.torch_managed import Managed
 from atoll.workers.torch_reducer import Reducer, told_of_leavers
 from atoll.workers.torch_step import Retry, Step
 from atoll.workers.transaction import StepEvent, StepState, Transaction
+
+if TYPE_CHECKING:
+    from atoll.workers.torch_sharded import Sharded
 
 
 class Lost(BaseException):
@@ -69,6 +77,9 @@ class Parts:
     account: AccountFile
     outcomes: Outcomes
     standing: Standing
+    announcements: Announcements
+    classroom: Classroom
+    sharded: Sharded | None = None
 
 
 class Engine:
@@ -81,7 +92,7 @@ class Engine:
         self._link = parts.link
         self._resolve = resolve
         self._trainable = parts.managed.trainable()
-        self._reducer = Reducer(parts.managed.reduced_parameters())
+        self._reducer = self._reducing()
         self._end_watch = parts.managed.watch()
         self._buffers = Buffers(parts.managed.modules)
         self._clock = SystemClock()
@@ -89,8 +100,28 @@ class Engine:
         self._tried_by: Comm | None = None
         self._tries = (0, 0)
         self._updates = 0
+        self._updating = self._moved = False
 
-    def make(self, grains: range) -> Step:
+    def _reducing(self) -> Reducer:
+        sharded = self._parts.sharded
+        return Reducer(self._parts.managed.reduced_parameters()) if sharded is None else sharded.reducer()
+
+    def renew(self) -> None:
+        """The managed objects are others than before, and hold the run's state."""
+        self.shut()
+        self._reducer, self._trainable = self._reducing(), self._parts.managed.trainable()
+        self._end_watch = self._parts.managed.watch()
+        self._buffers = Buffers(self._parts.managed.modules)
+        self._parts.managed.record()
+
+    def update_now(self, step: Step, sums: reports.Sums) -> None:
+        """A step in doubt is to be applied, and the model will be another when its optimizer's call would return."""
+        self.commit_as(step, StepEvent.APPLY, sums)
+        if self._updating and not step.skipped:
+            self._parts.managed.update_all()
+        self._moved = True
+
+    def make(self, grains: range, padding: int = 0) -> Step:
         """The next step to try, with this member's grains. What the program changes from here on belongs to it."""
         self._parts.managed.record()
         number = self._parts.standing.committed + 1
@@ -101,6 +132,7 @@ class Engine:
             transaction=Transaction(step=number, epoch=self._link.comm.epoch),
             attempt=self._tries[1] - 1,
             grains=grains,
+            padding=padding,
             began=self._clock.monotonic(),
         )
 
@@ -119,6 +151,9 @@ class Engine:
         self._tried_by = self._link.comm
         self._reducer.open(self._link.comm)
         self._buffers.record()
+        self._moved = False
+        if self._parts.sharded is not None:
+            self._parts.sharded.begin_step(self._parts.standing.committed)
         seed_all(self.seed, step.index, BEFORE_LOOP)
 
     def _follow_freezing(self) -> None:
@@ -127,21 +162,25 @@ class Engine:
         if trainable != self._trainable:
             self._reducer.clear()
             self._reducer.close()
-            self._reducer = Reducer(self._parts.managed.reduced_parameters())
+            self._reducer = self._reducing()
             self._trainable = trainable
 
     def begin_grain(self, step: Step, grain: int) -> Any:
         """The batch, with the generators seeded for it."""
         if not self._link.joined:
             raise Retry
-        ids, batch = self._parts.loader.fetch(step.index, grain)
-        step.fed.extend(ids)
-        seed_all(self.seed, step.index, grain)
+        real = grain if grain >= 0 else step.stand_in
+        ids, batch = self._parts.loader.fetch(step.index, real)
+        if grain >= 0:
+            step.fed.extend(ids)
+        seed_all(self.seed, step.index, real)
         return batch
 
     def end_grain(self, step: Step, grain: int) -> None:
         """Collect what the grain did to module buffers."""
-        if not step.reduction_over:
+        if grain < 0:
+            self._buffers.drop_grain()
+        elif not step.reduction_over:
             self._buffers.end_grain(step.weight_of(grain))
 
     def before_backward(self, step: Step) -> None:
@@ -170,6 +209,7 @@ class Engine:
         """Complete the reductions; without a result when the epoch ended."""
         step.reduction_over = True
         reduced = self._reducer.finish()
+        step.compute_s = self._reducer.entered_s - step.began
         if reduced is None:
             return
         changes = self._buffers.changes(reduced.flags)
@@ -206,7 +246,8 @@ class Engine:
         if saving.is_due(step.index):
             # By its step's own members, who all name it alike, even where a regroup decided the step.
             comm = self._tried_by or self._link.comm
-            saving.save(self._parts.managed, self._parts.plan, comm, step=step.index)
+            gather = self._parts.sharded.gather if self._parts.sharded is not None else None
+            saving.save(self._parts.managed, self._parts.plan, comm, step=step.index, gather=gather)
 
     def leave(self) -> None:
         """No step follows here. Once all members said so nobody needs anybody, so a loss then changes nothing."""
@@ -221,32 +262,59 @@ class Engine:
         if foreign and not step.transaction.committed and not self._link.joined:
             # Gradients of an epoch that ended are this rank's own: what the body makes of them is no verdict on it.
             error = Retry()
+            if self._parts.sharded is not None:
+                self._parts.sharded.tainted = (
+                    True  # an exception inside fully_shard leaves it in the middle of something
+                )
+        spared = foreign and not isinstance(error, Retry) and self._parts.classroom.studying
+        if spared:
+            self._without_the_body(step)
+            error = None
         if error is None:
             try:
                 self.commit(step)
             except Retry as retry:
                 error = retry
+        if isinstance(error, Retry) and step.transaction.committed:
+            self._acknowledge(step)
+            return True
         if isinstance(error, Retry):
             self.abandon(step)
             self._parts.managed.set_aside()
             return True
         if error is None:
             self._acknowledge(step)
-        return False
+        return spared
+
+    def _without_the_body(self, step: Step) -> None:
+        """The program does not bear a step without micro-batches. The others need this member's zeros all the same."""
+        self._parts.classroom.spoil()
+        if not step.reduction_over:
+            self.arm(step)
+            self.reduce(step)
 
     # -- commit and abort ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def update(self) -> Iterator[None]:
-        """Around an optimizer's own step: commit first; what fails inside cannot be undone."""
+    def update(self, optimizer: Optimizer) -> Iterator[bool]:
+        """Around an optimizer's own step: commit first; what fails inside cannot be undone. False: leave it out."""
         step = self._step
         if step is None:
             raise UserError("optimizer.step belongs inside `with step:`")
-        self.commit(step)
+        if self._parts.sharded is not None:
+            self._parts.sharded.check_update(optimizer, again=step.transaction.committed)
+        self._updating = True
+        try:
+            self.commit(step)
+        finally:
+            self._updating = False
+        if step.skipped or self._parts.classroom.withholds(optimizer, step.index):
+            yield False
+            return
         self._parts.saving.before_update()
         failpoint("in-update")
         try:
-            yield
+            yield True
         except Exception as error:
             # An optimizer that never worked is the program's fault, and the same on all ranks.
             if self._updates == 0:
@@ -266,30 +334,39 @@ class Engine:
             raise Retry
         self._refuse(step)
         self._parts.account.write(fed_line(step.index, step.transaction.epoch, step.attempt, step.fed))
+        updating = self._updating and not step.skipped
+        if self._parts.sharded is not None and not self._parts.sharded.prepare(step.index, updating=updating):
+            raise Retry
         failpoint("before-vote")
         step.after(StepEvent.CAST)
-        work = self._link.comm.all_gather(_ballot(step, stop=self._parts.host.mailbox.stop is not None))
-        passed = completed(work)
+        stop = self._parts.host.mailbox.stop is not None
+        work = self._link.comm.all_gather(_ballot(step, stop=stop, learnt=self._parts.classroom.learnt))
+        passed = self._reducer.awaited(work)
+        step.wait_s = self._reducer.waited_s
         failpoint("after-vote")
         if passed:
             ballots = [json.loads(b) for b in work.result]
+            self._parts.classroom.heard(ballots)
             standing = self._parts.standing
             standing.stopping = standing.stopping or any(b["stop"] for b in ballots)
             self.commit_as(step, StepEvent.PASSED, reports.merge(b["sums"] for b in ballots))
             return
         step.after(StepEvent.EPOCH_ENDED)
         self._resolve(step)
-        if not step.transaction.committed:
+        if self._moved or not step.transaction.committed:
             raise Retry
 
     def commit_as(self, step: Step, event: StepEvent, sums: reports.Sums) -> None:
         """The step is committed, by its vote or by the regroup."""
         step.after(event)
         step.ended = self._clock.monotonic()
+        self._parts.announcements.end(FIRST_STEP)
         step.voted = sums
         standing = self._parts.standing
         standing.committed, standing.sums = step.index, sums
         self._buffers.commit()
+        if self._parts.sharded is not None:
+            self._parts.sharded.committed(step.index)
 
     def abandon(self, step: Step) -> None:
         """Put everything back as it was at the step's entry."""
@@ -304,7 +381,10 @@ class Engine:
     def _refuse(self, step: Step) -> None:
         """Every rank reads the same sums, so all refuse alike, before any vote, and say so together."""
         problem = self._problem(step)
-        if problem is not None:
+        if isinstance(problem, NonFiniteError) and self._parts.host.identity.spec.nonfinite == SKIP:
+            step.skipped = True
+            self._buffers.rollback()
+        elif problem is not None:
             # Whoever left first would look lost to the others, who would then wait for members instead of failing.
             completed(self._link.comm.all_gather(b"refused"))
             raise problem
@@ -317,7 +397,7 @@ class Engine:
             many = f"the loss of {reduced.bad_losses} of {self._parts.plan.grains} micro-batches"
             return NonFiniteError(
                 f"step {step.index}: {many if reduced.bad_losses else 'a gradient'} is NaN or infinite; the step was not "
-                "committed. Lower the learning rate, clip gradients, or manage a GradScaler"
+                "committed. Lower the learning rate, clip gradients, manage a GradScaler, or go on without it: nonfinite='skip'"
             )
         if reduced.weight == 0:
             return BatchError(f"step {step.index}: no micro-batch had a weight above 0; call step.backward for each")
@@ -331,8 +411,12 @@ class Engine:
             attempt=step.attempt,
             seconds=step.ended - step.began,
             samples=self._parts.plan.global_batch,
+            grains=len(step.grains),
+            compute_s=step.compute_s,
+            wait_s=step.wait_s,
             voted=step.voted,
             late=step.take_reports(),
+            grad_norm=step.reduced.norm if step.reduced is not None else 0.0,
             calls=step.calls,
         )
         self._parts.outcomes.add(outcome, self._link.comm)
@@ -349,6 +433,9 @@ def _refuse_spoilt(step: Step) -> None:
         ) from error
 
 
-def _ballot(step: Step, *, stop: bool) -> bytes:
+def _ballot(step: Step, *, stop: bool, learnt: bool) -> bytes:
     """A vote is the statement that this member is prepared; what has to be agreed travels with it."""
-    return json.dumps({"stop": stop, "sums": step.take_reports()}).encode()
+    sums = step.take_reports()
+    if step.skipped:
+        reports.add(sums, SKIPPED, 1.0, 1.0)
+    return json.dumps({"stop": stop, "sums": sums} | ({"learnt": True} if learnt else {})).encode()

@@ -123,6 +123,13 @@ class Buffers:
             slot.put(slot.entry)
             slot.entry_version = slot.version
 
+    def drop_grain(self) -> None:
+        """A pass that counts for nothing has ended: back to the entry for the next one."""
+        for slot in self._slots:
+            if slot.mutated:
+                slot.put(slot.entry)
+                slot.entry_version = slot.version
+
     def flags(self) -> list[float]:
         """1.0 for each buffer that this rank changed in this step, the grain in hand included."""
         return [1.0 if slot.change is not None or slot.mutated else 0.0 for slot in self._slots]

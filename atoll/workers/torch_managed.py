@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,13 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from atoll.checkpoint.layout import tensor_names
+from atoll.checkpoint.torch_state import Flat, unflatten
 from atoll.errors import DeviceError, StateError, UserError
 from atoll.workers.torch_ddp import bare, put_to_sleep
 
 # What an optimizer's own step runs inside: commits the session's step first.
-Update = Callable[[], AbstractContextManager[None]]
+Update = Callable[[Optimizer], AbstractContextManager[bool]]
 
 # Positional arguments of `manage` are named by kind, first match first.
 _KINDS: tuple[tuple[type, str], ...] = (
@@ -57,6 +59,7 @@ class Managed:
         self._device = device
         self._update = update
         self._objects: dict[str, Any] = {}
+        self._bare_steps: dict[str, Callable[..., Any]] = {}
         self._entry: _Entry | None = None
         self._updating = False
         self._versions: dict[int, int] = {}
@@ -79,8 +82,26 @@ class Managed:
             put_to_sleep(item)
             self._note_versions(item)
         if isinstance(item, Optimizer):
+            self._bare_steps[name] = item.step
             _wrap(item, self._updates)
         self._objects[name] = item
+
+    def replace(self, old: Sequence[str], items: Sequence[Any]) -> list[str]:
+        """Let go of the objects named `old`, and take charge of `items` instead. Returns the names that they get."""
+        for name in old:
+            del self._objects[name]
+            self._bare_steps.pop(name, None)
+        self._entry, self._aside = None, []
+        names = []
+        for item in items:
+            names.append(self.name_of(item))
+            self.add(names[-1], item)
+        return names
+
+    def update_all(self) -> None:
+        """Each managed optimizer's own update, with the gradients that there are."""
+        for step in self._bare_steps.values():
+            step()
 
     def name_of(self, item: Any) -> str:
         """A name for a positional argument."""
@@ -136,11 +157,11 @@ class Managed:
         return [(id(p), p.requires_grad) for p in updated or (p for m in self.modules for p in m.parameters())]
 
     @contextmanager
-    def _updates(self) -> Iterator[None]:
-        with self._update():
+    def _updates(self, optimizer: Optimizer) -> Iterator[bool]:
+        with self._update(optimizer) as wanted:
             before, self._updating = self._updating, True
             try:
-                yield
+                yield wanted
             finally:
                 self._updating = before
 
@@ -222,6 +243,61 @@ class Managed:
                 text = " ".join(str(error).split())
                 raise StateError(f"{name} does not fit the saved state: {text[:400]}") from error
 
+    # -- learning (`torch_learning`) -------------------------------------------------------------------------------------
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the updates of managed optimizers, done again, lead to the same state: nothing else changes it."""
+        kinds = (nn.Module, Optimizer, torch.optim.lr_scheduler.LRScheduler, GradScaler)
+        updated = {id(p) for _, o in self._optimizers() for g in o.param_groups for p in g["params"]}
+        trained = [p for m in self.modules for p in m.parameters() if p.requires_grad]
+        return all(isinstance(o, kinds) for o in self._objects.values()) and all(id(p) in updated for p in trained)
+
+    def large(self, flat: Flat) -> list[str]:
+        """The tensors of a flat state that updates change: parameters, and what optimizers keep."""
+        fixed = {p.data_ptr() for m in self.modules for p in m.parameters() if p.numel()}
+        prefixes = tuple(f"{name}." for name, _ in self._optimizers())
+        return [n for n, t in flat.tensors.items() if n.startswith(prefixes) or t.data_ptr() in fixed]
+
+    def fill(self, flat: Flat) -> None:
+        """Put the large part in its place; hyperparameters, buffers and small states stay as they are."""
+        absent = {n: torch.empty(0) for n in tensor_names(flat.meta) if n not in flat.tensors}
+        state = unflatten(Flat(tensors={**flat.tensors, **absent}, meta=flat.meta))
+        with torch.no_grad():
+            for name, item in self._objects.items():
+                if isinstance(item, nn.Module):
+                    for key, param in _bared(item).named_parameters():
+                        param.copy_(state[name][key])
+        for name, optimizer in self._optimizers():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state[name]["state"], "param_groups": groups})
+
+    def hyperparameters(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """Of each group, as they are now."""
+        return [_copied(g) for g in optimizer.param_groups]
+
+    def replay(
+        self, optimizer: Optimizer, gradients: Sequence[torch.Tensor | None], groups: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """One update as it was asked for: with these gradients of the parameters, group by group, and hyperparameters."""
+        name = next(n for n, o in self._optimizers() if o is optimizer)
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        kept = [p.grad for p in parameters], self.hyperparameters(optimizer)
+        self._set(optimizer, gradients, groups)
+        try:
+            self._bare_steps[name]()
+        finally:
+            self._set(optimizer, *kept)
+
+    def _set(
+        self, optimizer: Optimizer, gradients: Sequence[torch.Tensor | None], groups: Sequence[Mapping[str, Any]]
+    ) -> None:
+        for group, values in zip(optimizer.param_groups, groups, strict=True):
+            group.update(_copied(dict(values)))
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        for param, gradient in zip(parameters, gradients, strict=True):
+            param.grad = gradient
+
     def _note_versions(self, module: nn.Module) -> None:
         self._versions |= {id(p): p._version for p in module.parameters()}  # noqa: SLF001 - torch's change counter
 
@@ -259,7 +335,7 @@ def _wrap(optimizer: Optimizer, update: Update) -> None:
                 f"{type(optimizer).__name__}.step(closure) computes gradients again after they were averaged; "
                 "use an optimizer without a closure"
             )
-        with update():
-            return inner(*args, **kwargs)
+        with update(optimizer) as wanted:
+            return inner(*args, **kwargs) if wanted else None
 
     optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,12 +35,13 @@ BUCKET_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduced:
-    """The outcome of a step's reductions, the same on every rank."""
+    """The outcome of a step's reductions, the same on every rank. `norm` of the averaged gradient, 0 where unknown."""
 
     weight: float
     bad_losses: int
     flags: tuple[float, ...]
     finite: bool
+    norm: float = 0.0
 
 
 # A header's numbers before the flags.
@@ -64,6 +66,8 @@ class Reducer:
         self._buckets = list(_fill(reversed(self._params), bucket_bytes or BUCKET_BYTES))
         self._where = {id(p): (b, i) for b in self._buckets for i, p in enumerate(b.params)}
         self._handles = [_on_gradient(p, self._ready) for p in self._params]
+        self.entered_s = 0.0  # monotonic: when this rank had given all that it has to the step's sums
+        self.waited_s = 0.0  # since then, for the others
         self._comm: Comm | None = None
         self._armed = False
         self._repeated = False
@@ -82,6 +86,7 @@ class Reducer:
         self._comm = comm
         self._armed = self._repeated = False
         self._header = self._header_work = None
+        self.entered_s, self.waited_s = 0.0, 0.0
         self.clear()
 
     def clear(self) -> None:
@@ -164,12 +169,14 @@ class Reducer:
             )
         with torch.no_grad():
             if self._comm is not None and self._comm.size == 1:
+                self.entered_s = time.monotonic()
                 return self._alone(self._comm)
             for bucket in self._buckets:
                 for index in range(len(bucket.params)):
                     if index not in bucket.arrived:
                         self._take(bucket, index)
             self._send_full()
+            self.entered_s = time.monotonic()
             return self._collect()
 
     def _alone(self, comm: Comm) -> Reduced | None:
@@ -184,27 +191,31 @@ class Reducer:
         grads = [param.grad for param in self._params if param.grad is not None]
         for grad in grads:
             grad.mul_(scale)
-        finite = math.isfinite(scale) and all(_is_finite(grad) for grad in grads)
-        return Reduced(weight=weight, bad_losses=int(bad_losses), flags=tuple(flags), finite=finite)
+        squares = [_square(grad) for grad in grads]
+        finite = math.isfinite(scale) and all(map(_is_finite, squares, grads))
+        norm = math.sqrt(sum(squares)) if finite else math.nan
+        return Reduced(weight=weight, bad_losses=int(bad_losses), flags=tuple(flags), finite=finite, norm=norm)
 
     def _collect(self) -> Reduced | None:
         header, work = self._header, self._header_work
-        if header is None or work is None or not completed(work):
+        if header is None or work is None or not self.awaited(work):
             return None
         weight, bad_losses, left, *flags = header.tolist()
         if left:
             raise UserError(told_of_leavers(round(left), self._comm.size if self._comm is not None else 0))
         # All weights 0: every gradient is 0 too, and stays so.
         scale = 1.0 / weight if weight else 0.0
-        finite = math.isfinite(scale)
+        finite, squares = math.isfinite(scale), 0.0
         for bucket in self._buckets:
-            if bucket.work is None or not completed(bucket.work):
+            if bucket.work is None or not self.awaited(bucket.work):
                 return None
             bucket.flat.mul_(scale)
-            finite = finite and _is_finite(bucket.flat)
+            square = _square(bucket.flat)
+            finite, squares = finite and _is_finite(square, bucket.flat), squares + square
         for bucket in self._buckets:
             _give(bucket)
-        return Reduced(weight=weight, bad_losses=int(bad_losses), flags=tuple(flags), finite=finite)
+        norm = math.sqrt(squares) if finite else math.nan
+        return Reduced(weight=weight, bad_losses=int(bad_losses), flags=tuple(flags), finite=finite, norm=norm)
 
     def sum(self, flats: Sequence[torch.Tensor]) -> bool:
         """Sum small tensors over ranks, in place. False when the epoch ended."""
@@ -212,7 +223,14 @@ class Reducer:
         if comm is None:
             return False
         works = [comm.all_reduce(flat) for flat in flats]
-        return all(completed(work) for work in works)
+        return all(self.awaited(work) for work in works)
+
+    def awaited(self, work: Pending) -> bool:
+        """As `completed`, with its time counted as waiting."""
+        began = time.monotonic()
+        done = completed(work)
+        self.waited_s += time.monotonic() - began
+        return done
 
 
 def told_of_leavers(left: int, size: int) -> str:
@@ -237,10 +255,21 @@ def _give(bucket: _Bucket) -> None:
             param.grad.copy_(view)
 
 
-def _is_finite(flat: torch.Tensor) -> bool:
-    """One pass in the usual case: a sum hides no NaN or infinity, but may overflow by itself."""
-    flat = flat.coalesce().values() if flat.is_sparse else flat
-    return bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all())
+def _square(grad: torch.Tensor) -> float:
+    """The sum of squares, in one pass (as long as a sum takes). It hides no NaN or infinity, but may overflow by itself."""
+    values = grad.coalesce().values() if grad.is_sparse else grad
+    if values.dtype in {torch.float32, torch.float64} and values.is_contiguous():
+        flat = values.view(-1)
+        return float(torch.dot(flat, flat))
+    wide = None if values.is_complex() else torch.float32
+    return float(torch.linalg.vector_norm(values, dtype=wide)) ** 2
+
+
+def _is_finite(square: float, grad: torch.Tensor) -> bool:
+    """Whether all of `grad`, whose sum of squares is `square`, is finite."""
+    if math.isfinite(square):
+        return True
+    return bool(torch.isfinite(grad.coalesce().values() if grad.is_sparse else grad).all())
 
 
 def _fill(params: Iterable[nn.Parameter], bucket_bytes: int) -> Iterable[_Bucket]:

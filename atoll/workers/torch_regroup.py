@@ -8,7 +8,7 @@ against the sender's: a state that differs is never trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,19 +21,19 @@ from atoll.workers.peers import Comm, Pending, completed
 # Small tensors are packed up to here, so that a state of thousands of scalars takes few messages.
 _SLAB_BYTES = 8 << 20
 
-_Entry = tuple[str, str, list[int]]
+Entry = tuple[str, str, list[int]]
 
 
 def send_state(comm: Comm, flat: Flat, receivers: Sequence[int]) -> bool:
     """Send `flat` to each of `receivers`. False when the epoch ended meanwhile."""
-    entries = [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in flat.tensors.items()]
+    entries = entries_of(flat.tensors)
     header = {"meta": flat.meta, "digest": f"{digest(flat):x}", "tensors": entries}
     text = torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)
     length = torch.tensor([text.numel()], dtype=torch.int64)
     works = _send_all(comm, length, receivers) + _send_all(comm, text, receivers)
     for slab in _slabs(entries):
         failpoint("in-transfer")
-        works += _send_all(comm, _pack([flat.tensors[name] for name, _, _ in slab]), receivers)
+        works += _send_all(comm, pack([flat.tensors[name] for name, _, _ in slab]), receivers)
     return all(completed(work) for work in works)
 
 
@@ -52,7 +52,7 @@ def receive_state(comm: Comm, source: int) -> Flat | None:
         buffer = torch.empty(sum(_size(e) for e in slab), dtype=torch.uint8)
         if not completed(comm.recv(buffer, source=source)):
             return None
-        _unpack(buffer, slab, tensors)
+        unpack(buffer, slab, tensors)
     for name, dtype, shape in header["tensors"]:
         if name not in tensors:
             tensors[name] = torch.empty(shape, dtype=_dtype(dtype))
@@ -69,7 +69,17 @@ def _send_all(comm: Comm, buffer: torch.Tensor, receivers: Sequence[int]) -> lis
     return [comm.send(buffer, to=rank) for rank in receivers]
 
 
-def _size(entry: _Entry) -> int:
+def entries_of(tensors: Mapping[str, torch.Tensor]) -> list[Entry]:
+    """What the other side has to know of `tensors`."""
+    return [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()]
+
+
+def bytes_of_entries(entries: Sequence[Entry]) -> int:
+    """Of all of them together."""
+    return sum(_size(e) for e in entries)
+
+
+def _size(entry: Entry) -> int:
     _, dtype, shape = entry
     count = 1
     for side in shape:
@@ -84,9 +94,9 @@ def _dtype(name: str) -> torch.dtype:
     return found
 
 
-def _slabs(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
+def _slabs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Both sides cut alike: whole tensors, until a slab is large enough. Empty tensors travel by name alone."""
-    slab: list[_Entry] = []
+    slab: list[Entry] = []
     size = 0
     for entry in entries:
         slab.append(entry)
@@ -98,12 +108,14 @@ def _slabs(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
         yield slab
 
 
-def _pack(tensors: list[torch.Tensor]) -> torch.Tensor:
+def pack(tensors: list[torch.Tensor], *, copy: bool = False) -> torch.Tensor:
+    """The bytes of all, one after the other; of a single one they may be its own memory, unless `copy`."""
     parts = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in tensors]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 and not copy else torch.cat(parts)
 
 
-def _unpack(buffer: torch.Tensor, slab: list[_Entry], into: dict[str, torch.Tensor]) -> None:
+def unpack(buffer: torch.Tensor, slab: Sequence[Entry], into: dict[str, torch.Tensor]) -> None:
+    """Cut what `pack` put together."""
     offset = 0
     for entry in slab:
         name, dtype, shape = entry

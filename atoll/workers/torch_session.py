@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim import Optimizer
 
-from atoll.errors import InternalError, StateError, UserError
+from atoll.checkpoint.torch_state import Flat
+from atoll.errors import DeviceError, InternalError, StateError, UserError
 from atoll.fault.inject import failpoint
 from atoll.schema.codec import decode_as, encode
 from atoll.schema.ids import Epoch
 from atoll.schema.ids import Step as StepNumber
 from atoll.schema.messages import EpochJoined
 from atoll.workers.account import plan_line
+from atoll.workers.busy_runtime import FIRST_STEP, FIRST_STEP_S, Announcements
 from atoll.workers.data import Rows
 from atoll.workers.epoch_runtime import EpochLink
 from atoll.workers.fs_account import AccountFile
@@ -31,13 +35,18 @@ from atoll.workers.outcome_runtime import Outcomes
 from atoll.workers.peers import Comm, Connect, completed
 from atoll.workers.regroup import Decision, Report, decide
 from atoll.workers.samples import Plan, share
-from atoll.workers.saving_runtime import Saving, flat_state, load_flat
+from atoll.workers.saving_runtime import Saving, flat_state, load_flat, with_standing
 from atoll.workers.torch_engine import Engine, Parts, Standing
+from atoll.workers.torch_learning import Classroom
 from atoll.workers.torch_loader import Loader, LocalLoader, SpawnedLoader, Spot, check_rows
 from atoll.workers.torch_managed import Managed
 from atoll.workers.torch_regroup import receive_state, send_state
 from atoll.workers.torch_step import Step
 from atoll.workers.transaction import StepEvent, StepState
+
+if TYPE_CHECKING:
+    from atoll.workers.torch_built import Build, Built
+    from atoll.workers.torch_sharded import Sharded
 
 # The acknowledgement of the step before is a message already on its way, or its sender is gone.
 _LAST_WORDS_S = 2.0
@@ -52,6 +61,8 @@ class Session:
         self.saving = Saving(host)
         self.standing = Standing()
         self.link = EpochLink(host, connect)
+        self.announcements = Announcements(host)
+        self.classroom = Classroom(self.managed, self.announcements)
         self._host = host
         self._account = AccountFile(host.identity.run_dir, host.identity.trainer)
         self._outcomes = Outcomes(host, self._account)
@@ -60,6 +71,8 @@ class Session:
         self._loader: Loader | None = None
         self._engine: Engine | None = None
         self._open: Step | None = None
+        self._waited_s = 0.0
+        self.sharded: Sharded | None = None
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -69,10 +82,11 @@ class Session:
             raise UserError(
                 "a run has one ctx.steps loop: a worker that joins later could not find its place in a second"
             )
-        if not self.managed.modules:
+        if not self.managed.modules and self.sharded is None:
             raise StateError("nothing to train: call ctx.manage(model=..., optimizer=...) before ctx.steps")
         check_rows(rows)
-        flat_state(self.managed.state(), plan, 0)  # refuse what cannot be saved now, not at the first checkpoint
+        if self.sharded is None:
+            flat_state(self.managed.state(), plan, 0)  # refuse what cannot be saved now, not at the first checkpoint
         self._plan = plan
         self._outcomes.tokens_per_row = getattr(rows, "tokens_per_row", 0)
         self._loader = SpawnedLoader(rows, plan, loaders, self._following) if loaders else LocalLoader(rows, plan)
@@ -86,29 +100,44 @@ class Session:
             account=self._account,
             outcomes=self._outcomes,
             standing=self.standing,
+            announcements=self.announcements,
+            classroom=self.classroom,
+            sharded=self.sharded,
         )
         self._engine = Engine(parts, self.device, self._resolve)
 
     def steps(self) -> Iterator[Step]:
         """The steps to try, until the last is settled on all members."""
         plan, engine = self._begun()
+        begun = False
         while True:
             if not self.link.joined:
                 self._regroup(None)
+            if self.classroom.learners and not self._learn_on(plan):
+                continue
             self._outcomes.settle()
             if self.link.comm.size > 1:
                 self._host.heard()
             if self.standing.stopping or self.standing.committed >= plan.steps:
                 break
-            self._open = engine.make(self._shares[self.link.comm.rank])
+            if not begun:
+                begun = True
+                self.announcements.begin(FIRST_STEP, FIRST_STEP_S)
+            self._open = self._next(engine)
             yield self._open
             self._pass_boundary(engine)
         self._drain()
+
+    def _next(self, engine: Engine) -> Step:
+        mine = self._shares[self.link.comm.rank]
+        padding = 0 if self.sharded is None else max(map(len, self._shares)) - len(mine)
+        return engine.make(mine, padding)
 
     def _pass_boundary(self, engine: Engine) -> None:
         step, self._open = self._open, None
         if step is not None:
             engine.boundary(step)
+            self._waited_s = step.wait_s
 
     def _drain(self) -> None:
         while not self._outcomes.drain():
@@ -146,11 +175,11 @@ class Session:
         return self._plan, self._engine
 
     @contextlib.contextmanager
-    def _update(self) -> Iterator[None]:
+    def _update(self, optimizer: Optimizer) -> Iterator[bool]:
         if self._engine is None:
             raise UserError("a managed optimizer.step belongs inside `with step:` of ctx.steps")
-        with self._engine.update():
-            yield
+        with self._engine.update(optimizer) as wanted:
+            yield wanted
 
     def _following(self, spot: Spot) -> Spot | None:
         """The grain that this rank computes after `spot`, as things stand."""
@@ -172,20 +201,19 @@ class Session:
         while True:
             comm = self.link.join()
             failpoint("in-regroup")
-            work = comm.all_gather(encode(self._report(comm, in_doubt)))
+            work = comm.all_gather(encode(self._report(comm, in_doubt, plan)))
             if not completed(work):
                 continue
             decision = decide([decode_as(Report, payload) for payload in work.result])
+            self.classroom.close()
             if self._follow(decision, comm, in_doubt):
                 break
         self.standing.stopping = self.standing.stopping or decision.stopping
         if in_doubt is not None and _is_open(in_doubt):
             engine.commit_as(in_doubt, StepEvent.APPLY, decision.sums)
-        self._shares = share(plan.grains, [m.weight for m in comm.members])
-        if self._loader is not None:
-            self._loader.restart()
+        self._share_out(plan, comm)
         self._outcomes.regrouped(comm, self.standing.committed, decision.unsettled)
-        self.saving.regrouped(comm)
+        self.saving.regrouped(comm, self.classroom.learners)
         self._host.tell(
             EpochJoined(
                 trainer=self._host.identity.trainer,
@@ -194,7 +222,7 @@ class Session:
             )
         )
 
-    def _report(self, comm: Comm, in_doubt: Step | None) -> Report:
+    def _report(self, comm: Comm, in_doubt: Step | None, plan: Plan) -> Report:
         standing = self.standing
         return Report(
             rank=comm.rank,
@@ -204,7 +232,20 @@ class Session:
             stopping=standing.stopping,
             sums=standing.sums,
             unsettled=self._outcomes.unsettled,
+            state_bytes=self._size_of_state(plan) if standing.has_state and self.sharded is None else 0,
+            replayable=self.sharded is None
+            and self.managed.replayable
+            and not standing.stopping
+            and standing.committed < plan.steps,
         )
+
+    def _size_of_state(self, plan: Plan) -> int:
+        return flat_state(self.managed.state(), plan, 0).size_bytes()
+
+    def _share_out(self, plan: Plan, comm: Comm) -> None:
+        self._shares = share(plan.grains, self.classroom.weights(comm))
+        if self._loader is not None:
+            self._loader.restart()
 
     def _follow(self, decision: Decision, comm: Comm, in_doubt: Step | None) -> bool:
         """Do this member's part. False when the epoch ended meanwhile.
@@ -215,9 +256,13 @@ class Session:
         plan, engine = self._begun()
         if in_doubt is not None and _is_open(in_doubt) and comm.rank not in decision.apply:
             engine.abandon(in_doubt)
+        if self.sharded is not None:
+            return self._follow_sharded(self.sharded, decision, comm, in_doubt)
         if decision.fresh and comm.rank == decision.source:
             # One member reads and sends to the others: two might find two different checkpoints to be the newest.
-            self._hold(self.saving.restore(self.managed, plan), plan)
+            self._hold(self.saving.restore(self.managed, plan, epoch=comm.epoch), plan)
+        if decision.learn:
+            return self._open_lessons(decision, comm, plan)
         if decision.receive and comm.rank == decision.source:
             return send_state(comm, flat_state(self.managed.state(), plan, self.standing.committed), decision.receive)
         if comm.rank in decision.receive:
@@ -227,9 +272,104 @@ class Session:
             self._hold(load_flat(flat, self.managed, plan), plan)
         return True
 
-    def _hold(self, step: int, plan: Plan) -> None:
-        """This member has the state after `step` now."""
-        self.standing.has_state = True
+    def shard(self, build: Build, size: int | None) -> Built:
+        """The model is `build`'s, sharded over `size` members (None: over all)."""
+        if self.sharded is not None or self._plan is not None:
+            raise StateError("ctx.manage(build) was called twice, or after ctx.steps; build everything in one function")
+        if self.device.type != "cpu":
+            raise DeviceError(f"a sharded model is trained on CPUs only so far, and this worker has {self.device}")
+
+        from atoll.workers.torch_sharded import Access, Sharded  # noqa: PLC0415 - torch's sharding takes a second to import
+
+        def state() -> dict[str, Any]:
+            return with_standing(self.managed.state(), self._begun()[0], self.standing.committed)
+
+        def load(flat: Flat) -> int:
+            return load_flat(flat, self.managed, self._begun()[0])
+
+        def found(epoch: int) -> Flat | None:
+            return self.saving.found(epoch=epoch)
+
+        seed = self._host.identity.spec.seed
+        access = Access(state=state, load=load, found=found)
+        self.sharded = Sharded(build, size, self.managed, seed, access)
+        return self.sharded.built
+
+    def _follow_sharded(self, sharded: Sharded, decision: Decision, comm: Comm, in_doubt: Step | None) -> bool:
+        """As `_follow`, where each member holds a shard. False when the epoch ended meanwhile."""
+        from atoll.workers.torch_sharded import Task  # noqa: PLC0415 - as in `shard`
+
+        plan, engine = self._begun()
+        step = in_doubt if in_doubt is not None and _is_open(in_doubt) else None
+
+        def update_now() -> None:
+            if step is not None:
+                engine.update_now(step, decision.sums)
+
+        def give_up() -> None:
+            if step is not None:
+                engine.abandon(step)
+
+        task = Task(
+            step=decision.step,
+            fresh=decision.fresh,
+            applying=step is not None,
+            update_now=update_now,
+            give_up=give_up,
+        )
+        stand = sharded.follow(comm, task)
+        if sharded.take_new():
+            engine.renew()
+        if stand is None:
+            return False
+        if not self.standing.has_state or stand != decision.step:
+            self._hold(stand, plan)
+        return True
+
+    def _open_lessons(self, decision: Decision, comm: Comm, plan: Plan) -> bool:
+        """Joiners learn while the others train on. False when the epoch ended meanwhile."""
+        self.classroom.open(decision, comm)
+        if comm.rank in decision.teachers:
+            flat = flat_state(self.managed.state(), plan, self.standing.committed)
+            return self.classroom.teach(decision, comm, flat)
+        if comm.rank in decision.receive:
+            begun = self.classroom.learn(decision, comm)
+            if begun is None:
+                return False
+            self._hold(load_flat(begun, self.managed, plan), plan, whole=False)
+        return True
+
+    def _learn_on(self, plan: Plan) -> bool:
+        """Between two steps of an epoch with learners. False when it ended meanwhile."""
+        comm, standing = self.link.comm, self.standing
+        last = standing.stopping or standing.committed >= plan.steps
+        if not self.classroom.catch_up(waited_s=self._waited_s, last=last):
+            return False
+        due = self.classroom.due(last=last)
+        if not due:
+            return True
+        flat = flat_state(self.managed.state(), plan, standing.committed)
+        failed = self.classroom.examine(comm, flat, due)
+        if failed is None or (failed and not self._give_whole(comm, flat, failed, plan)):
+            return False
+        standing.has_state = standing.has_state or comm.rank in due
+        self._share_out(plan, comm)
+        return True
+
+    def _give_whole(self, comm: Comm, flat: Flat, failed: frozenset[int], plan: Plan) -> bool:
+        """Replaying led elsewhere: those who failed get the state while all wait. False when the epoch ended."""
+        if comm.rank == self.classroom.teacher:
+            return send_state(comm, flat, sorted(failed))
+        if comm.rank in failed:
+            whole = receive_state(comm, self.classroom.teacher)
+            if whole is None:
+                return False
+            load_flat(whole, self.managed, plan)
+        return True
+
+    def _hold(self, step: int, plan: Plan, *, whole: bool = True) -> None:
+        """This member has the state after `step` now, or learns it from here on."""
+        self.standing.has_state = whole
         self.standing.committed = step
         self._account.write(plan_line(plan, begin=step, epoch=self.link.epoch))
 

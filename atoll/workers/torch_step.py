@@ -30,19 +30,28 @@ class Retry(BaseException):
 class Step:
     """One try of one step. `index` counts from 1; the same index comes again if the members change meanwhile."""
 
-    def __init__(self, engine: Engine, *, transaction: Transaction, attempt: int, grains: range, began: float) -> None:
+    def __init__(
+        self, engine: Engine, *, transaction: Transaction, attempt: int, grains: range, began: float, padding: int = 0
+    ) -> None:
         self.index = transaction.step
         self.attempt = attempt
         self.transaction = transaction
         self.grains = grains
+        # Passes for company: where a model is sharded all ranks call it equally often. They have weight 0 and numbers
+        # below 0, and see `stand_in`'s batch.
+        self.passes = (*grains, *range(-1, -1 - padding, -1))
+        self.stand_in = grains[-1] if grains else 0
         self.began = began
         self.ended = began
+        self.compute_s, self.wait_s = 0.0, 0.0
         self.fed: list[int] = []
         self.bad_losses = 0
         self.calls: list[Callable[[], None]] = []
         self.reduced: Reduced | None = None
         self.reduction_over = False
         self.entered = False
+        # Committed without an update, since a loss or gradient was not finite.
+        self.skipped = False
         self.voted: Sums = {}
         # What went wrong here, to be said again should the program go on as if it had not.
         self.problem: BaseException | None = None
@@ -72,7 +81,7 @@ class Step:
         if not self.entered or self._looped:
             raise UserError("iterate a step once, inside `with step:`")
         self._looped = True
-        for grain in self.grains:
+        for grain in self.passes:
             batch = self._engine.begin_grain(self, grain)
             self._grain = grain
             yield batch
@@ -96,10 +105,11 @@ class Step:
         if not math.isfinite(amount) or amount < 0:
             raise BatchError(f"step {self.index}: weight={amount}; use a finite number of 0 or more")
         self._engine.before_backward(self)
+        amount = amount if grain >= 0 else 0.0
         self._weights[grain] = amount
-        if not bool(torch.isfinite(loss.detach())):
+        if grain >= 0 and not bool(torch.isfinite(loss.detach())):
             self.bad_losses += 1
-        last = grain == self.grains[-1]
+        last = grain == self.passes[-1]
         if last:
             self._engine.arm(self)
         failpoint("before-backward")

@@ -25,8 +25,10 @@ from atoll.errors import SchemaError
 from atoll.schema.codec import Registry, encode
 from atoll.schema.messages import (
     TRAINER_COMMANDS,
+    Busy,
     EpochJoined,
     LinksObserved,
+    Misbehave,
     ServerReady,
     StepCommitted,
     TrainerFact,
@@ -34,6 +36,7 @@ from atoll.schema.messages import (
     TrainerFinished,
     TrainerHello,
     TrainerReady,
+    Waiting,
 )
 from atoll.workers.host import Mailbox
 from atoll.workers.outbox import Item, Outbox
@@ -45,7 +48,7 @@ SOCKET = "agent.sock"
 LIFELINE_S = 60.0
 LIFELINE_EXIT = 75
 TICK_S = 0.5
-_STANDING = (TrainerReady, EpochJoined, ServerReady, TrainerFinished, TrainerFailed)
+_STANDING = (TrainerReady, EpochJoined, Busy, ServerReady, TrainerFinished, TrainerFailed)
 _COMMANDS = Registry(TRAINER_COMMANDS)
 
 
@@ -68,7 +71,7 @@ class AgentLink:
         self._state_dir = state_dir
         self._clock = clock
         self._outbox: Outbox[TrainerFact] = Outbox(
-            may_drop=lambda fact: isinstance(fact, StepCommitted | LinksObserved)
+            may_drop=lambda fact: isinstance(fact, StepCommitted | LinksObserved | Waiting)
         )
         self._lock = threading.Lock()
         self._said = threading.Condition(self._lock)
@@ -80,6 +83,8 @@ class AgentLink:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="atoll-agent-link", daemon=True)
         self.on_lifeline: Callable[[], None] = _end_process
+        # Where the run's spec allows it; else such an order is a line in the log.
+        self.on_harm: Callable[[Misbehave], None] = _refuse
 
     def start(self) -> None:
         """Open the line and keep it open."""
@@ -181,7 +186,10 @@ class AgentLink:
         except SchemaError as error:
             print(f"atoll: the agent said something unknown: {error}", file=sys.stderr)  # noqa: T201 - this is the log
             return
-        self._mailbox.put(command)
+        if isinstance(command, Misbehave):
+            self.on_harm(command)
+        else:
+            self._mailbox.put(command)
 
     def _write(self, line: socket.socket) -> bool:
         """Write what there is; True while some is left."""
@@ -221,6 +229,10 @@ def _folded(hello: TrainerHello, fact: TrainerFact) -> TrainerHello:
         epoch=epoch,
         ready=ready,
     )
+
+
+def _refuse(order: Misbehave) -> None:
+    sys.stderr.write(f"atoll: {order.harm} was asked for, and this run's spec does not say chaos=True\n")
 
 
 def _end_process() -> None:

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from atoll.clock import SystemClock
 from atoll.errors import ScriptNotFound, UserError
@@ -24,9 +24,12 @@ from atoll.schema.messages import StopAtBoundary, TrainerFact, TrainerFailed, Tr
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.workers.agent_messages import log_path
 from atoll.workers.fork_messages import ForkTrainer
+from atoll.workers.fs_output import log_stream
+from atoll.workers.harm_runtime import Harms
 from atoll.workers.host import Identity, Mailbox
 from atoll.workers.proc_runtime import my_start_ticks
 from atoll.workers.program_runtime import failure, load_function, prepare_path
+from atoll.workers.pulse_runtime import Pulse, pulse_path
 from atoll.workers.trainer_link_runtime import LIFELINE_S, AgentLink
 
 if TYPE_CHECKING:
@@ -59,8 +62,12 @@ class TrainerHost:
 def run(order: ForkTrainer) -> int:
     """Be the trainer of `order` in this process, which was just forked. Returns the exit code."""
     _leave_zygote(order)
+    pulse = Pulse(pulse_path(Path(order.state_dir), order.start.trainer))
+    pulse.start()
     mailbox = Mailbox()
     link = AgentLink(_hello(order), mailbox, Path(order.state_dir), SystemClock())
+    if order.start.spec.chaos:
+        link.on_harm = Harms(SystemClock()).suffer
     link.start()
     try:
         _take_on(order.start.spec, order.start.device_ids)
@@ -70,7 +77,9 @@ def run(order: ForkTrainer) -> int:
         status = 1
         if link.outcome is None:
             _tell_failure(link, order, error)
-    return _exit_code(link, status) if link.flush(LIFELINE_S) else LOST
+    said = link.flush(LIFELINE_S)
+    pulse.close()  # what follows are exit handlers, which nobody waits for
+    return _exit_code(link, status) if said else LOST
 
 
 def _exit_code(link: AgentLink, status: int) -> int:
@@ -114,11 +123,7 @@ def _leave_zygote(order: ForkTrainer) -> None:
     os.close(output)
     os.close(nothing)
     sys.stdin = os.fdopen(0, "r", closefd=False)
-    sys.stdout, sys.stderr = _line_by_line(1), _line_by_line(2)
-
-
-def _line_by_line(fd: int) -> TextIO:
-    return os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdout, sys.stderr = log_stream(1), log_stream(2)
 
 
 def _hello(order: ForkTrainer) -> TrainerHello:

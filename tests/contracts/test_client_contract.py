@@ -17,8 +17,10 @@ from atoll.control_plane.rest_server import application
 from atoll.control_plane.rest_source import ClusterSource
 from atoll.control_plane.web_server import bind
 from atoll.errors import AuthError, ConnectError, NotFoundError, PeerLost, SpecError
+from atoll.schema.codec import from_plain
+from atoll.schema.harm import Harm, HarmWish
 from atoll.schema.spec import JobSpec
-from atoll.schema.views import EventView, MetricPoint, RunState, RunView, unknown_topology
+from atoll.schema.views import EventView, MetricPoint, NodeView, RunState, RunView, unknown_topology
 
 TOKEN = "contract-token"
 SPEC = JobSpec(name="tiny", working_dir="/work", file="train.py", workers=2)
@@ -243,6 +245,29 @@ def test_events_metrics_checkpoints_nodes_story_doctor_and_version_are_typed(ser
     server.reader.network = dataclasses.replace(unknown_topology(), version=3, at=5.0)
     assert client.topology() == server.reader.network
     assert client.version().protocol >= 1
+
+
+def test_node_is_drained_and_taken_back(server, connect):
+    client = connect()
+    server.reader.hosts = [
+        NodeView(node="node-1", address="h", alive=True, cpus=2.0, gpus=0.0, cpus_free=2.0, agent=True)
+    ]
+    assert client.drain("node-1", 45.0) == 45.0
+    assert client.nodes()[0].drain.left
+    client.undrain("node-1")
+    assert client.nodes()[0].drain is None
+    for name in ("nope", "no such/node"):
+        with pytest.raises(NotFoundError, match="no node"):
+            client.drain(name)
+
+
+def test_trainer_is_hurt_where_it_was_asked_for(server, connect):
+    client = connect()
+    run = client.submit(SPEC)
+    wish = HarmWish(trainer=f"{run}-t0", harm=Harm.STOP, for_s=3.0)
+    assert client.harm(run, wish) == 5.0
+    method, body = server.control.asked[-1]
+    assert (method, body["run"], from_plain(HarmWish, body["wish"])) == ("harm", run, wish)
 
 
 def test_completion_comes_whole_or_in_pieces_from_the_only_model(server, connect):

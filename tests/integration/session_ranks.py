@@ -30,7 +30,7 @@ from atoll.schema.codec import Registry, encode
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, TrainerId
 from atoll.schema.messages import TRAINER_COMMANDS, TRAINER_FACTS, Member, Membership
 from atoll.schema.spec import JobSpec
-from atoll.workers import torch_reducer
+from atoll.workers import learning, torch_reducer
 from atoll.workers.context import run_function
 from atoll.workers.fs_account import read_account
 from atoll.workers.host import Identity, Mailbox
@@ -106,10 +106,20 @@ class PipeHost:
 def run_trainer(name, scenario, run_dir, line) -> int:
     torch.set_num_threads(1)
     torch_reducer.BUCKET_BYTES = 2048
+    if scenario.get("learn"):
+        learning.LEARN_ABOVE_BYTES = 0
+        arm("in-examination", (run_dir / f"examined-{name}").touch)
     for kill in scenario["kills"]:
         if kill["trainer"] == name:
             arm(kill["at"], lambda: os.kill(os.getpid(), signal.SIGKILL), skip=kill["skip"])
-    spec = JobSpec(name="test", working_dir=str(run_dir), file="t.py", seed=11, config={"ddp": scenario["ddp"]})
+    spec = JobSpec(
+        name="test",
+        working_dir=str(run_dir),
+        file="t.py",
+        seed=11,
+        config={"ddp": scenario["ddp"], **scenario.get("config", {})},
+        checkpoint_every=scenario.get("checkpoint_every", 0),
+    )
     identity = Identity(
         run=RunId("run"), trainer=TrainerId(name), node=NodeId("n"), spec=spec, run_dir=run_dir, secret=SECRET
     )
@@ -260,6 +270,7 @@ def outcome(scenario):
             "losses": [losses.get(s, []) for s in range(1, STEPS + 1)],
             "account": [account.steps, account.lost, account.repeated, list(account.problems)],
             "finals": finals,
+            "examined": sorted(p.name.removeprefix("examined-") for p in run_dir.glob("examined-*")),
             "failed": [
                 f.problem for t in plane.trainers.values() for f in t.facts if type(f).__name__ == "TrainerFailed"
             ],

@@ -26,7 +26,9 @@ from atoll.schema.messages import (
     ForgetTrainer,
     LeaveNode,
     LogChunk,
+    NodeLeaving,
     PeerProbed,
+    PeersWatched,
     ProbePeer,
     ReadLog,
     StepCommitted,
@@ -35,9 +37,13 @@ from atoll.schema.messages import (
     TrainerFailed,
     TrainerFinished,
     TrainerSaid,
+    TrainerWatched,
+    WatchedPeer,
+    WatchPeers,
 )
 from atoll.schema.topology import Nic
 from atoll.workers.agent_launch_runtime import launch
+from atoll.workers.beat_runtime import Beats
 from atoll.workers.probe_runtime import ProbeService
 from atoll.workers.proc_runtime import lives, read_stat, start_ticks
 
@@ -189,6 +195,61 @@ def test_logs_are_read_in_parts_and_from_the_end(shared):
     assert (a.text, a.next_offset) == ("job", 10)
     assert b.text == "True\n"
     assert "absent" in c.problem
+
+
+def test_a_notice_on_the_node_reaches_the_control_plane(shared):
+    notice = shared.state_dir.parent / "notice"
+    notice.write_text("90s\n")
+    try:
+        told = shared.control.wait(lambda f: isinstance(f, NodeLeaving))
+    finally:
+        notice.unlink()
+    assert told.node == "node-127-0-0-1"
+    assert 60 < told.left_s <= 90
+
+
+def test_a_stopped_trainer_is_told_of_and_a_stopped_agent_says_how_late_it_was(shared):
+    shared.start("still")
+    pid = shared.control.started("still").pid
+    shared.control.said("still", StepCommitted)
+
+    def look(true):
+        return shared.control.wait(lambda f: isinstance(f, TrainerWatched) and f.trainer == "still" and true(f))
+
+    assert look(lambda f: f.cpu_s > 0 and f.beat_age_s > 0).state in "RSD"
+    os.kill(pid, signal.SIGSTOP)
+    look(lambda f: f.state == "T" and f.beat_age_s > 0.5)
+    os.kill(shared.pid, signal.SIGSTOP)
+    time.sleep(1.0)
+    os.kill(shared.pid, signal.SIGCONT)
+    late = look(lambda f: f.behind_s > 0.8)
+    assert late.beat_age_s < 10
+    os.kill(pid, signal.SIGCONT)
+    shared.control.command(FenceTrainer(run="run-1", trainer="still", reason="test"))
+    shared.control.exited("still")
+    assert not list(shared.state_dir.glob("pulse-still"))
+
+
+def test_agents_hear_each_other_and_tell_of_the_one_that_ended(shared):
+    peer = Beats("peer", (Nic(name="lo", host="127.0.0.2"),), first=1)
+    try:
+        key = "5a" * 32
+        doors = shared.control.hellos[-1].beats
+        peer.obey(WatchPeers(beat=(WatchedPeer(node="n", doors=doors),), listen=(shared.config()["node"],), key=key))
+        order = WatchPeers(beat=(WatchedPeer(node="peer", doors=peer.doors),), listen=("peer",), key=key)
+        shared.control.command(order)
+        heard = []
+        for _ in range(100):
+            heard.append(peer.tick(now=time.monotonic(), behind_s=0.0))
+            told = [f for f in shared.control.facts if isinstance(f, PeersWatched)]
+            if told and told[-1].heard and any(f and f.heard for f in heard):
+                break
+            time.sleep(0.1)
+        assert told[-1].heard == ("peer",)
+        shared.control.wait(lambda f: isinstance(f, PeersWatched) and [p.node for p in f.silent] == ["peer"])
+    finally:
+        peer.close()
+        shared.control.command(WatchPeers(beat=(), listen=(), key=""))
 
 
 def test_the_doctor_examines_the_node(shared):

@@ -166,3 +166,25 @@ def test_request_that_can_never_fit_is_refused_at_once(cluster):
 
     with pytest.raises(CapacityError, match="64"):
         submit(cluster.client, workers=64, cpus_per_worker=1.0)
+
+
+def test_drained_node_is_proven_empty_and_its_run_goes_on_once_it_is_taken_back(cluster):
+    client = cluster.client
+    run = submit(client, workers=1, spares=0, config={"steps": 400, "pause_s": 0.05}, checkpoint_every=5)
+    view = wait_until(client, run, lambda v: v.checkpoint is not None, "a checkpoint")
+    pid, node = worker(view, 0).pid, worker(view, 0).node
+    client.drain(node, 1.0, "this test")
+    deadline = time.monotonic() + 30
+    while (drain := client.nodes()[0].drain) is None or not drain.left:
+        assert time.monotonic() < deadline, drain
+        time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    told = [(e.kind, e.text) for e in client.story(node)]
+    assert told[-1] == ("drained", "no process of any run is left there")
+    assert not client.run(run).state.ended
+    client.undrain(node)
+    kept = client.run(run).checkpoint.step
+    wait_until(client, run, lambda v: v.step > kept and v.epoch > view.epoch, "steps after the drain")
+    client.stop(run)
+    wait_end(client, run)

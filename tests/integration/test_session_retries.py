@@ -15,7 +15,7 @@ PASSES = {"before-backward": 6, "after-backward": 6, "in-bucket": 10}
 PLACES = [p for p in FAILPOINTS if p not in {"in-regroup", "in-transfer"}]
 
 
-def scenario(name, *kills, ddp=False, spare_first=False, trainers="abcs"):
+def scenario(name, *kills, ddp=False, spare_first=False, trainers="abcs", learn=False):
     told = [{"trainer": who, "at": at, "skip": skip} for who, at, skip in kills]
     return {
         "name": name,
@@ -24,6 +24,7 @@ def scenario(name, *kills, ddp=False, spare_first=False, trainers="abcs"):
         "kills": told,
         "ddp": ddp,
         "spare_first": spare_first,
+        "learn": learn,
     }
 
 
@@ -54,7 +55,20 @@ def worse():
     yield scenario("only-one-left", ("a", "before-vote", 3), ("b", "before-vote", 5), trainers="abc")
 
 
-SCENARIOS = [*every_place(ddp=False), *every_place(ddp=True), *worse()]
+def lessons():
+    """The spare learns the state while the others train on."""
+    lost = ("b", "before-vote", 2)
+    yield scenario("learner", lost, learn=True)
+    yield scenario("learner-ddp", lost, learn=True, ddp=True)
+    yield scenario("teacher-in-its-lesson", lost, ("c", "in-lesson", 0), learn=True)
+    yield scenario("learner-in-its-replay", lost, ("s", "in-replay", 0), learn=True)
+    yield scenario("learner-in-its-vote", lost, ("s", "before-vote", 1), learn=True)
+    yield scenario("learner-in-its-examination", lost, ("s", "in-examination", 0), learn=True)
+    yield scenario("teacher-in-an-examination", lost, ("a", "in-examination", 0), learn=True)
+
+
+LESSONS = [*lessons()]
+SCENARIOS = [*every_place(ddp=False), *every_place(ddp=True), *worse(), *LESSONS]
 CALM = {"plain": scenario("calm"), "ddp": scenario("calm-ddp", ddp=True)}
 
 
@@ -86,6 +100,13 @@ def test_undisturbed_run_is_exact(results, kind):
     assert (calm["hung"], calm["failed"], calm["killed"], calm["epochs"]) == ([], [], 0, 1)
     assert calm["account"] == [8, 0, 0, []]
     assert len(calm["finals"]) == 3
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["learner", "learner-ddp"])
+def test_spare_learns_while_the_others_train_and_is_examined(results, name):
+    assert results[name]["epochs"] == 2
+    assert results[name]["examined"] == ["a", "c", "s"]
 
 
 @pytest.mark.timeout(120)

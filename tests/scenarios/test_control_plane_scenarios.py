@@ -11,7 +11,10 @@ submit name workers=2 spares=1 [kind=serve] [attached] [cpus=0.4]
 seats                    all seats asked for come to life; `seats lost` makes Ray list none
 began|ready|joined|finished|serving t0 t1
 failed t0 code words     commit t0 step   saved t0 step   exit t0 status   down t0 peer
+exit t0 oom              killed by the kernel for memory
 stop name                beat name        tick seconds    shutdown
+drain a 30               node a is to be empty within 30 s; `undrain a`; `notice a spot 120` comes from the node itself
+steps 9 t0=0.1 t1=0.3    so many steps, told by all members, at these seconds a grain (grains=16 in all)
 restart                  the control plane dies; a new one replays the journal
 """
 
@@ -30,6 +33,7 @@ from atoll.schema import messages as m
 from atoll.schema.codec import encode
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.topology import Door, Link, Nic, Observation
+from atoll.workers.samples import share
 
 HERE = Path(__file__).parent / "control_plane"
 HIDDEN = (fx.ShowRun, fx.ShowNode, fx.ShowMetric, fx.ShowCheckpoint, fx.ShowTopology, fx.Persist)
@@ -50,6 +54,7 @@ class World:
         self.nics = {}
         self.probes = []
         self.results = {}
+        self.steps = 0
 
     def do(self, event):
         effects = self.core.handle(event, now=self.now)
@@ -225,8 +230,16 @@ class World:
         )
 
     def on_exit(self, short, status="-9"):
-        make = lambda t: m.TrainerExited(trainer=t, run=self.run, pid=1, exit_status=int(status), log_tail="boom")  # noqa: E731 - one line reads better
-        return self.each([short], make)
+        oom = status == "oom"
+        fact = m.TrainerExited(
+            trainer=self.tid(short),
+            run=self.run,
+            pid=1,
+            exit_status=-9 if oom else int(status),
+            log_tail="boom",
+            out_of_memory=oom,
+        )
+        return self.each([short], lambda _: fact)
 
     def on_down(self, short, peer):
         epoch = self.core.desk.cluster.runs[self.run].epoch
@@ -238,6 +251,40 @@ class World:
 
     def on_beat(self, name):
         return self.do(ev.DriverBeat(run=name))
+
+    def on_drain(self, name, within):
+        return self.do(ev.DrainAsked(request="q", node=name, within_s=float(within), reason="asked"))
+
+    def on_undrain(self, name):
+        return self.do(ev.UndrainAsked(request="q", node=name))
+
+    def on_notice(self, name, notice, left):
+        return self.do(ev.AgentSaid(node=name, fact=m.NodeLeaving(node=name, notice=notice, left_s=float(left))))
+
+    def on_steps(self, count, grains="16", **paces):
+        return [line for _ in range(int(count)) for line in self.step(int(grains), paces)]
+
+    def step(self, grains, paces):
+        run = self.core.desk.cluster.runs[self.run]
+        self.steps += 1
+        epoch, shares = run.epoch, share(grains, [x.weight for x in run.members])
+        counts = {x.trainer: len(r) for x, r in zip(run.members, shares, strict=True)}
+        spent = {t: n * float(paces[t.rpartition("-")[2]]) for t, n in counts.items()}
+        told = {
+            t: m.StepCommitted(
+                trainer=t,
+                epoch=epoch,
+                step=self.steps,
+                at=self.now,
+                step_s=max(spent.values()) + 0.01,
+                samples=grains,
+                grains=counts[t],
+                compute_s=spent[t],
+                wait_s=max(spent.values()) - spent[t] + 0.01,
+            )
+            for t in spent
+        }
+        return [line for t in told for line in self.fact([t], told.__getitem__)]
 
     def on_shutdown(self):
         return self.do(ev.ShutdownAsked(request="q"))
@@ -288,6 +335,9 @@ SAID = {
     m.FenceTrainer: lambda c: f"fence {c.trainer}: {c.reason}",
     m.ForgetTrainer: lambda c: f"forget {c.trainer}",
     m.LeaveNode: lambda c: "leave the node",
+    m.WatchPeers: lambda c: (
+        f"beat to {' '.join(p.node for p in c.beat) or '-'}, listen for {' '.join(c.listen) or '-'}"
+    ),
     m.ProbePeer: lambda c: f"probe {c.peer} at {c.door.host} by {c.nic} ({c.burst_s * 1000:.0f} ms)",
 }
 
@@ -303,7 +353,9 @@ def command(said):
 def told(inner):
     if isinstance(inner, m.Membership):
         known = f", {len(inner.topology.links)} links known" if inner.topology else ""
-        return f"epoch {inner.epoch} of {' '.join(x.trainer for x in inner.members)}{known}"
+        unlike = len({x.weight for x in inner.members}) > 1
+        weights = f", weights {' '.join(f'{x.weight:g}' for x in inner.members)}" if unlike else ""
+        return f"epoch {inner.epoch} of {' '.join(x.trainer for x in inner.members)}{weights}{known}"
     return "stop at boundary"
 
 

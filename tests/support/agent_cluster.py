@@ -24,11 +24,13 @@ from atoll.schema.messages import (
     AgentBeat,
     AgentHello,
     LeaveNode,
+    PeersWatched,
     StartTrainer,
     StepCommitted,
     TrainerExited,
     TrainerSaid,
     TrainerStarted,
+    TrainerWatched,
     Versions,
 )
 from atoll.schema.spec import JobSpec
@@ -186,7 +188,9 @@ class FakeControl(ControlPlaneServicer):
 
 
 def quiet(fact):
-    return isinstance(fact, AgentBeat) or (isinstance(fact, TrainerSaid) and isinstance(fact.fact, StepCommitted))
+    return isinstance(fact, AgentBeat | TrainerWatched | PeersWatched) or (
+        isinstance(fact, TrainerSaid) and isinstance(fact.fact, StepCommitted)
+    )
 
 
 class Cluster:

@@ -35,7 +35,7 @@ from atoll.schema.messages import (
 )
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Door, Link, Nic
-from atoll.workers.agent_core import EXIT_UNKNOWN, AgentCore, Self
+from atoll.workers.agent_core import AgentCore, Self
 from atoll.workers.agent_messages import (
     Answer,
     Attached,
@@ -58,6 +58,7 @@ from atoll.workers.agent_messages import (
     Tell,
     Watch,
 )
+from atoll.workers.trainer_records import EXIT_UNKNOWN
 
 ME = Self(
     node="node-1",
@@ -172,6 +173,12 @@ def test_a_disowned_trainer_is_told_of_once_more_and_forgotten(agent):
     agent.command(Adopt(incarnation=2, keep=()), 2)
     assert [type(f) for f in sent(agent(Ended(trainer="t1", exit_status=-9)))] == [TrainerExited]
     assert agent.core.saved().trainers == ()
+
+
+def test_a_kill_for_memory_is_told_as_such(agent):
+    agent.trainer()
+    (exited,) = sent(agent(Ended(trainer="t1", exit_status=-9, out_of_memory=True)))
+    assert (exited.exit_status, exited.out_of_memory) == (-9, True)
 
 
 def test_a_fence_before_the_fork_kills_as_soon_as_the_pid_is_known(agent):

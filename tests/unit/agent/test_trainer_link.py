@@ -135,6 +135,28 @@ def test_telling_never_waits_for_an_agent_that_is_away(link):
     assert not link.flush(0.01)
 
 
+def test_telling_never_waits_for_an_agent_that_is_frozen_and_keeps_what_holds(agent, link):
+    link.start()
+    agent.accept()
+    agent.line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    done = threading.Event()
+
+    def train():
+        for step in range(20_000):
+            link.tell(StepCommitted(trainer="t", epoch=1, step=step, at=0.0, step_s=0.0, samples=1))
+        link.tell(EpochJoined(trainer="t", epoch=2, step=20_000))
+        done.set()
+
+    threading.Thread(target=train, name="atoll-test-training").start()
+    assert done.wait(20), "training waits for an agent that reads nothing"
+    assert not link.flush(0.01)
+    agent.hang_up()  # as it is ended, and the next one comes
+    agent.accept()
+    assert agent.read().epoch == 2
+    link.tell(TrainerFinished(trainer="t", step=20_000))
+    assert any(isinstance(agent.read(), TrainerFinished) for _ in range(20_001))
+
+
 def test_silence_past_the_lifeline_ends_the_process_unless_a_peer_is_heard(link):
     ended = []
     link.on_lifeline = lambda: ended.append(True)

@@ -43,7 +43,18 @@ def test_last_line_is_one_object_with_every_figure_and_what_was_missed():
 
 
 def test_table_says_what_was_not_met_and_that_a_quick_run_is_one():
-    text = table(kept(Figure(name="slow", value=0.5, bar=1, note="why"), quick=True))
+    text = table(kept(Figure(name="slow", value=0.5, bar=1, note="why"), quick=True), "Things, measured")
+    assert text.startswith("# Things, measured\n")
     assert "| slow | 0.5 | >= 1 | **no** | why |" in text
     assert "quick" in text
-    assert "quick" not in table(kept())
+    assert "quick" not in table(kept(), "Things, measured")
+
+
+def test_rows_of_a_part_become_a_table_of_their_own():
+    found = kept(Figure(name="fast", value=1.0))
+    found["parts"]["part0"]["details"] = {"rows": {"a loss": {"n": 5, "median_s": 0.25, "worst_s": None}}}
+    assert table(found, "Things").splitlines()[-3:] == [
+        "| | n | median s | worst s |",
+        "|---|---|---|---|",
+        "| a loss | 5 | 0.25 | - |",
+    ]

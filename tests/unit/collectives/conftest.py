@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -38,13 +39,23 @@ class Place:
         self.listeners += made
         return made
 
-    def connect(self, membership, listeners, deadline_s=5.0, cancelled=lambda: False):
+    def connect(self, membership, listeners, deadline_s=5.0, cancelled=lambda: False, on_wait=None):
+        return self.meet(dict.fromkeys(range(len(listeners)), membership), listeners, on_wait, deadline_s, cancelled)
+
+    def meet(self, memberships, listeners, on_wait=None, deadline_s=5.0, cancelled=lambda: False):
+        """Each rank by its own view of the membership."""
         from atoll.collectives.tcp_communicator import connect
 
         with ThreadPoolExecutor(len(listeners)) as pool:
             futures = [
                 pool.submit(
-                    connect, membership, TrainerId(f"t{i}"), listener, deadline_s=deadline_s, cancelled=cancelled
+                    connect,
+                    memberships[i],
+                    TrainerId(f"t{i}"),
+                    listener,
+                    deadline_s=deadline_s,
+                    cancelled=cancelled,
+                    on_wait=None if on_wait is None else functools.partial(on_wait, i),
                 )
                 for i, listener in enumerate(listeners)
                 if listener is not None
@@ -53,9 +64,11 @@ class Place:
         self.comms += made
         return made
 
-    def epoch(self, size, number=1):
+    membership = staticmethod(membership_of)
+
+    def epoch(self, size, number=1, on_wait=None):
         listeners = self.listen(size)
-        return self.connect(membership_of(listeners, number), listeners)
+        return self.connect(membership_of(listeners, number), listeners, on_wait=on_wait)
 
     def on(self, topology, nodes=None, number=1):
         """An epoch with a rank on each node, told the topology; its listeners have a door at each NIC."""

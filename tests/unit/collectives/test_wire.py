@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.collectives import wire
-from atoll.collectives.wire import Header, Kind, Reader, farewell, pack, read_abort, unpack
+from atoll.collectives.wire import Abort, Header, Kind, Reader, farewell, pack, read_abort, unpack
 from atoll.errors import HandshakeError, InternalError
 
 EPOCH = 7
@@ -102,22 +102,22 @@ def test_another_length_than_expected_is_a_fault_of_the_program():
         read_all(reader, stream_of([(0, 1, 0, b"reefs")]), endless(100))
 
 
-@given(reason=st.text(max_size=200), culprit=st.none() | st.text(max_size=20))
-def test_an_abort_says_why_and_who(reason, culprit):
-    (frame,) = read_all(Reader(EPOCH, anywhere), farewell(Kind.ABORT, EPOCH, reason, culprit), endless(11))
+@given(st.builds(Abort, st.text(max_size=200), st.none() | st.text(max_size=20), st.booleans()))
+def test_an_abort_says_why_and_who(why):
+    (frame,) = read_all(Reader(EPOCH, anywhere), farewell(Kind.ABORT, EPOCH, why), endless(11))
     assert frame.header.kind is Kind.ABORT
-    assert read_abort(frame.body) == (reason, culprit)
+    assert read_abort(frame.body) == why
 
 
 def test_a_very_long_reason_is_cut_and_not_taken_for_damage():
-    (frame,) = read_all(
-        Reader(EPOCH, anywhere), farewell(Kind.ABORT, EPOCH, "\U0001f41a" * 10**5, "t1"), endless(10**6)
-    )
-    assert read_abort(frame.body)[1] == "t1"
+    last = farewell(Kind.ABORT, EPOCH, Abort("\U0001f41a" * 10**5, "t1"))
+    (frame,) = read_all(Reader(EPOCH, anywhere), last, endless(10**6))
+    assert read_abort(frame.body).culprit == "t1"
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"{}", b"null"])
 def test_an_abort_that_cannot_be_read_still_aborts(body):
-    reason, culprit = read_abort(body)
-    assert "cannot be read" in reason
-    assert culprit is None
+    why = read_abort(body)
+    assert "cannot be read" in why.reason
+    assert why.culprit is None
+    assert not why.differ

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import sqlite3
 
 import grpc
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from atoll.clock import SystemClock
 from atoll.control_plane import events as ev
@@ -187,6 +189,59 @@ def test_next_incarnation_adopts_what_the_agent_holds(tmp_path):
             assert (adopt.incarnation, adopt.keep) == (2, (start.trainer,))
             assert (await there.until(m.TellTrainer)).command.epoch == 1
             assert not [c for c in there.commands if isinstance(c, m.StartTrainer)]
+
+    play(scene)
+
+
+def test_full_journal_ends_the_incarnation_untold_and_the_next_one_goes_on_from_what_the_agent_says(tmp_path):
+    async def scene():
+        ray = FakeRay()
+        async with control(tmp_path, ray) as runtime, client(runtime) as web, agent(runtime) as there:
+            run = (await web.invoke("submit", {"spec": to_plain(SPEC)}))["run"]
+            start = await there.until(m.StartTrainer)
+            trainer = start.trainer
+            journal = runtime._journal
+            journal._write, journal._reserve = disk_full, tmp_path / "no reserve"
+            # Membership is durable before anyone is told (law 8): here it cannot be, so nobody is told.
+            await there.say(m.TrainerSaid(run=run, fact=m.TrainerReady(trainer=trainer, host="h", port=1)))
+            async with asyncio.timeout(5):
+                await runtime._closing.wait()
+            assert "disk is full" in str(runtime._failure)
+            assert not [c for c in there.commands if isinstance(c, m.TellTrainer | m.FenceTrainer)]
+        found = m.FoundTrainer(
+            trainer=trainer,
+            run=run,
+            seat=start.seat,
+            pid=5,
+            start_ticks=6,
+            epoch=0,
+            ready=True,
+            host="h",
+            port=1,
+        )
+        async with control(tmp_path, ray) as runtime, agent(runtime, trainers=(found,)) as there:
+            assert (await there.until(m.Adopt)).keep == (trainer,)
+            assert (await there.until(m.TellTrainer)).command.epoch == 1
+
+    play(scene)
+
+
+def disk_full(_records):
+    raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+
+def test_agent_that_was_hung_up_on_may_come_again(tmp_path):
+    async def scene():
+        async with control(tmp_path, FakeRay()) as runtime, client(runtime) as web:
+            async with agent(runtime) as there:
+                await there.until(m.Adopt)
+                runtime._port.hang_up(NODE)
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await there.until(m.LeaveNode)
+                assert (await web.invoke("status", {}))["agents"] == {}
+            async with agent(runtime) as again:
+                await again.until(m.Adopt)
+                assert (await web.invoke("status", {}))["agents"] == {NODE: 9}
 
     play(scene)
 

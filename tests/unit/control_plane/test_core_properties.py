@@ -7,7 +7,7 @@ from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane.core import Core
 from atoll.control_plane.invariants import broken, told_before_durable
-from atoll.control_plane.records import RECORDS
+from atoll.control_plane.records import RECORDS, SeatTaken
 from atoll.schema import messages as m
 from atoll.schema.codec import encode
 from atoll.schema.spec import JobSpec
@@ -18,6 +18,7 @@ MOVES = st.one_of(
     st.tuples(
         st.sampled_from(["began", "ready", "exit", "finished", "failed", "down", "commit", "saved", "joined"]), SLOTS
     ),
+    st.tuples(st.sampled_from(["drain", "undrain", "steps"]), SLOTS),
     st.tuples(
         st.sampled_from(["tick", "seats", "attach", "detach", "restart", "stop", "submit", "unlist", "list"]), SLOTS
     ),
@@ -46,6 +47,8 @@ class Storm:
         for effect in effects:
             if isinstance(effect, fx.Persist):
                 self.journal += [encode(r) for r in effect.records]
+                taken = {r.node for r in effect.records if isinstance(r, SeatTaken)}
+                assert taken.isdisjoint(cluster.drains) or isinstance(event, ev.DrainAsked)
             if isinstance(effect, fx.CreateSeat):
                 self.asked.append(effect.seat)
         for run in cluster.runs.values():
@@ -127,6 +130,31 @@ class Storm:
         )
         self.do(ev.AgentAttached(hello=hello))
 
+    def on_drain(self, slot):
+        self.do(ev.DrainAsked(request="q", node="ab"[slot % 2], within_s=slot, reason="asked"))
+
+    def on_undrain(self, slot):
+        self.do(ev.UndrainAsked(request="q", node="ab"[slot % 2]))
+
+    def on_steps(self, slot):
+        """Ten steps that all members tell of; one of them may be slow."""
+        run, _ = self.trainer(0)
+        for step in range(run.step + 1, run.step + 11):
+            for rank, member in enumerate(run.members):
+                compute = 0.1 * (1 + slot if rank == slot % len(run.members) else 1)
+                fact = m.StepCommitted(
+                    trainer=member.trainer,
+                    epoch=run.epoch,
+                    step=step,
+                    at=1.0,
+                    step_s=1.0,
+                    samples=8,
+                    grains=8,
+                    compute_s=compute,
+                    wait_s=1.0 - compute,
+                )
+                self.do(ev.AgentSaid(node=member.node, fact=m.TrainerSaid(run=run.run, fact=fact)))
+
     def on_detach(self, _):
         self.do(ev.AgentDetached(node="a", evidence="cut"))
 
@@ -155,8 +183,13 @@ class Storm:
 
 
 def listed(*, alive):
-    node = ev.NodeSeen(node="a", address="h", alive=alive, cpus=2.0, gpus=0.0, local=True)
-    return ev.ClusterListed(nodes=(node,), seats=())
+    nodes = tuple(
+        ev.NodeSeen(
+            node=n, address="h", alive=alive or n == "b", cpus=2.0 if n == "a" else 0.8, gpus=0.0, local=n == "a"
+        )
+        for n in ("a", "b")
+    )
+    return ev.ClusterListed(nodes=nodes, seats=())
 
 
 def durable(cluster):
@@ -172,7 +205,7 @@ def durable(cluster):
             [(t.trainer, t.seat, t.ended, t.gone, t.began) for t in run.trainers.values()],
         )
         for run in cluster.runs.values()
-    ]
+    ] + [(cluster.drains, cluster.notices)]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

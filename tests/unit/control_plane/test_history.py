@@ -105,3 +105,21 @@ def test_next_writer_goes_on_counting(written):
     reader = written(note("two"))
     assert [e["seq"] for e in reader.events()] == [1, 2]
     reader.close()
+
+
+def test_full_disk_costs_lines_and_not_the_writer(tmp_path):
+    path = tmp_path / "history.sqlite"
+    writer = HistoryWriter(path)
+
+    # The limit is the connection's own, and the thread has another: the batch is written here, as the thread would.
+    with writer._engine.connect() as connection:
+        used = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {used}")
+        writer._write(connection, [note("x" * 1_000_000)])
+        assert "full" in writer.problem
+        connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+        writer._write(connection, [note("later")])
+    writer.close()
+    reader = HistoryReader(path)
+    assert [e["text"] for e in reader.events()] == ["later"]
+    reader.close()

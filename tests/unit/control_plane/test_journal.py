@@ -1,9 +1,11 @@
 import errno
+import sqlite3
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from atoll.control_plane import records as r
+from atoll.control_plane import sql_journal
 from atoll.control_plane.sql_journal import Journal
 from atoll.errors import ClusterError
 from atoll.schema.messages import Member
@@ -95,3 +97,50 @@ def test_new_work_is_refused_on_a_full_disk(path, monkeypatch):
         journal.append((ALL[0],))
     assert path.with_suffix(".reserve").exists()
     journal.close()
+
+
+def fill_disk(engine):
+    """As on a full disk: the database may not grow by a page any more, so SQLite itself says that it is full."""
+    with engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+
+def test_append_that_finds_the_disk_full_leaves_a_journal_that_goes_on_once_there_is_room(path):
+    journal = opened(path)
+    fill_disk(journal._engine)
+    with pytest.raises(OperationalError, match="full"):
+        journal.append((ALL[0],) * 5000)
+    assert journal.records() == []
+    with journal._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+    journal.append((ALL[0],))
+    assert journal.records() == [ALL[0]]
+    journal.close()
+
+
+def test_control_plane_started_on_a_full_disk_leads_by_the_reserve(path, monkeypatch):
+    opened(path).close()
+    take, full = sql_journal._take, [True]
+
+    def once_full(*given):
+        if full:
+            full.pop()
+            raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+        return take(*given)
+
+    monkeypatch.setattr(sql_journal, "_take", once_full)
+    monkeypatch.setattr(sql_journal.Journal, "_refill", lambda self: None)
+    journal = opened(path)
+    assert journal.incarnation == 2
+    assert not path.with_suffix(".reserve").exists()
+    journal.close()
+
+
+def test_control_plane_that_cannot_start_for_want_of_space_says_so(path, monkeypatch):
+    def always_full(*_):
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(sql_journal, "_take", always_full)
+    with pytest.raises(ClusterError, match=r"is full: .*; free some space"):
+        opened(path)

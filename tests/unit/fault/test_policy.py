@@ -1,10 +1,10 @@
 import pytest
 
-from atoll.fault.policy import Hold, Raise, Standing, Steady, backoff, decide, loss_budget
+from atoll.fault.policy import Hold, Raise, Standing, Steady, backoff, decide
 from atoll.schema.messages import Member
 
 
-def standing(name, *, active=True, ready=True, gone=False, finished=False, holds=True):
+def standing(name, *, active=True, ready=True, gone=False, finished=False, holds=True, leaving=False, how="lost"):
     return Standing(
         trainer=name,
         node="n",
@@ -15,6 +15,8 @@ def standing(name, *, active=True, ready=True, gone=False, finished=False, holds
         proven_gone=gone,
         finished=finished,
         holds=holds,
+        leaving=leaving,
+        how=how,
     )
 
 
@@ -22,8 +24,8 @@ def members(*names):
     return tuple(Member(trainer=n, rank=i, node="n", host="h", port=1) for i, n in enumerate(names))
 
 
-def choose(*standings, now=("a", "b"), epoch=1, wanted=2, broken=""):
-    return decide(epoch=epoch, members=members(*now), standings=standings, wanted=wanted, broken=broken)
+def choose(*standings, now=("a", "b"), epoch=1, wanted=2, broken="", hurry=False):
+    return decide(epoch=epoch, members=members(*now), standings=standings, wanted=wanted, broken=broken, hurry=hurry)
 
 
 def names(decision):
@@ -106,5 +108,58 @@ def test_backoff_never_shrinks(failures):
     assert backoff(failures) <= backoff(failures + 1)
 
 
-def test_budget_lets_every_worker_die_twice():
-    assert loss_budget(4) > 8
+def leaving(name, **kwargs):
+    return standing(name, leaving=True, **kwargs)
+
+
+def test_leaver_goes_with_the_epoch_that_has_its_replacement():
+    chosen = choose(standing("a"), leaving("b"), standing("spare"))
+    assert names(chosen) == ["a", "spare"]
+    assert chosen.reason == "b leaves n, which is drained, spare joins"
+
+
+def test_leaver_waits_while_a_replacement_is_on_its_way():
+    assert choose(standing("a"), leaving("b"), standing("coming", ready=False)) == Steady()
+
+
+def test_leaver_goes_without_replacement_when_none_is_on_its_way_or_time_is_up():
+    assert names(choose(standing("a"), leaving("b"))) == ["a"]
+    assert names(choose(standing("a"), leaving("b"), standing("coming", ready=False), hurry=True)) == ["a"]
+
+
+def test_leavers_go_together_once_all_are_replaced():
+    who = (standing("a"), leaving("b"), leaving("c"), standing("s1"))
+    assert choose(*who, standing("s2", ready=False), now="abc", wanted=3) == Steady()
+    assert names(choose(*who, standing("s2"), now="abc", wanted=3)) == ["a", "s1", "s2"]
+
+
+def test_nobody_joins_from_a_drained_node():
+    assert choose(standing("a"), standing("b", leaving=False), leaving("spare"), now=("a", "b"), wanted=3) == Steady()
+
+
+def test_last_holder_of_the_state_hands_it_over_before_it_leaves():
+    first = choose(leaving("a"), standing("s"), now=("a",), wanted=1)
+    assert names(first) == ["a", "s"]
+    assert choose(leaving("a"), standing("s", holds=False), now=("a", "s"), wanted=1) == Steady()
+    assert names(choose(leaving("a"), standing("s"), now=("a", "s"), wanted=1)) == ["s"]
+
+
+def test_whole_crew_leaves_in_two_epochs():
+    first = choose(leaving("a"), leaving("b"), standing("s", holds=False), standing("t", holds=False))
+    assert names(first) == ["a", "s"]
+    then = choose(leaving("a"), leaving("b"), standing("s"), standing("t", holds=False), now=("a", "s"))
+    assert names(then) == ["s", "t"]
+
+
+def test_crew_that_nobody_can_replace_stays_to_the_deadline():
+    assert choose(leaving("a"), leaving("b"), hurry=True) == Steady()
+
+
+def test_loss_of_a_leaver_is_a_loss_like_any_other():
+    assert names(choose(standing("a"), standing("b", active=False, leaving=True), standing("spare"))) == ["a", "spare"]
+
+
+def test_reason_tells_how_each_member_went():
+    gone = standing("a", active=False, how="evicted")
+    three = choose(gone, standing("b"), lost("c"), now="abc", wanted=3)
+    assert three.reason == "a was evicted, c was lost"

@@ -7,7 +7,7 @@ from imagined_network import imagined_network
 
 from atoll.control_plane import rest_server
 from atoll.schema.codec import from_plain, to_plain
-from atoll.schema.views import CheckpointView, RunState, RunView, TopologyView, unknown_topology
+from atoll.schema.views import CheckpointView, NodeView, RunState, RunView, TopologyView, unknown_topology
 
 
 def test_health_answers_without_a_token(site):
@@ -172,3 +172,42 @@ def test_bug_in_the_source_tells_nothing_of_its_inside(site):
     answer = site.get("/api/runs")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "division" not in answer.text
+
+
+def a_node(site):
+    site.reader.hosts = [
+        NodeView(node="node-1", address="h", alive=True, cpus=2.0, gpus=0.0, cpus_free=2.0, agent=True)
+    ]
+
+
+def test_drain_reaches_the_control_plane_and_shows_on_the_node(site):
+    a_node(site)
+    answer = site.post("/api/nodes/node-1/drain", json={"within_s": 5, "reason": "spot"})
+    assert (answer.status_code, answer.json()) == (202, {"node": "node-1", "until": 5.0})
+    assert site.control.asked == [("drain", {"node": "node-1", "within_s": 5.0, "reason": "spot"})]
+    assert site.get("/api/nodes").json()[0]["drain"]["left"] is True
+
+
+def test_drain_without_a_body_is_within_half_a_minute(site):
+    a_node(site)
+    assert site.post("/api/nodes/node-1/drain").status_code == 202
+    assert site.control.asked[0][1]["within_s"] == 30.0
+
+
+def test_undrain_reaches_the_control_plane(site):
+    a_node(site)
+    assert site.post("/api/nodes/node-1/undrain").json() == {"node": "node-1"}
+    assert site.control.asked == [("undrain", {"node": "node-1"})]
+
+
+@pytest.mark.parametrize("rest", ["drain", "undrain"])
+def test_drain_of_what_is_no_node_is_not_found(site, rest):
+    for name in ("nope", "a%20b"):
+        answer = site.post(f"/api/nodes/{name}/{rest}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+
+
+def test_drain_wish_that_is_none_is_refused(site):
+    a_node(site)
+    answer = site.post("/api/nodes/node-1/drain", json={"within_s": "soon"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-spec")

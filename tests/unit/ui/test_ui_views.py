@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from atoll.schema.ids import Epoch, Step
 from atoll.schema.spec import JobKind
-from atoll.schema.views import EventView, MetricPoint, RunState
+from atoll.schema.views import DrainView, EventView, MetricPoint, RunState
 from atoll.ui import steps, views
 from atoll.ui.wording import NOTHING, Tone
 
@@ -184,3 +184,12 @@ def test_compaction_keeps_the_edges_of_epochs_and_the_newest_half(changes, limit
 def test_bookkeeping_is_kept_off_the_page_and_a_loss_is_not():
     kinds = ("seat-taken", "assigned", "started", "lost", "gone", "epoch", "seat-lost")
     assert [kind for kind in kinds if views.is_news(event("r1-t3", kind))] == ["lost", "epoch", "seat-lost"]
+
+
+def test_node_row_tells_how_far_a_drain_is(node):
+    def pill(**rest):
+        drain = DrainView(**({"until": 9.0, "reason": "", "trainers": 2, "left": False} | rest))
+        return views.node_rows([node("a", drain=drain)])[0].pill
+
+    assert (pill().text, pill().tone) == ("draining, 2 trainers", Tone.CARE)
+    assert (pill(left=True).text, pill(left=True).tone) == ("drained", Tone.CALM)

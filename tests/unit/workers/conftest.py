@@ -21,6 +21,7 @@ from atoll.workers.host import Identity, Mailbox
 class FakePoison:
     reason: str
     culprit: Any = None
+    differ: bool = False
 
 
 class FakeWork:
@@ -140,23 +141,23 @@ class FakeComm:
         work = FakeWork(self)
         with self.group.changed:
             if self.poisoned is None:
-                self.group.mail.setdefault((self.rank, to), []).append(buffer.clone())
+                self.group.mail.setdefault((self.rank, to, tag), []).append(buffer.clone())
                 work.finish(None)
                 self.group.changed.notify_all()
-        self._deliver(self.rank, to)
+        self._deliver(self.rank, to, tag)
         return work
 
     def recv(self, buffer, *, source, tag=0):
         work = FakeWork(self)
         with self.group.changed:
-            self.group.mail.setdefault(("wanted", source, self.rank), []).append((buffer, work))
-        self._deliver(source, self.rank)
+            self.group.mail.setdefault(("wanted", source, self.rank, tag), []).append((buffer, work))
+        self._deliver(source, self.rank, tag)
         return work
 
-    def _deliver(self, source, to):
+    def _deliver(self, source, to, tag):
         with self.group.changed:
-            mail = self.group.mail.get((source, to), [])
-            wanted = self.group.mail.get(("wanted", source, to), [])
+            mail = self.group.mail.get((source, to, tag), [])
+            wanted = self.group.mail.get(("wanted", source, to, tag), [])
             while mail and wanted:
                 sent, (buffer, work) = mail.pop(0), wanted.pop(0)
                 buffer.copy_(sent)
@@ -183,7 +184,7 @@ class Fabric:
         self.groups = {}
         self.split = ()
 
-    def connect(self, membership, me, listener, *, deadline_s, cancelled):
+    def connect(self, membership, me, listener, *, deadline_s, cancelled, on_wait=None):
         from atoll.errors import PeerLost
 
         rank = next(m.rank for m in membership.members if m.trainer == me)
@@ -284,6 +285,64 @@ class Crew:
         for thread in self.threads:
             thread.join(timeout)
             assert not thread.is_alive(), "a trainer hangs"
+
+
+class Connected(Crew):
+    """A crew whose trainers have listeners and meet over them."""
+
+    def __init__(self, tmp_path, names):
+        from atoll.collectives.tcp_communicator import connect
+        from atoll.collectives.tcp_transport import Listener
+
+        super().__init__(tmp_path, names, workers=len(names))
+        self.fabric.connect = connect
+        self.told = threading.Condition()
+        for host in self.hosts.values():
+            host.listener = Listener("127.0.0.1", b"secret", "run")
+            host.on_tell = self._heard
+
+    def _heard(self, *_):
+        with self.told:
+            self.told.notify_all()
+
+    def until(self, true):
+        with self.told:
+            assert self.told.wait_for(true, 20), {n: h.told for n, h in self.hosts.items()}
+
+    def meet(self, epoch, *names):
+        whole = Membership(
+            run=RunId("run"),
+            epoch=Epoch(epoch),
+            members=tuple(
+                Member(
+                    trainer=TrainerId(n),
+                    rank=Rank(r),
+                    node=NodeId("node-1"),
+                    host="127.0.0.1",
+                    port=self.hosts[n].listener.port,
+                )
+                for r, n in enumerate(names)
+            ),
+        )
+        for name in names:
+            self.hosts[name].mailbox.put(whole)
+
+    def waits(self, name):
+        from atoll.schema.messages import Waiting
+
+        return self.hosts[name].facts(Waiting)
+
+    def close(self):
+        for host in self.hosts.values():
+            host.listener.close()
+
+
+@pytest.fixture
+def connected(tmp_path):
+    """Three trainers that meet over sockets."""
+    crew = Connected(tmp_path, ("a", "b", "c"))
+    yield crew
+    crew.close()
 
 
 @pytest.fixture

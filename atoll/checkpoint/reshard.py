@@ -1,0 +1,175 @@
+"""Which piece of which tensor goes from whom to whom: boxes that are held, boxes that are wanted, copies between them.
+
+A box is a range in each dimension of a tensor, in the coordinates of the whole tensor. A source holds the values of its
+box; a target wants those of its own. The planner covers every target with pieces of sources, each element exactly once,
+the cheapest source first (`cost`), among equals the one that has least to send so far, among those the lowest rank. What
+no source holds is an error that names it: a state with a hole is never put together.
+
+All members compute the same plan from the same boxes, so nobody asks anybody what to send. The same planner serves every
+change of shape: restore, a spare in the place of a loss, another number of ranks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from atoll.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """From `start` to before `stop`, in each dimension. A scalar's box has no dimensions and one element."""
+
+    start: Shape
+    stop: Shape
+
+    @property
+    def shape(self) -> Shape:
+        """Its extent in each dimension."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def count(self) -> int:
+        """How many elements."""
+        return math.prod(self.shape)
+
+    def within(self, outer: Box) -> tuple[slice, ...]:
+        """Where it lies in a tensor that holds `outer`."""
+        return tuple(
+            slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True)
+        )  # fmt: skip
+
+
+def whole(shape: Sequence[int]) -> Box:
+    """The box of a whole tensor."""
+    return Box((0,) * len(shape), tuple(shape))
+
+
+def chunk(shape: Sequence[int], dim: int | None, parts: int, index: int) -> Box:
+    """Part `index` of a tensor that is cut along `dim` as `torch.chunk` cuts it; all of it without a `dim`.
+
+    The first parts are the full ones; the last may be smaller or empty, where `parts` does not divide the extent.
+    """
+    if dim is None:
+        return whole(shape)
+    extent = shape[dim]
+    step = -(-extent // parts)
+    start, stop = (0,) * len(shape), tuple(shape)
+    low, high = min(index * step, extent), min((index + 1) * step, extent)
+    return Box((*start[:dim], low, *start[dim + 1 :]), (*stop[:dim], high, *stop[dim + 1 :]))
+
+
+def overlap(one: Box, other: Box) -> Box | None:
+    """What lies in both; None where nothing does."""
+    start = tuple(max(a, b) for a, b in zip(one.start, other.start, strict=True))
+    stop = tuple(min(a, b) for a, b in zip(one.stop, other.stop, strict=True))
+    if any(a >= b for a, b in zip(start, stop, strict=True)):
+        return None
+    return Box(start, stop)
+
+
+def without(box: Box, hole: Box) -> list[Box]:
+    """`box` less `hole`, which lies in it, as boxes that do not overlap: two at most for each dimension."""
+    rest = []
+    start, stop = list(box.start), list(box.stop)
+    for dim in range(len(start)):
+        if start[dim] < hole.start[dim]:
+            rest.append(Box(tuple(start), (*stop[:dim], hole.start[dim], *stop[dim + 1 :])))
+        if hole.stop[dim] < stop[dim]:
+            rest.append(Box((*start[:dim], hole.stop[dim], *start[dim + 1 :]), tuple(stop)))
+        start[dim], stop[dim] = hole.start[dim], hole.stop[dim]
+    return rest
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`rank` holds `box` of a tensor; `key` says in which of its holdings."""
+
+    rank: int
+    key: str
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`rank` wants `box` of a tensor."""
+
+    rank: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """`box` of tensor `name`: from holding `key` of rank `source` to rank `target`."""
+
+    name: str
+    source: int
+    key: str
+    target: int
+    box: Box
+
+
+# (source, target): what a byte costs, in any unit; 0 for the same rank.
+Cost = Callable[[int, int], float]
+
+
+def nearest(source: int, target: int) -> float:
+    """Own memory first, anybody else alike."""
+    return 0.0 if source == target else 1.0
+
+
+class Planner:
+    """Plans one tensor after the other, and shares out what equal sources have to send."""
+
+    def __init__(self, cost: Cost = nearest) -> None:
+        self._cost = cost
+        self._load: defaultdict[int, int] = defaultdict(int)
+
+    def plan(self, name: str, itemsize: int, sources: Iterable[Source], targets: Iterable[Target]) -> list[Copy]:
+        """The copies that fill all `targets`. Raises `CheckpointError` where nobody holds what one wants."""
+        held = list(sources)
+        return [copy for target in targets for copy in self._fill(name, itemsize, held, target)]
+
+    def _fill(self, name: str, itemsize: int, sources: list[Source], target: Target) -> list[Copy]:
+        missing = [target.box] if target.box.count else []
+        copies: list[Copy] = []
+        for source in sorted(sources, key=lambda s: (self._cost(s.rank, target.rank), self._load[s.rank], s.rank)):
+            if not missing:
+                break
+            found = [(box, part) for box in missing if (part := overlap(box, source.box)) is not None]
+            for box, part in found:
+                missing.remove(box)
+                missing.extend(without(box, part))
+                copies.append(Copy(name, source.rank, source.key, target.rank, part))
+                if source.rank != target.rank:
+                    self._load[source.rank] += part.count * itemsize
+        if missing:
+            raise CheckpointError(
+                f"no one holds {name}{list(zip(missing[0].start, missing[0].stop, strict=True))}, which rank "
+                f"{target.rank} needs; {len(sources)} sources hold other parts of it"
+            )
+        return copies
+
+
+def messages(copies: Iterable[Copy]) -> dict[tuple[int, int], list[Copy]]:
+    """The copies between different ranks, by (source, target), in an order that both ends know."""
+    found: dict[tuple[int, int], list[Copy]] = {}
+    for copy in copies:
+        if copy.source != copy.target:
+            found.setdefault((copy.source, copy.target), []).append(copy)
+    return found
+
+
+def slabs(copies: Sequence[Copy], itemsizes: dict[str, int], limit: int) -> list[list[Copy]]:
+    """Copies of one message in runs of about `limit` bytes, whole copies only."""
+    sizes = itertools.accumulate(c.box.count * itemsizes[c.name] for c in copies)
+    runs: dict[int, list[Copy]] = {}
+    for copy, end in zip(copies, sizes, strict=True):
+        runs.setdefault((end - 1) // limit, []).append(copy)
+    return list(runs.values())

@@ -1,0 +1,136 @@
+"""When silence means that a node is lost, and when it only means that a path is.
+
+A node is lost if three kinds of witnesses agree. Its agent's stream to the control plane brings nothing; every agent
+that listens for it, and that we hear, does not hear it (two where two exist); and its trainers are needed now and do
+not come: somebody waits for them, lost its connection, or regroups without them. If nobody needs them it is lost later
+(`limits.unneeded`), unless a step was committed meanwhile: all members vote, so such a node lives, its agent frozen.
+
+Where the listeners hear it but our stream does not, our path to it is broken and training goes on. Only if, besides,
+all who wait on other nodes wait for its trainers does one direction of its links not work, and it is lost, too.
+
+- The control plane's own host is never lost. If we hear none but our own host and several fell silent, it may be us
+  who are cut off: `ALONE_S`.
+- A listener that was late to look has no word, nor has one that we do not hear ourselves. Where we hear none of them,
+  our own ears have to do.
+- What stalled this process, or was lately late, lengthens every limit (`limits`).
+- A node without listeners, or without trainers, is lost only by the slow rule: its stream is gone, Ray calls it dead,
+  `NODE_SILENCE_S` passed, and another agent is heard meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.fault.facts import Facts, NodeFacts, RunFacts, TrainerFacts
+from atoll.fault.hangs import awaited, waits_of
+from atoll.fault.hearing import audible, ears, quiet, unheard_for
+from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, Limits, silence
+from atoll.fault.verdicts import NodeLost
+from atoll.schema.ids import NodeId
+
+# An agent heard within this time proves that our side of the network works.
+REACHABLE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silent:
+    """A node that nobody hears, for how long, by whose word. `due`: for long enough to be lost."""
+
+    node: NodeId
+    for_s: float
+    due: bool
+    evidence: str
+
+
+def silent_nodes(facts: Facts) -> list[Silent]:
+    """All nodes that nobody hears, with whether that has lasted long enough."""
+    found = [_judged(node, facts) for node in facts.nodes.values() if not node.local and not node.lost and node.known]
+    return [s for s in found if s is not None]
+
+
+def _judged(node: NodeFacts, facts: Facts) -> Silent | None:
+    ours, limit = quiet(node, facts.now), silence(facts.strain_s)
+    words, listeners = _words(node.node, facts), facts.watchers.get(node.node, ())
+    orphan = bool(listeners) and not any(audible(facts.nodes.get(w), facts) for w in listeners)
+    if ours < limit / 2 or not (words or orphan):
+        return None
+    if hearing := sorted(w for w, unheard in words.items() if unheard == 0.0):
+        return _one_way(node, hearing, facts) if ours >= limit else None
+    lasted = min([ours, *words.values()])
+    patience = _patience(node, facts, since=facts.now - lasted)
+    if patience is None:
+        return None
+    who = f"{', '.join(sorted(words))} and the control plane" if words else "the control plane"
+    evidence = f"unheard for {lasted:.1f} s by {who}" + ("" if words else ", as are all who listen for it")
+    due = lasted >= max(patience, limit, ALONE_S if _may_be_us(facts) else 0.0)
+    return Silent(node=node.node, for_s=lasted, due=due, evidence=evidence)
+
+
+def _words(node: NodeId, facts: Facts) -> dict[NodeId, float]:
+    """For how long each listener whose word counts has not heard the node."""
+    said = {w: e for w in facts.watchers.get(node, ()) if (e := ears(w, facts)) is not None}
+    return {w: t for w, e in said.items() if (t := unheard_for(e, node, facts.now)) is not None}
+
+
+def _patience(node: NodeFacts, facts: Facts, *, since: float) -> float | None:
+    """How long to wait for the sake of those who need the node; None if nobody has a part there, or it shows life."""
+    patience: list[float] = []
+    for run in facts.runs:
+        here = trainers_on(run, node.node)
+        limits = Limits(run.step_s, facts.strain_s)
+        member = any(t.rank is not None and t.joined for t in here)
+        after = run.committed_at > since + silence(facts.strain_s) / 2
+        if member and after and facts.now - run.committed_at < limits.unneeded:
+            return None
+        if here:
+            waits = waits_of(run, facts)
+            needed = any(awaited(run, t, waits) for t in here)
+            # A stream that was closed in order says that the host lives: its agent is being started anew.
+            patience.append(0.0 if needed else limits.unneeded if node.attached else NODE_SILENCE_S)
+    return min(patience, default=None)
+
+
+def trainers_on(run: RunFacts, node: NodeId) -> list[TrainerFacts]:
+    """The run's trainers on a node."""
+    return [t for t in run.trainers if t.node == node]
+
+
+def _may_be_us(facts: Facts) -> bool:
+    """We hear our own host only, and more than one other fell silent."""
+    others = [n for n in facts.nodes.values() if not n.local and n.known and not n.lost and n.node in facts.watchers]
+    return len(others) > 1 and not any(audible(n, facts) for n in others)
+
+
+def _one_way(node: NodeFacts, hearing: list[NodeId], facts: Facts) -> Silent | None:
+    """Agents hear it, and yet all who wait elsewhere wait for its trainers, and our stream is silent: it cannot hear."""
+    limit, ours = silence(facts.strain_s), quiet(node, facts.now)
+    for run in facts.runs:
+        here = {t.trainer for t in trainers_on(run, node.node) if t.rank is not None}
+        outside = [w for w in waits_of(run, facts).by.values() if w.trainer not in here]
+        if not outside or run.committed_at > node.heard_at + limit or not all(here & set(w.named) for w in outside):
+            continue
+        lasted = min(ours, *(w.lasts(facts.now) for w in outside))
+        evidence = (
+            f"silent to the control plane for {ours:.1f} s, and all who wait wait for it, though "
+            f"{', '.join(hearing)} can hear it: one direction of its links works"
+        )
+        return Silent(node=node.node, for_s=lasted, due=lasted >= limit, evidence=evidence)
+    return None
+
+
+def dead_to_ray(facts: Facts) -> list[NodeLost]:
+    """The slow rule: no stream, dead to Ray, and long silent, while another agent is heard."""
+    return [v for node in facts.nodes.values() if not node.lost and (v := _dead(node, facts)) is not None]
+
+
+def _dead(node: NodeFacts, facts: Facts) -> NodeLost | None:
+    silent = quiet(node, facts.now)
+    if node.attached or node.local or node.ray_alive or silent < NODE_SILENCE_S:
+        return None
+    heard = [
+        n for n in facts.nodes.values() if n.attached and n.node != node.node and quiet(n, facts.now) <= REACHABLE_S
+    ]
+    if not heard:
+        return None
+    evidence = f"silent for {silent:.0f} s and dead to Ray, while {heard[0].node} is heard"
+    return NodeLost(node=node.node, evidence=evidence)

@@ -1,0 +1,192 @@
+"""Who holds which shard, who keeps a copy of it, and what can be put together after a loss (laws 7 and 9).
+
+A run whose model is sharded over `size` ranks consists of one or more *replica groups* of that many ranks each; rank by
+rank a member has a place (group, index), and members with the same index hold the same shard. `asked` is the size that
+the program wants (None: all ranks hold one model together). Where the members cannot be divided into groups of that
+size, the next larger size that divides their number is taken: shards only ever get smaller, so what fitted in memory
+before still fits.
+
+Members keep their places as long as the size stays. A vacancy goes first to a member of a dissolved group that holds the
+very shard, then to one without a place. With one replica group each shard has one owner, and its *buddy* keeps a copy:
+the member that follows in a ring of the island, in an order that puts members of one node as far apart as can be. With
+more groups every shard is held by several owners, and no copies are kept.
+
+Each member tells which holdings it has: its own shard and copies, each with its step and with the structure that it had
+(`tag`). A state is put together out of the shards of one layout at one step; one holder stands for each shard, an owner
+before a copy. Nothing else is ever mixed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """The shard `index` of `size` as it was after `step`. `copy`: a buddy's. `key` names it among its holder's."""
+
+    key: str
+    size: int
+    index: int
+    step: int
+    copy: bool = False
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A member's place: shard `index` of `size`, in replica group `group`."""
+
+    size: int
+    group: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What one member brings. `live`: its model holds the shard of its `place` and can go on as it is."""
+
+    node: str
+    place: Place | None = None
+    live: bool = False
+    holdings: tuple[Holding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """One holder for each shard of one layout that is needed: (rank, key) by index."""
+
+    size: int
+    holders: dict[int, tuple[int, str]]
+
+
+def shard_size(members: int, asked: int | None) -> int:
+    """How many ranks hold one model: `asked`, or the next larger number that divides `members`."""
+    if asked is None or asked >= members:
+        return members
+    return next(n for n in range(asked, members + 1) if members % n == 0)
+
+
+def arrange(standings: Sequence[Standing], size: int) -> tuple[Place, ...]:
+    """Each member's place among groups of `size`, which divides their number."""
+    places = [Place(size=size, group=g, index=i) for g in range(len(standings) // size) for i in range(size)]
+    taken: dict[Place, int] = {}
+    for rank, standing in enumerate(standings):
+        if standing.place in places and standing.place not in taken:
+            taken[standing.place] = rank
+    vacant = [p for p in places if p not in taken]
+    waiting = [rank for rank in range(len(standings)) if rank not in taken.values()]
+    for wanted in (_same_shard, _any):
+        for place in list(vacant):
+            found = next((rank for rank in waiting if wanted(standings[rank], place)), None)
+            if found is not None:
+                taken[place] = found
+                waiting.remove(found)
+                vacant.remove(place)
+    by_rank = {rank: place for place, rank in taken.items()}
+    return tuple(by_rank[rank] for rank in range(len(standings)))
+
+
+def _same_shard(standing: Standing, place: Place) -> bool:
+    had = standing.place
+    return standing.live and had is not None and (had.size, had.index) == (place.size, place.index)
+
+
+def _any(standing: Standing, place: Place) -> bool:
+    del standing, place
+    return True
+
+
+def group_of(places: Sequence[Place], rank: int) -> tuple[int, ...]:
+    """The ranks of a member's replica group, by index."""
+    mine = [(p.index, r) for r, p in enumerate(places) if p.group == places[rank].group]
+    return tuple(r for _, r in sorted(mine))
+
+
+def column_of(places: Sequence[Place], rank: int) -> tuple[int, ...]:
+    """The ranks that hold the same shard, by group."""
+    mine = [(p.group, r) for r, p in enumerate(places) if p.index == places[rank].index]
+    return tuple(r for _, r in sorted(mine))
+
+
+def buddies(places: Sequence[Place], nodes: Sequence[str], islands: Sequence[Sequence[int]]) -> tuple[int | None, ...]:
+    """The rank that keeps a copy of each rank's shard; None where other owners hold it, or nobody else is there.
+
+    `islands` are the ranks of each. An island in which one node has more than half of the members cannot give all of
+    them a buddy on another node: such islands make their ring together.
+    """
+    found: list[int | None] = [None] * len(places)
+    if any(p.group for p in places):
+        return tuple(found)
+    rings, left = list[list[int]](), list[int]()
+    for island in islands:
+        if 2 * _crowd(island, nodes) <= len(island):
+            rings.append(list(island))
+        else:
+            left.extend(island)
+    for ring in [*rings, left]:
+        order = sorted(ring, key=lambda r: (nodes[r], r))
+        shift = _crowd(ring, nodes) if 2 * _crowd(ring, nodes) <= len(ring) else 1
+        for at, rank in enumerate(order):
+            buddy = order[(at + shift) % len(order)]
+            found[rank] = None if buddy == rank else buddy
+    return tuple(_lone(found, nodes))
+
+
+def _crowd(ring: Iterable[int], nodes: Sequence[str]) -> int:
+    """How many members the fullest node has."""
+    return max(Counter(nodes[r] for r in ring).values(), default=0)
+
+
+def _lone(found: list[int | None], nodes: Sequence[str]) -> list[int | None]:
+    """Who is alone in its ring takes part in the next one: between another rank and that one's buddy."""
+    for rank, buddy in enumerate(found):
+        others = [r for r in range(len(found)) if r != rank and found[r] is not None]
+        if buddy is None and others:
+            before = min(others, key=lambda r: (nodes[r] == nodes[rank], r))
+            found[rank], found[before] = found[before], rank
+    return found
+
+
+def recovery(standings: Sequence[Standing], step: int, size: int, wanted: Iterable[int]) -> Recovery | None:
+    """What the state after `step` can be put together from; None where no layout has all that is needed.
+
+    Of the layout of `size` only the shards `wanted` are needed, and it comes first; of another all are.
+    """
+    layouts = {h.size for s in standings for h in s.holdings if h.step == step}
+    for layout in sorted(layouts, key=lambda n: (n != size, n)):
+        needed = sorted(set(wanted)) if layout == size else range(layout)
+        found = {index: _holder(standings, step, layout, index) for index in needed}
+        if all(found.values()):
+            return Recovery(size=layout, holders={index: one for index, one in found.items() if one})
+    return None
+
+
+def _holder(standings: Sequence[Standing], step: int, size: int, index: int) -> tuple[int, str] | None:
+    held = [
+        (h.copy, rank, h.key)
+        for rank, s in enumerate(standings)
+        for h in s.holdings
+        if (h.size, h.index, h.step) == (size, index, step)
+    ]
+    return min(held)[1:] if held else None
+
+
+def missing(standings: Sequence[Standing], step: int, size: int) -> tuple[int, ...]:
+    """The shards of a layout that nobody holds as they were after `step`."""
+    return tuple(i for i in range(size) if _holder(standings, step, size, i) is None)
+
+
+def needy(standings: Sequence[Standing], places: Sequence[Place]) -> tuple[int, ...]:
+    """The ranks that must be filled: they have no live model, or not that of their place."""
+    return tuple(
+        r for r, (s, p) in enumerate(zip(standings, places, strict=True)) if not s.live or not _same_shard(s, p)
+    )
+
+
+def kept(standing: Standing, place: Place, step: int) -> Holding | None:
+    """The copy of the shard at `place` that a member has, if it is of `step`."""
+    wanted = (place.size, place.index, step)
+    return next((h for h in standing.holdings if h.copy and (h.size, h.index, h.step) == wanted), None)

@@ -1,0 +1,431 @@
+"""A model that is sharded over the members, through changes of the members (laws 3, 7, 9).
+
+The program hands over `build(mesh)`; it is called when this member's place among the shards is known, and again when the
+shape of the mesh changes. What stays is torch's process group of the mesh, whose communicator is swapped at each epoch.
+
+At a regroup every member tells what it holds (`buddies.Standing`), and all conclude alike: the places, who must be
+filled, and from whom. A loss that a spare replaces moves one shard, from its buddy's memory to the spare. Where the
+number of shards changes, every member keeps what it has, builds anew, and is filled by the reshard planner. What was
+held before is kept until a step is committed in the new shape, so that a loss in the middle of all this loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
+
+from atoll.checkpoint.layout import shares
+from atoll.checkpoint.reshard import Copy, whole
+from atoll.checkpoint.torch_state import Flat, size_of
+from atoll.collectives.tcp_communicator import Communicator
+from atoll.collectives.torch_backend import BACKEND, Options, ProcessGroup
+from atoll.collectives.torch_subset import Subset
+from atoll.errors import CheckpointError, InternalError, UserError
+from atoll.schema.codec import decode_as, encode
+from atoll.workers.buddies import (
+    Holding,
+    Place,
+    Recovery,
+    Standing,
+    arrange,
+    buddies,
+    column_of,
+    group_of,
+    kept,
+    needy,
+    recovery,
+    shard_size,
+)
+from atoll.workers.peers import Comm, completed
+from atoll.workers.torch_built import Build, Built, made_of
+from atoll.workers.torch_copies import Copies, Shadow, Trained, empty_parts
+from atoll.workers.torch_grains import seed_all
+from atoll.workers.torch_managed import Managed
+from atoll.workers.torch_moves import Held, exchange
+from atoll.workers.torch_reducer import Reducer
+from atoll.workers.torch_shard_plans import (
+    boxed,
+    gathered,
+    header,
+    heard,
+    islands,
+    planned,
+    scattered,
+    specs_of,
+    teller,
+    told_of_holes,
+)
+from atoll.workers.torch_sharded_reducer import ShardedReducer
+from atoll.workers.torch_shards import Shards, Spec, joined, local_state
+
+DIMENSION = "shard"
+_LIVE, _COPY, _FILE = "live", "copy", "file"
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """A shard that this rank held in another shape or before it was built anew."""
+
+    shards: Shards
+    place: Place
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a regroup has decided: all stand after `step`. `applying`: this member has yet to apply that step's update.
+
+    `fresh`: nobody holds a state. `update_now` applies it at once, where the model will not be the same afterwards;
+    `give_up` lets go of the step, where the state is lost and all return to a checkpoint.
+    """
+
+    step: int
+    fresh: bool
+    applying: bool
+    update_now: Callable[[], None]
+    give_up: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """The way to the session's whole state.
+
+    `state` gives it, `load` fills it and returns the step of what it was filled with; `found` reads the checkpoint to
+    begin with in an epoch, if there is one.
+    """
+
+    state: Callable[[], Mapping[str, Any]]
+    load: Callable[[Flat], int]
+    found: Callable[[int], Flat | None]
+
+
+class Sharded:
+    """The sharded part of one trainer's state."""
+
+    def __init__(
+        self,
+        build: Build,
+        asked: int | None,
+        managed: Managed,
+        seed: int,
+        access: Access,
+    ) -> None:
+        self._build, self._asked, self._managed, self._seed = build, asked, managed, seed
+        self._state, self._load, self._found = access.state, access.load, access.found
+        self.built = Built()
+        self.tainted = False
+        self._place: Place | None = None
+        self._step = 0
+        self._live = False
+        self._mesh: DeviceMesh | None = None
+        self._older: dict[str, _Own] = {}
+        self._copies = Copies()
+        self._comm: Comm | None = None
+        self._places: tuple[Place, ...] = ()
+        self._sends = self._keeps = False
+        self._ward: Place | None = None
+        self._tag = ""
+        self._entries = 0
+        self._was_live = ""
+        self._new = False
+
+    # -- regroup -------------------------------------------------------------------------------------------------------
+
+    def follow(self, comm: Comm, task: Task) -> int | None:
+        """Stand where all members stand: after which step. None when the epoch ended meanwhile."""
+        size = shard_size(comm.size, self._asked)
+        self.settle(task.step)
+        applying = task.applying and self._live
+        if applying and (self.tainted or self._place is None or self._place.size != size or not self._entries):
+            task.update_now()  # the model will be another, or have another structure, where the others' updates are done
+            self._step, applying = task.step, False
+        work = comm.all_gather(encode(self._standing(comm, task.step, applying=applying)))
+        if not completed(work):
+            return None
+        standings = [decode_as(Standing, payload) for payload in work.result]
+        places = arrange(standings, size)
+        wanting = needy(standings, places)
+        found = recovery(standings, task.step, size, [places[r].index for r in wanting]) if wanting else None
+        lost = task.fresh or (bool(wanting) and found is None)
+        if lost and not task.fresh:
+            task.give_up()
+        elif applying and comm.rank in wanting:
+            task.update_now()
+        self._rebuild_for(places[comm.rank])
+        step: int | None = task.step
+        if lost:
+            step = self._restart(comm, standings, places, fresh=task.fresh, step=task.step)
+        elif found is not None and not self._fill(comm, task.step, standings, places, wanting, found):
+            step = None
+        if step is None:
+            return None
+        self._place, self._step, self._live, self.tainted = places[comm.rank], step, True, False
+        self._enter(comm, standings, places, step)
+        return step
+
+    def take_new(self) -> bool:
+        """Whether the managed objects are others than at the last call."""
+        new, self._new = self._new, False
+        return new
+
+    def _standing(self, comm: Comm, step: int, *, applying: bool) -> Standing:
+        live = self._live and not self.tainted and (applying or self._step == step)
+        held = []
+        if self._live and self._place is not None and self._step == step and not applying:
+            held.append(_holding(_LIVE, self._place, step, self._tag))
+        for key, own in self._older.items():
+            if own.step == step:
+                held.append(_holding(key, own.place, step, own.shards.tag))
+        for key, shadow in self._shadows().items():
+            if shadow.step == step:
+                held.append(
+                    Holding(key=key, size=shadow.size, index=shadow.index, step=step, copy=True, tag=shadow.tag)
+                )
+        node = str(comm.members[comm.rank].node)
+        return Standing(node=node, place=self._place, live=live, holdings=tuple(held))
+
+    def _shadows(self) -> dict[str, Shadow]:
+        older = {f"{_COPY}-{at}": shadow for at, shadow in enumerate(self._copies.older)}
+        return older if self._copies.shadow is None else {_COPY: self._copies.shadow, **older}
+
+    def _rebuild_for(self, place: Place) -> None:
+        """Build for `place`, unless the model that is there will do. What it held is kept."""
+        had = self._place
+        same = had is not None and (had.size, had.index) == (place.size, place.index)
+        if same and not self.tainted:
+            return
+        if self._live and had is not None:
+            self._was_live = f"older-{len(self._older)}"
+            self._older[self._was_live] = _Own(self._shards(), had, self._step)
+        self._live, self._place = False, None
+        self._make(place)
+
+    def _make(self, place: Place) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        dist.init_process_group(
+            BACKEND, store=HashStore(), rank=place.index, world_size=place.size, pg_options=Options(adopts=True)
+        )
+        self._mesh = init_device_mesh("cpu", (place.size,), mesh_dim_names=(DIMENSION,))
+        cast("ProcessGroup", dist.group.WORLD).divisible = False
+        seed_all(self._seed, 0, 0)
+        made = made_of(self._build(self._mesh))
+        names = self._managed.replace(tuple(self.built.objects), made)
+        self.built.objects = dict(zip(names, made, strict=True))
+        self._new = True
+
+    def _fill(
+        self,
+        comm: Comm,
+        step: int,
+        standings: Sequence[Standing],
+        places: Sequence[Place],
+        wanting: Sequence[int],
+        found: Recovery,
+    ) -> bool:
+        """Put the state of those who want it together from all who hold it. False when the epoch ended."""
+        telling = teller(standings, step)
+        if telling is None:
+            raise CheckpointError(told_of_holes(standings, step))
+        rank, key = telling
+        work = comm.all_gather(self._told(key) if comm.rank == rank else b"")
+        if not completed(work):
+            return False
+        specs, meta = heard(work.result[rank])
+        copies = planned(specs, found, (rank, key), [(r, places[r]) for r in wanting], standings)
+        place = places[comm.rank] if comm.rank in wanting else None
+        return self._take(comm, copies, self._sources(specs), specs, meta, place) is not None
+
+    def _take(
+        self,
+        comm: Comm,
+        copies: Sequence[Copy],
+        sources: Mapping[str, Held],
+        specs: Mapping[str, Spec],
+        meta: dict[str, Any],
+        place: Place | None,
+    ) -> int | None:
+        """Carry the copies out; fill the model for `place`, if any. The step of what came; None when the epoch ended."""
+        target: dict[str, torch.Tensor] = {}
+        if place is not None:
+            empty = empty_parts(specs, place.size, place.index)
+            target = {n: torch.empty_like(t, device="cpu") for n, t in empty.items()}
+        boxes = {n: specs[n].box(place.size, place.index) for n in target} if place is not None else {}
+        if not exchange(comm, copies, sources, {n: (t, boxes[n]) for n, t in target.items()}):
+            return None
+        if place is None or self._mesh is None:
+            return 0
+        return self._load(Flat(tensors=joined(target, specs, self._mesh), meta=meta))
+
+    def _told(self, key: str) -> bytes:
+        """What a joiner has to know of the state besides the values of its tensors."""
+        shards = self._shards() if key == _LIVE and self._live else self._older[self._retired(key)].shards
+        return header(shards.specs, shards.flat.meta)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def gather(self, comm: Comm) -> Flat | None:
+        """What this member writes of a checkpoint: some tensors, whole. None when the epoch has ended.
+
+        The others' tensors stand for themselves without values, since all writers name the whole state.
+        """
+        if comm is not self._comm or self._place is None:
+            return None
+        own, size = self._shards(), self._place.size
+        like = {n: torch.empty(s.shape, dtype=s.torch_dtype, device="meta") for n, s in own.specs.items()}
+        owned = shares({n: size_of(t) for n, t in like.items()}, comm.size)
+        copies = gathered(own.specs, owned, _LIVE, self._places)
+        mine = {n: torch.empty_like(like[n], device="cpu") for n in owned[comm.rank]}
+        held = {_LIVE: boxed(own.flat.tensors, own.specs, size, self._place.index)}
+        if not exchange(comm, copies, held, {n: (t, whole(t.shape)) for n, t in mine.items()}):
+            return None
+        return Flat(tensors={**like, **mine}, meta=own.flat.meta)
+
+    def _restart(
+        self, comm: Comm, standings: Sequence[Standing], places: Sequence[Place], *, fresh: bool, step: int
+    ) -> int | None:
+        """Nobody holds the state, or nobody all of it: all begin from a checkpoint. The step; None when the epoch ended.
+
+        One member reads and sends to the others: two might find two different checkpoints to be the newest.
+        """
+        read = self._found(comm.epoch) if comm.rank == 0 else None
+        specs = specs_of(read, self._shards().specs, self._trained()) if read is not None else {}
+        work = comm.all_gather(header(specs, read.meta) if read is not None else b"")
+        if not completed(work):
+            return None
+        if not work.result[0]:
+            if not fresh:
+                raise CheckpointError(told_of_holes(standings, step))
+            return 0
+        specs, meta = heard(work.result[0])
+        copies = scattered(specs, (0, _FILE), places)
+        sources = {_FILE: {n: (t, whole(t.shape)) for n, t in read.tensors.items()}} if read is not None else {}
+        self._live = False
+        return self._take(comm, copies, sources, specs, meta, places[comm.rank])
+
+    # -- sources ---------------------------------------------------------------------------------------------------------
+
+    def _retired(self, key: str) -> str:
+        """The key of an older holding; what was told as live may have become one since."""
+        return self._was_live if key == _LIVE else key
+
+    def _sources(self, specs: Mapping[str, Spec]) -> dict[str, Held]:
+        """All that this rank holds, by key, with the boxes of what it is."""
+        found: dict[str, Held] = {}
+        if self._live and self._place is not None:
+            found[_LIVE] = boxed(self._shards().flat.tensors, specs, self._place.size, self._place.index)
+        for key, own in self._older.items():
+            found[key] = boxed(own.shards.flat.tensors, specs, own.place.size, own.place.index)
+            if key == self._was_live and not self._live:
+                found[_LIVE] = found[key]
+        for key, shadow in self._shadows().items():
+            found[key] = boxed(shadow.tensors(), specs, shadow.size, shadow.index)
+        return found
+
+    def _enter(self, comm: Comm, standings: Sequence[Standing], places: tuple[Place, ...], step: int) -> None:
+        """The epoch begins: the mesh's group is carried by it, and who keeps whose copy is settled."""
+        self._comm, self._places = comm, places
+        group = cast("ProcessGroup", dist.group.WORLD)
+        group.adopt(cast("Communicator", Subset(cast("Communicator", comm), group_of(places, comm.rank))))
+        nodes = [s.node for s in standings]
+        keepers = buddies(places, nodes, islands(comm))
+        ward = next((r for r, buddy in enumerate(keepers) if buddy == comm.rank), None)
+        buddy = keepers[comm.rank]
+        self._tag, self._entries = self._shards().tag, self._count()
+        keep = ward is not None and self._is_kept(standings[comm.rank], places[ward], step)
+        self._sends = buddy is not None and not self._is_kept(standings[buddy], places[comm.rank], step)
+        self._keeps = ward is not None and not keep
+        self._ward = places[ward] if ward is not None else None
+        self._copies.regrouped(buddy=buddy, ward=ward, keep=keep)
+
+    def _is_kept(self, standing: Standing, place: Place, step: int) -> bool:
+        """Whether that member has the copy in hand, in the form that the state has now."""
+        found = kept(standing, place, step)
+        return found is not None and found.key == _COPY and found.tag == self._tag
+
+    def _count(self) -> int:
+        """How many entries the optimizer's state has: it changes once, at the first update."""
+        return sum(len(s) for s in self.built.optimizer_entry[1].state.values())
+
+    @property
+    def column(self) -> Subset | None:
+        """The owners of this rank's shard in all replica groups; None where there is one group."""
+        if self._comm is None:
+            return None
+        ranks = column_of(self._places, self._comm.rank)
+        return Subset(cast("Communicator", self._comm), ranks) if len(ranks) > 1 else None
+
+    def reducer(self) -> Reducer:
+        """What reduces the gradients of the model as it is now."""
+        if not self.built.objects:
+            return Reducer([])
+        return ShardedReducer(self._managed.reduced_parameters(), self._managed.modules, lambda: self.column)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def check_update(self, optimizer: Optimizer, *, again: bool) -> None:
+        """A buddy can follow one update a step, of the optimizer that there is. Raises `UserError`."""
+        if optimizer is not self.built.optimizer_entry[1]:
+            raise UserError(
+                "this optimizer belongs to a mesh that is no more; ask the handle that ctx.manage returned for it in each "
+                "step: parts.optimizer.step()"
+            )
+        if again:
+            raise UserError("optimizer.step was called twice in one step; a sharded model takes one update a step")
+
+    def begin_step(self, committed: int) -> None:
+        """Before a step: copies follow what was committed; what a buddy lacks is sent while the step computes."""
+        self.settle(committed)
+        comm, place = self._comm, self._place
+        if comm is None or place is None:
+            return
+        if self._count() != self._entries:
+            # The optimizer has made its state: a new structure, on all ranks at the same step.
+            self._tag, self._entries = self._shards().tag, self._count()
+            self._sends = self._keeps = True
+        if not (self._sends or self._keeps):
+            return
+        own, trained = self._shards(), self._trained()
+        if self._sends:
+            self._copies.send(comm, own, place.index, trained, place.size, committed)
+        if self._keeps and self._ward is not None:
+            shadow = Shadow(own, trained, size=self._ward.size, index=self._ward.index, step=committed)
+            self._copies.receive(comm, shadow)
+        self._sends = self._keeps = False
+
+    def prepare(self, step: int, *, updating: bool) -> bool:
+        """Before the vote on `step`: the buddy can follow it. False when the epoch ended."""
+        return self._comm is not None and self._copies.prepare(self._comm, step, self._trained(), updating=updating)
+
+    def committed(self, step: int) -> None:
+        """This rank's own shard follows at once, or on the spot where its optimizer was called."""
+        self._step = step
+
+    def settle(self, step: int) -> None:
+        """`step` is the last that was committed."""
+        if self._copies.settle(step):
+            self._older.clear()
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _shards(self) -> Shards:
+        if self._mesh is None:
+            raise InternalError("the sharded model was not built yet")
+        return local_state(self._state(), self._mesh)
+
+    def _trained(self) -> Trained:
+        name, optimizer = self.built.optimizer_entry
+        where = {id(p): f"{n}.{key}" for n, m in self.built.modules.items() for key, p in m.named_parameters()}
+        params = [p for g in optimizer.param_groups for p in g["params"]]
+        return Trained(optimizer, name, tuple(where[id(p)] for p in params))
+
+
+def _holding(key: str, place: Place, step: int, tag: str) -> Holding:
+    return Holding(key=key, size=place.size, index=place.index, step=step, tag=tag)

@@ -1,0 +1,110 @@
+"""What a fault cost a peer, out of stamps; and ratios that never flatter."""
+
+import json
+
+import pytest
+
+from benchmarks.recovery_peers import CASES, KILL, RATIOS, RAY_TRAIN, TORCHFT, Case, report, tried
+from benchmarks.recovery_peers_account import Member, Stamp, cost, members_since, read
+from benchmarks.recovery_peers_jobs import Peer
+
+HOSTS = ("a0", "a1", "b0")
+FAULT = 10.0
+VICTIM = Member(host="b1", pid=4, ticks=7)
+
+
+def stamps(first, at, began, *, hosts=HOSTS, steps=8, late=0.0, group=None):
+    """Steps from `first` on, 0.2 s each, the first at `at`; the last host is `late`."""
+    return [
+        Stamp(
+            member=Member(host=host, pid=n + 1, ticks=7),
+            step=first + s,
+            at=at + 0.2 * s + late * (n == len(hosts) - 1),
+            began=began,
+            group=int(began) if group is None else group,
+        )
+        for n, host in enumerate(hosts)
+        for s in range(steps)
+    ]
+
+
+def test_recovery_is_first_step_of_new_membership_on_its_last_member_less_a_step():
+    found = cost([*stamps(0, 8.6, 0.0), *stamps(8, 13.0, 12.0, late=0.05)], FAULT, VICTIM)
+    assert found.raw_s == pytest.approx(3.05)
+    assert found.seconds == pytest.approx(2.85)
+    assert (found.members, found.redone) == (3, 0)
+
+
+def test_step_in_hand_that_old_members_still_commit_is_no_recovery():
+    assert cost(stamps(0, 9.5, 0.0, steps=20), FAULT, VICTIM) is None
+
+
+def test_membership_that_regrouped_with_the_victim_is_no_recovery():
+    with_it = stamps(8, 10.1, 10.05, steps=20, group=5)
+    its = Stamp(member=VICTIM, step=8, at=10.1, began=10.05, group=5)
+    assert cost([*with_it, its], FAULT, VICTIM) is None
+
+
+def test_new_membership_with_too_few_steps_is_not_known_yet():
+    assert cost(stamps(8, 13.0, 12.0, steps=4), FAULT, VICTIM) is None
+
+
+def test_steps_since_the_checkpoint_count_as_redone():
+    assert cost([*stamps(0, 8.6, 0.0), *stamps(3, 30.0, 25.0)], FAULT, VICTIM).redone == 5
+
+
+def test_member_that_joins_later_does_not_delay_what_was_committed_before():
+    alone = stamps(8, 13.0, 12.0)
+    joined = stamps(12, 13.85, 13.7, hosts=("b1",), steps=4)
+    assert cost([*alone, *joined], FAULT, VICTIM) == cost(alone, FAULT, VICTIM)
+
+
+def test_members_are_those_who_commit_now():
+    old, new = stamps(0, 1.0, 0.0), stamps(0, 20.0, 19.0, hosts=("b1",))
+    assert {m.host for m in members_since([*old, *new], 15.0, steps=8)} == {"b1"}
+
+
+def test_half_a_line_is_left_for_the_next_time(tmp_path):
+    (tmp_path / "a0-12-345.jsonl").write_text(f"{json.dumps([4, 1.5, 0.5, 9])}\n[5, 1.")
+    assert read(tmp_path) == [Stamp(member=Member(host="a0", pid=12, ticks=345), step=4, at=1.5, began=0.5, group=9)]
+
+
+def test_missing_peer_is_a_row_that_says_how_to_install_it(tmp_path):
+    case = Case(peer=Peer(name="nobody", module="no_such_peer"), fault=KILL)
+    trial = tried(case, None, tmp_path, 0, 1.0)
+    assert trial["seconds"] is None
+    assert "pip install --group peers" in trial["problem"]
+
+
+def ratio(own, theirs, name="vs_torchft_kill"):
+    peer, fault = RATIOS[name]
+    found = {f"Atoll: {fault}": own, f"{peer.name}: {fault}": theirs}
+    return next(f for f in report(found, quick=True).figures if f.name == name)
+
+
+def test_ratio_is_of_medians():
+    own = [{"seconds": s} for s in (0.4, 0.5, 9.0)]
+    assert ratio(own, [{"seconds": s} for s in (9.0, 10.0, 11.0)]).value == pytest.approx(20)
+
+
+def test_peer_that_does_not_recover_counts_with_the_limit_and_is_told_as_a_bound():
+    late = {"seconds": None, "at_least_s": 90.0, "problem": "did not recover within 90 s"}
+    found = ratio([{"seconds": 0.5}], [late])
+    assert found.value == pytest.approx(180)
+    assert "at least" in found.note
+
+
+def test_no_ratio_where_atoll_did_not_recover():
+    assert ratio([{"seconds": None}, {"seconds": 0.4}], [{"seconds": 9.0}]).value is None
+
+
+def test_no_ratio_without_the_peer_and_its_note_says_why():
+    found = ratio([{"seconds": 0.4}], [{"seconds": None, "problem": "torchft is not installed: pip"}])
+    assert found.value is None
+    assert "not installed" in found.note
+
+
+def test_every_ratio_has_its_case_in_a_quick_run():
+    asked = {(c.peer, c.fault) for c in CASES if c.quick}
+    assert asked >= set(RATIOS.values())
+    assert {TORCHFT, RAY_TRAIN} <= {peer for peer, _ in RATIOS.values()}

@@ -1,0 +1,213 @@
+"""A member of an epoch that is over, frozen at any moment of a save and woken after the next epoch acted on the store."""
+
+import threading
+
+import pytest
+
+from atoll.checkpoint.commit import Commit
+from atoll.checkpoint.fs_claims import Claim, Overtaken
+from atoll.checkpoint.fs_retention import retain
+from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.torch_state import digest, flatten
+from atoll.checkpoint.writer import Writer
+from atoll.fault.inject import CHECKPOINT_FAILPOINTS, arm
+from atoll.schema.messages import CheckpointCommitted
+
+DEADLINE_S = 10.0
+
+
+class Freezer:
+    """Holds a thread at a failpoint, as a frozen host would, until `wake`."""
+
+    def __init__(self, place, *, skip=0):
+        self._there, self._go = threading.Event(), threading.Event()
+        arm(place, self._hold, skip=skip)
+
+    def _hold(self):
+        self._there.set()
+        assert self._go.wait(DEADLINE_S)
+
+    def frozen(self):
+        assert self._there.wait(DEADLINE_S), "nobody came by"
+
+    def wake(self):
+        self._go.set()
+
+
+def claim(directory, epoch, run="run"):
+    return Claim(directory, run=run, epoch=epoch)
+
+
+@pytest.fixture
+def store(tmp_path, crew, state):
+    """Steps 1 to 3, committed by epoch 1; the claim of its leader is held."""
+    made = crew(1, keep=9)
+    made.save_and_wait(flatten(state()), 1, 2, 3)
+    made.finish()
+    return Store(made.directory)
+
+
+@pytest.fixture
+def frozen(store):
+    """`frozen(act, place)` runs `act` in a thread that stops at `place`; wake it by `.wake()`, then `.result()`."""
+    threads = []
+
+    def start(act, place, skip=0):
+        freezer, out = Freezer(place, skip=skip), []
+
+        def body():
+            try:
+                out.append(act())
+            except Exception as error:  # noqa: BLE001 - handed to the test
+                out.append(error)
+
+        thread = threading.Thread(target=body, name="atoll-test-zombie")
+        thread.start()
+        threads.append(thread)
+        freezer.frozen()
+
+        def result():
+            freezer.wake()
+            thread.join(DEADLINE_S)
+            return out[0]
+
+        return result
+
+    yield start
+    assert not any(t.is_alive() for t in threads)
+
+
+def packed(store, state, step, epoch):
+    """The packs of a save, all on storage, without a commit record."""
+    made = Writer(store.directory, run="run", trainer="t", tell=lambda fact: None, keep=9)
+    handle = made.save(flatten(state(step)), step=step, epoch=epoch, rank=0, size=1)
+    made.before_update()
+    assert handle.ended.wait(DEADLINE_S)
+    made.finish(DEADLINE_S)
+    (store.step_directory(step) / "commit.json").unlink()
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def test_leader_that_saves_holds_the_claim_of_its_epoch_and_nothing_else_is_left(store):
+    claims = [p.name for p in store.directory.glob("claims-*/*")]
+    assert claims == ["epoch-000001.claim"]
+    assert not list(store.directory.glob("claims-*/*/*"))
+
+
+def test_claim_is_only_ever_raised(store):
+    claim(store.directory, 4).hold()
+    for epoch in (1, 3):
+        with pytest.raises(Overtaken, match="epoch 4 has claimed"):
+            claim(store.directory, epoch).hold()
+    claim(store.directory, 4).hold()
+    claim(store.directory, 5).hold()
+    assert [p.name for p in store.directory.glob("claims-*/*")] == ["epoch-000005.claim"]
+
+
+def test_claims_of_two_runs_in_one_folder_do_not_meet(store):
+    claim(store.directory, 9, run="other").hold()
+    assert store.under(claim(store.directory, 1)).delete(1)
+
+
+def test_one_that_made_its_claim_while_a_higher_one_was_made_sees_it(store, monkeypatch):
+    late, higher = claim(store.directory, 2), claim(store.directory, 3)
+    seen = late._refuse_if_overtaken
+    calls = []
+
+    def racing():
+        seen()
+        if not calls:  # nothing higher was there; it comes before the claim is made
+            calls.append(1)
+            higher.hold()
+
+    monkeypatch.setattr(late, "_refuse_if_overtaken", racing)
+    with pytest.raises(Overtaken):
+        late.hold()
+    assert [p.name for p in store.directory.glob("claims-*/*")] == ["epoch-000003.claim"]
+
+
+# -- frozen between looking and acting -----------------------------------------------------------------------------------
+
+
+def test_committer_woken_after_a_higher_claim_cannot_commit(store, state, frozen):
+    packed(store, state, 4, 1)
+    zombie = store.under(claim(store.directory, 1))
+    result = frozen(lambda: zombie.try_commit(4, 1, 1, run="run", now=1.0), "before-link")
+    claim(store.directory, 2).hold()
+    assert isinstance(result(), Overtaken)
+    assert list(store.committed_steps()) == [1, 2, 3]
+    assert not [p for p in store.step_directory(4).iterdir() if p.name.endswith(".tmp")]
+
+
+def test_committer_woken_after_another_epoch_committed_changes_nothing(store, state, frozen):
+    packed(store, state, 4, 1)
+    zombie = store.under(claim(store.directory, 1))
+    result = frozen(lambda: zombie.try_commit(4, 1, 1, run="run", now=1.0), "before-link")
+    leader = store.under(claim(store.directory, 2))
+    assert isinstance(leader.try_commit(4, 1, 1, run="run", now=2.0), Commit)
+    assert isinstance(result(), Overtaken)
+    assert store.record(4).at == 2.0
+
+
+def test_deleter_woken_after_a_higher_claim_cannot_delete(store, frozen):
+    zombie = store.under(claim(store.directory, 1))
+    result = frozen(lambda: retain(zombie, run="run", keep=1, newest=3), "before-removal")
+    claim(store.directory, 2).hold()
+    assert isinstance(result(), Overtaken)
+    assert list(store.committed_steps()) == [1, 2, 3]
+    assert all(store.verify(step).ok for step in (1, 2, 3))
+
+
+def test_deleter_frozen_in_the_middle_deletes_no_further_step(store, frozen):
+    zombie = store.under(claim(store.directory, 1))
+    result = frozen(lambda: retain(zombie, run="run", keep=1, newest=3), "before-removal", skip=1)
+    assert list(store.committed_steps()) == [2, 3]
+    claim(store.directory, 2).hold()
+    assert isinstance(result(), Overtaken)
+    assert list(store.committed_steps()) == [2, 3]
+
+
+def test_sweeper_woken_after_a_higher_claim_leaves_what_it_would_have_swept(store, state, frozen):
+    packed(store, state, 4, 1)
+    zombie = store.under(claim(store.directory, 1))
+    result = frozen(lambda: zombie.sweep(4, "run"), "before-removal")
+    leader = store.under(claim(store.directory, 2))
+    assert isinstance(leader.try_commit(4, 1, 1, run="run", now=2.0), Commit)
+    assert isinstance(result(), Overtaken)
+    assert store.verify(4).ok
+
+
+@pytest.mark.parametrize("place", CHECKPOINT_FAILPOINTS)
+def test_writer_frozen_anywhere_in_a_save_and_woken_after_the_next_epoch_saved_leaves_that_as_it_is(
+    tmp_path, state, place
+):
+    """The whole writer, by its own threads: keep=1, so each save also deletes the one before."""
+    told = []
+    zombie = Writer(tmp_path, run="run", trainer="zombie", tell=told.append, keep=1)
+    first = zombie.save(flatten(state(1.0)), step=1, epoch=1, rank=0, size=1)
+    zombie.before_update()
+    assert first.ended.wait(DEADLINE_S)
+    freezer = Freezer(place)
+    zombie.save(flatten(state(2.0)), step=2, epoch=1, rank=0, size=1)
+    zombie.before_update()
+    freezer.frozen()
+
+    leader = Writer(tmp_path, run="run", trainer="leader", tell=lambda fact: None, keep=2)
+    mine = leader.save(flatten(state(3.0)), step=3, epoch=2, rank=0, size=1)
+    leader.before_update()
+    assert mine.ended.wait(DEADLINE_S)
+    assert mine.committed, mine.problem
+    leader.finish(DEADLINE_S)
+    store = Store(tmp_path)
+    before = list(store.committed_steps())
+
+    freezer.wake()
+    zombie.finish(DEADLINE_S)
+    assert list(store.committed_steps()) == before
+    assert all(store.verify(step).ok for step in before)
+    assert digest(store.open(3)) == digest(flatten(state(3.0)))
+    committed = [f.step for f in told if isinstance(f, CheckpointCommitted)]
+    assert committed in ([1], [1, 2])
+    assert set(committed) - {1} <= set(before)

@@ -1,0 +1,175 @@
+"""Places, buddies and what can be put together after losses."""
+
+import random
+
+import pytest
+
+from atoll.workers.buddies import (
+    Holding,
+    Place,
+    Standing,
+    arrange,
+    buddies,
+    column_of,
+    group_of,
+    kept,
+    missing,
+    needy,
+    recovery,
+    shard_size,
+)
+
+
+def holding(index, size=3, step=7, *, copy=False, key="live"):
+    return Holding(key=key, size=size, index=index, step=step, copy=copy)
+
+
+def member(index, size=3, *, group=0, node="n", held=(), live=True):
+    place = Place(size=size, group=group, index=index)
+    return Standing(node=node, place=place, live=live, holdings=(holding(index, size), *held))
+
+
+NEW = Standing(node="n")
+
+
+@pytest.mark.parametrize(
+    ("members", "asked", "size"),
+    [(4, None, 4), (4, 2, 2), (3, 2, 3), (5, 2, 5), (6, 4, 6), (8, 3, 4), (2, 4, 2), (1, 1, 1)],
+)
+def test_shards_never_get_larger_than_asked(members, asked, size):
+    assert shard_size(members, asked) == size
+    assert members % size == 0
+
+
+def test_survivors_keep_their_places_and_a_spare_takes_the_vacant_one():
+    places = arrange([NEW, member(0), member(2)], 3)
+    assert [p.index for p in places] == [1, 0, 2]
+    assert needy([NEW, member(0), member(2)], places) == (0,)
+
+
+def test_member_of_a_dissolved_group_takes_the_vacancy_whose_shard_it_holds():
+    standings = [member(0, 2), member(0, 2, group=2), member(1, 2, group=1), member(1, 2, group=2)]
+    places = arrange(standings, 2)
+    assert needy(standings, places) == ()
+    assert sorted((p.group, p.index) for p in places) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_other_size_moves_everybody():
+    standings = [member(0), member(2)]
+    places = arrange(standings, 2)
+    assert needy(standings, places) == (0, 1)
+    assert group_of(places, 1) == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_places_are_a_partition_and_nobody_moves_without_need(seed):
+    draw = random.Random(seed)
+    size = draw.randint(1, 4)
+    groups = draw.randint(1, 3)
+    old = [Place(size=size, group=g, index=i) for g in range(draw.randint(1, 4)) for i in range(size)]
+    draw.shuffle(old)
+    standings = [Standing(node="n", place=p, live=True) for p in old[: size * groups]]
+    standings += [NEW] * (size * groups - len(standings))
+    draw.shuffle(standings)
+    places = arrange(standings, size)
+    assert len(set(places)) == len(places) == size * groups
+    for standing, place in zip(standings, places, strict=True):
+        if standing.place is not None and standing.place.group < groups:
+            assert place == standing.place
+    for rank in range(len(places)):
+        assert [places[r].index for r in group_of(places, rank)] == list(range(size))
+        assert [places[r].group for r in column_of(places, rank)] == list(range(groups))
+
+
+def ring(nodes, islands=None):
+    places = [Place(size=len(nodes), group=0, index=i) for i in range(len(nodes))]
+    return buddies(places, nodes, islands or [range(len(nodes))])
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_every_shard_has_one_buddy_and_every_member_one_ward(seed):
+    draw = random.Random(seed)
+    nodes = [draw.choice("abcde") for _ in range(draw.randint(2, 9))]
+    inside = [draw.randrange(3) for _ in nodes]
+    islands = [[r for r, i in enumerate(inside) if i == k] for k in range(3)]
+    found = ring(nodes, [i for i in islands if i])
+    assert sorted(found) == list(range(len(nodes)))
+    assert all(buddy != rank for rank, buddy in enumerate(found))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_buddy_lives_on_another_node_of_the_island_where_no_node_has_more_than_half(seed):
+    draw = random.Random(seed)
+    islands, nodes = [], []
+    for k in range(2):
+        counts = [draw.randint(1, 3) for _ in range(draw.randint(2, 4))]
+        if 2 * max(counts) > sum(counts):
+            counts = [1, 1]
+        start = len(nodes)
+        nodes += [f"{k}-{n}" for n, count in enumerate(counts) for _ in range(count)]
+        islands.append(list(range(start, len(nodes))))
+    for rank, buddy in enumerate(ring(nodes, islands)):
+        assert nodes[buddy] != nodes[rank]
+        assert nodes[buddy][0] == nodes[rank][0]
+
+
+def test_islands_of_one_node_give_each_other_buddies():
+    found = ring(["a", "a", "b", "b"], [[0, 1], [2, 3]])
+    assert {("a", "b")[r < 2] for r in (0, 1)} == {"b"}
+    assert all((rank < 2) != (buddy < 2) for rank, buddy in enumerate(found))
+
+
+def test_alone_or_with_other_owners_nobody_keeps_copies():
+    assert ring(["a"]) == (None,)
+    places = [Place(size=2, group=g, index=i) for g in range(2) for i in range(2)]
+    assert buddies(places, list("abcd"), [range(4)]) == (None,) * 4
+
+
+def test_lost_shard_is_found_at_its_buddy():
+    standings = [NEW, member(0, held=[holding(1, copy=True, key="copy")]), member(2)]
+    found = recovery(standings, 7, 3, [1])
+    assert found.holders == {1: (1, "copy")}
+
+
+def test_owner_comes_before_the_copy():
+    standings = [member(2, held=[holding(0, copy=True, key="copy")]), member(0), member(1)]
+    assert recovery(standings, 7, 2, [0, 1]).holders == {0: (1, "live"), 1: (2, "live"), 2: (0, "live")}
+
+
+def test_shard_of_another_step_is_no_source():
+    standings = [NEW, member(0, held=[holding(1, copy=True, step=6)]), member(2)]
+    assert recovery(standings, 7, 3, [1]) is None
+    assert missing(standings, 7, 3) == (1,)
+
+
+def test_layouts_are_not_mixed():
+    standings = [member(0), member(1, 2), NEW]
+    assert recovery(standings, 7, 3, [0, 1, 2]) is None
+
+
+def test_only_what_is_wanted_must_be_there_where_the_size_stays():
+    doubtful = Standing(node="n", place=Place(size=3, group=0, index=2), live=True)
+    standings = [NEW, member(0, held=[holding(1, copy=True, key="copy")]), doubtful]
+    assert recovery(standings, 7, 3, [1]).holders == {1: (1, "copy")}
+
+
+def test_rank_and_buddy_lost_names_the_shard():
+    survivors = [member(2, held=[holding(0, copy=True)]), NEW, NEW]
+    assert recovery(survivors, 7, 3, [0, 1]) is None
+    assert missing(survivors, 7, 3) == (1,)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_single_loss_is_recoverable_with_copies(seed):
+    draw = random.Random(seed)
+    size = draw.randint(2, 7)
+    nodes = [draw.choice("abc") for _ in range(size)]
+    keepers = ring(nodes)
+    standings = [
+        member(i, size, node=nodes[i], held=[holding(keepers.index(i), size, copy=True, key="copy")])
+        for i in range(size)
+    ]
+    lost = draw.randrange(size)
+    survivors = [s for i, s in enumerate(standings) if i != lost]
+    assert recovery(survivors, 7, size - 1, range(size - 1)) is not None
+    assert kept(standings[keepers[lost]], Place(size=size, group=0, index=lost), 7) is not None
