@@ -66,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             report = PARTS[name](quick=asked.quick)
         except LabError as error:
-            raise SystemExit(f"no lab can be raised here: {error}") from None
+            if not kept["parts"]:
+                raise SystemExit(f"no lab can be raised here: {error}") from None
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+            continue
         except Exception:  # noqa: BLE001 - one part's failure is told, and the others run
             traceback.print_exc()
             failed.append(name)

@@ -128,8 +128,11 @@ def fairly(topology: Topology, observations: Sequence[Observation]) -> tuple[Obs
     """The observations without what slowed all links alike.
 
     Hosts whose processors are overloaded feed every link too slowly; no plan avoids that, and a plan must not follow from
-    it. What the usual link reaches of what is known of it, or its NICs together of theirs, counts as the whole.
+    it. What the usual link reaches of what is known of it, or its NICs together of theirs, counts as the whole. Where
+    fewer than half of the hosts were seen sending, nobody knows what is usual.
     """
+    if 2 * len({o.source for o in observations}) < len(topology.hosts):
+        return tuple(observations)
     shares = sorted(_shares(topology, observations))
     usual = shares[len(shares) // 2] if shares else 1.0
     if not 0.0 < usual < 1.0:
