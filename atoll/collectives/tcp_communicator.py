@@ -261,6 +261,7 @@ class Communicator:
             choice = planner.choose(count, itemsize, codec)
             plan = planner.built(choice.recipe, count)
         trace.expected_s, trace.planned_s = choice.predicted_s, time.monotonic()
+        trace.size_bytes = count * itemsize
         return plan
 
     def _tune(self) -> None:
@@ -272,7 +273,7 @@ class Communicator:
 
         def say() -> bytes:
             nonlocal own
-            own = Told(pace=self._tuning.pace(), observations=self._links.observe(self._reactor.lines()))
+            own = self._tuning.said(self._links.observe(self._reactor.lines()))
             return json.dumps(to_plain(own)).encode()
 
         def hear(told: list[bytes]) -> None:
