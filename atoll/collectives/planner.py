@@ -31,7 +31,7 @@ _NEAR = 1.3
 # Each program is some hundred microseconds of every rank's loop, and of playing it.
 _PROGRAMS = 320
 # More slices must bring at least this to be worth their messages.
-_WORTH = 0.985
+_WORTH = 0.983
 # Predictions that are so near each other tell no difference.
 _EQUAL = 1.03
 # Shares that differ by less than noise are even: even shares meet head to head, uneven ones are cut in more pieces.
