@@ -80,7 +80,8 @@ def _island_text(name: str, island: IslandView) -> str:
 
 
 def _host(branch: Tree, node: str, host: Host | None, note: str = "") -> None:
-    labels = "".join(f" {k}={v}" for k, v in sorted(host.labels.items())) if host else ""
+    own = sorted((k, v) for k, v in host.labels.items() if not k.startswith("ray.io/")) if host else []
+    labels = "".join(f" {k}={v}" for k, v in own)
     leaf = branch.add(_plain(f"{node}{labels}{note}"))
     for nic in host.nics if host else ():
         leaf.add(_plain(f"{nic.name or 'NIC'} {nic.host}/{nic.prefix}: {rate_text(nic.bandwidth)}"))

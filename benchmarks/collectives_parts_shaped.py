@@ -56,6 +56,7 @@ class _Result:
             "gloo_s": timing.spread(self.outcome.seconds["gloo"]).plain(),
             "atoll_first_s": timing.rounded(self.first_s),
             "cpu_seconds": {n: timing.rounded(timing.spread(v).median) for n, v in self.outcome.cpu.items()},
+            "sent_bytes": self.outcome.sent,
             "bound_s": timing.rounded(self.bound_s),
             "gloo_bound_s": timing.rounded(self.gloo_bound_s),
             "plan": self.plan["name"],
@@ -116,14 +117,13 @@ def _trunked(*, quick: bool, interleaved: bool) -> _Result:
 def _race(
     spec: LabSpec, order: list[str] | None, codec: str | None, size: int, bounds: tuple[float, float], *, quick: bool
 ) -> _Result:
-    """Medians of at least five of each, in turn, but for a quick look."""
-    ours, peers = (3, 1) if quick else (11, 5)
+    """Medians of at least five, in turn after one of each to warm up, but for a quick look; two of ours to one of Gloo's."""
+    count = 1 if quick else 5
     entrants = {"atoll": races.coded(spec, codec) if codec else races.OURS, "gloo": races.GLOO}
     with races.field(spec, order) as field:
         plan = field.plans(size, codec)[0]
-        first = field.race(size, entrants, ["atoll"])
-        turns = timing.rounds(("atoll", "gloo"), peers, seed=1)
-        outcome = field.race(size, entrants, turns + ["atoll"] * (ours - peers))
+        first = field.race(size, entrants, ["atoll", "gloo"])
+        outcome = field.race(size, entrants, timing.rounds(("atoll", "gloo", "atoll"), count, seed=1))
     return _Result(
         outcome=outcome,
         first_s=first.seconds["atoll"][0],

@@ -9,9 +9,11 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 import xxhash
@@ -90,15 +92,20 @@ def race(
 ) -> dict[str, Any]:
     """For each name in `order`, `batch` all-reduces of `count` float32, one after the other, begun by all together.
 
-    Returns lists in that order: starts, ends, CPU-seconds of this rank, digests of the results, errors, and plans.
+    Returns lists in that order: starts, ends, CPU-seconds of this rank, digests of the results, errors, plans, and the
+    bytes that each NIC of this host sent.
     """
     runs = {name: runner(rank, settings, count) for name, settings in contestants.items()}
     found: dict[str, list[Any]] = {name: [] for name in ("starts", "ends", "cpu", "digests", "errors", "plans")}
+    counts: list[dict[str, int]] = []
     for name in order:
         settings = contestants[name]
         whole = "codec" not in settings
         given = inputs(rank, rank.number, count, whole=whole)
         buffers = [given.clone() for _ in range(batch)]
+        # Behind this gate all ranks have all they waited for: nothing of the last operation is still on a wire.
+        rank.gate()
+        counts.append(sent())
         rank.gate()
         cpu, start = time.process_time(), time.monotonic()
         for buffer in buffers:
@@ -111,7 +118,16 @@ def race(
         check = wrong_by if whole else coded_error
         found["plans"].append(last_plan(rank) if settings["by"] == "atoll" else "")
         found["errors"].append(max(check(rank, buffer, settings) for buffer in buffers))
+    rank.gate()
+    counts.append(sent())
+    found["sent"] = [{nic: b[nic] - a[nic] for nic in b} for a, b in pairwise(counts)]
     return found | {"changes": changes(rank)}
+
+
+def sent() -> dict[str, int]:
+    """Bytes that left each NIC of this rank's host so far; a piece of many frames counts one header."""
+    counters = psutil.net_io_counters(pernic=True, nowrap=False)
+    return {str(nic): int(count.bytes_sent) for nic, count in counters.items() if nic != "lo"}
 
 
 def runner(rank: Rank, settings: Contestant, count: int) -> Callable[[torch.Tensor], None]:
@@ -119,13 +135,13 @@ def runner(rank: Rank, settings: Contestant, count: int) -> Callable[[torch.Tens
     if settings["by"] == "gloo":
         return lambda buffer: _by_gloo(rank.things["gloo"], buffer)
     communicator: Communicator = rank.things["communicator"]
-    codec = settings.get("codec")
+    codec, in_place = settings.get("codec"), settings.get("in_place", False)
     recipe = recipe_of(settings["recipe"]) if "recipe" in settings else None
 
     def ours(buffer: torch.Tensor) -> None:
         if "telemetry" in settings:
             communicator.telemetry.on = settings["telemetry"]
-        work = communicator.all_reduce(buffer, codec=codec, recipe=recipe)
+        work = communicator.all_reduce(buffer, codec=codec, recipe=recipe, in_place=in_place)
         if not work.wait(_OPERATION_S):
             raise RuntimeError(f"all_reduce of {count} elements: {work.poison or 'not done in time'}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ torch.set_num_threads(1)
 
 OURS: contestants.Contestant = {"by": "atoll"}
 GLOO: contestants.Contestant = {"by": "gloo"}
+# As Gloo's: what was put in is lost where the operation fails.
+IN_PLACE: contestants.Contestant = OURS | {"in_place": True}
 
 
 def coded(spec: LabSpec, codec: str) -> contestants.Contestant:
@@ -42,6 +45,7 @@ class Outcome:
     error: dict[str, float]
     plans: dict[str, list[str]]
     changes: list[str]
+    sent: dict[str, dict[str, float]]  # median bytes of a batch by network, over all hosts
 
 
 class Field:
@@ -93,6 +97,7 @@ class Field:
             error={name: max(values) for name, values in errors.items()},
             plans=timing.paired(order, answers[0]["plans"]),
             changes=answers[0]["changes"],
+            sent=sent_by(order, [a["sent"] for a in answers]),
         )
 
     def plans(self, size: int, codec: str | None = None) -> list[dict[str, Any]]:
@@ -133,6 +138,20 @@ def field(
             yield ready
         finally:
             crew.close()
+
+
+def sent_by(order: Sequence[str], counts: Sequence[Sequence[dict[str, int]]]) -> dict[str, dict[str, float]]:
+    """Median bytes of a batch by contestant and network, over all hosts, from `counts[rank][place]` by NIC.
+
+    A NIC is called as its network, so what hosts sent into one network adds up.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for place, name in enumerate(order):
+        networks_of = dict.fromkeys(nic for rank in counts for nic in rank[place])
+        for nic in networks_of:
+            total = sum(rank[place].get(nic, 0) for rank in counts)
+            found.setdefault(name, {}).setdefault(nic, []).append(total)
+    return {name: {nic: statistics.median(values) for nic, values in by_nic.items()} for name, by_nic in found.items()}
 
 
 def _check(

@@ -24,6 +24,8 @@ LIMIT_S = 30.0
 # Of a control plane that is down, the rest of whose return (Ray's, then the journal's replay) belongs to the time.
 _STEADY_STEPS = 6
 _LOOK_S = 0.05
+# A slow link shows only where much crosses it, and a third of a worker's share is a whole number of grains.
+_SLOW_CONFIG = {"elements": 1 << 17, "grains": 24, "grain_s": 0.02}
 NO_RUN = "no steady run to strike"
 # The story reaches the web process within a tenth of a second.
 _TOLD_S = 0.3
@@ -46,8 +48,7 @@ class Theatre:
         if self._run is None or self._has != wants or kind.anew:
             self.drop()
             self._has = wants
-            # A slow link shows only where much crosses it.
-            config = {"elements": 1 << 17} if kind.shape is Shape.SLOW else {}
+            config = _SLOW_CONFIG if kind.shape is Shape.SLOW else {}
             self._run = self.ground.submit("emulated", checkpoint_every=kind.checkpoint_every, config=config)
             self.runs += 1
             self.ground.steady(self._run)
@@ -199,7 +200,9 @@ def _slow(scene: Scene, kind: Kind) -> dict[str, Any]:
         books = scene.run.books()
     end = time.monotonic()
     steps = sorted(books.committed(s) for s in books.steps if books.committed(s) > fault)
-    settled = steps[SLOW_STEPS] if len(steps) > SLOW_STEPS + 2 else fault
+    # From when it had to be named, or was; and the steps in hand then are still shared as before.
+    first = SLOW_STEPS if named is None else max(SLOW_STEPS, sum(1 for s in steps if s <= named))
+    settled = steps[first + 2] if len(steps) > first + 4 else fault
     said = verdicts(kind, scene.victims, scene.ground.events(scene.run, before))
     return {
         "seconds": None if named is None else named - fault,

@@ -101,7 +101,8 @@ def interval(
 def excess(pairs: Sequence[tuple[float, float]]) -> float:
     """How much more the second of each pair cost than the first: of trimmed sums, as a share.
 
-    The fifth of the pairs that differ most either way is left out: a page fault or a neighbour's burst is no cost of ours.
+    The fifth at either end of the pairs by their difference is left out: a page fault or a neighbour's burst is no cost of
+    ours.
     """
     differences = sorted(pairs, key=lambda pair: pair[1] - pair[0])
     cut = len(pairs) // 5

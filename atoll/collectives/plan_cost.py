@@ -27,7 +27,7 @@ class Costs:
     `coded`: encoded bytes for a byte.
     """
 
-    message_s: float = 40e-6
+    message_s: float = 100e-6
     add_s: float = 0.25e-9
     code_s: float = 1.5e-9
     coded: float = 1.0

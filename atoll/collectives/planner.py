@@ -22,7 +22,7 @@ from atoll.collectives.plan_shapes import Group, Recipe, build, ranks_of
 _DIRECT_RANKS = 32
 # A slice below this is mostly the cost of handling it; above the other it leaves the cache before it is added.
 SMALLEST_SLICE_BYTES = 16 * 1024
-LARGEST_SLICE_BYTES = 1024 * 1024
+LARGEST_SLICE_BYTES = 4 * 1024 * 1024
 _SLICES = (1, 2, 4, 8, 16, 32, 64)
 # Slices to compare candidates by, how many of those near the best are then played with other numbers, and how near.
 _COARSE = 4
@@ -31,7 +31,9 @@ _NEAR = 1.3
 # Each program is some hundred microseconds of every rank's loop, and of playing it.
 _PROGRAMS = 320
 # More slices must bring at least this to be worth their messages.
-_WORTH = 0.985
+_WORTH = 0.983
+# Predictions that are so near each other tell no difference.
+_EQUAL = 1.03
 # Shares that differ by less than noise are even: even shares meet head to head, uneven ones are cut in more pieces.
 _EVEN = 1.15
 # A member slower than the median of its group by this heads nothing in the lean plans.
@@ -110,7 +112,7 @@ class Planner:
         return self._known[key]
 
     def candidates(self, count: int, itemsize: int, codec: str | None = None) -> list[Choice]:
-        """The best number of slices of every candidate, fastest first."""
+        """The best number of slices of every candidate, fastest first but for what is equal."""
         coded = 1.0 if codec is None else self._coded[codec]
         bound = lower_bound(self.fabric, self.groups, count * itemsize, coded)
         costs = dataclasses.replace(self._costs, coded=coded)
@@ -120,7 +122,8 @@ class Planner:
         # Slices do not make a good plan of a bad one: only what is near the best is worth playing again.
         near = [t for t in timed[:_REFINED] if t[1] <= _NEAR * timed[0][1]]
         timed[: len(near)] = [self._best_slices(t, count, itemsize, costs) for t in near]
-        timed.sort(key=lambda found: found[1])
+        # Between equals the ring: in stars every member holds what all others send at the same time.
+        timed.sort(key=lambda found: found[1] / (_EQUAL if found[0].shape == "ring" else 1.0))
         return [
             Choice(recipe=r, predicted_s=s, reason=_reason(r, s, bound, [t for t in timed if t[0] is not r]))
             for r, s in timed

@@ -165,11 +165,13 @@ class Communicator:
         residuals: Residuals | None = None,
         key: str = "",
         recipe: Recipe | None = None,
+        in_place: bool = False,
     ) -> Work:
         """`buffer` becomes the elementwise `op` over all ranks; asynchronous, bit for bit the same on all ranks.
 
         By the plan that is predicted to be fastest, or by `recipe`, which must be the same on all ranks. `codec` allows
         what crosses slow links to be written in fewer bytes; what that loses is kept in `residuals`, for bucket `key`.
+        `in_place` saves a copy: `buffer` itself is what is added up in, and holds anything after an operation that failed.
         """
         check_reducible(buffer, op, codec)
         coder = None if codec is None else codec_named(codec)
@@ -188,6 +190,7 @@ class Communicator:
             after=(self._tuned[generation],) if generation else (),
             codec=coder,
             feedback=feedback,
+            in_place=in_place,
             landed=None if residuals is None or feedback is None else partial(residuals.told, key, feedback),
         )
         self._start(work, self._operations.all_reduce(request, work))
@@ -225,9 +228,11 @@ class Communicator:
         planner = self._tuning.planner(generation)
         if recipe is not None:
             return planner.built(recipe, count)
-        choice = planner.choose(count, itemsize, codec)
-        plan = planner.built(choice.recipe, count)
+        with self._reactor.aside():
+            choice = planner.choose(count, itemsize, codec)
+            plan = planner.built(choice.recipe, count)
         trace.expected_s, trace.planned_s = choice.predicted_s, time.monotonic()
+        trace.size_bytes = count * itemsize
         return plan
 
     def _tune(self) -> None:
@@ -239,7 +244,7 @@ class Communicator:
 
         def say() -> bytes:
             nonlocal own
-            own = Tuned(pace=self._tuning.pace(), observations=self._links.observe(self._reactor.lines()))
+            own = self._tuning.said(self._links.observe(self._reactor.lines()))
             return json.dumps(to_plain(own)).encode()
 
         def hear(told: list[bytes]) -> None:

@@ -1,8 +1,9 @@
 """What links carried while they had enough to carry, as observations.
 
 A connection is *pressed* while the kernel has more unsent than it should (`tcp_peer.BACKLOG_BYTES`): only then does what
-it carries tell of the link and not of the sender. Its bytes are those that Linux counts as acknowledged, the time is less
-what it counts as waiting for the reader (`struct tcp_info`, linux/tcp.h): two readings for each time of pressure.
+it carries tell of the link and not of the sender. Its bytes are those that Linux counts as acknowledged, its time that
+which Linux counts as busy, less what it counts as waiting for the reader (`struct tcp_info`, linux/tcp.h): two readings for
+each time of pressure. A sender that gets no processor in time lets its link go idle, which is not counted.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from atoll.schema.ids import NodeId
 from atoll.schema.topology import Observation, Topology
 
-# bytes_acked u64 at 120, min_rtt u32 at 148, rwnd_limited u64 at 176; times in microseconds.
-_INFO = struct.Struct("=120xQ20xI24xQ")
+# bytes_acked u64 at 120, min_rtt u32 at 148, busy_time u64 at 168, rwnd_limited u64 at 176; times in microseconds.
+_INFO = struct.Struct("=120xQ20xI16xQQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Counts:
     """Of one connection since it was made."""
 
     acked_bytes: int
+    busy_s: float
     unread_s: float
     rtt_s: float
 
@@ -33,8 +35,8 @@ class Counts:
 def counts(sock: socket.socket) -> Counts | None:
     """What the kernel counts; None where it does not, or the connection is gone."""
     with suppress(OSError, struct.error):
-        acked, rtt, unread = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
-        return Counts(acked, unread / 1e6, rtt / 1e6)
+        acked, rtt, busy, unread = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
+        return Counts(acked, busy / 1e6, unread / 1e6, rtt / 1e6)
     return None
 
 
@@ -58,7 +60,8 @@ class Pressure:
         here = counts(self._sock) if self._then is not None else None
         if here is not None and self._then is not None:
             self.bytes += here.acked_bytes - self._then.acked_bytes
-            self.seconds += max(0.0, now - self._at - (here.unread_s - self._then.unread_s))
+            busy = here.busy_s - self._then.busy_s - (here.unread_s - self._then.unread_s)
+            self.seconds += max(0.0, min(busy, now - self._at))
         self._then = None
 
     def taken(self, now: float) -> tuple[int, float]:

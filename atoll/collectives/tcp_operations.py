@@ -1,7 +1,7 @@
 """The operations of an epoch as generators for its loop.
 
-Nothing is sent from a caller's buffer, and nothing is received into it: contributions are added into scratch memory on
-their way, and the result is written when it is complete (`Work.finish`). Half-precision sums are carried in float32,
+Nothing is received into a caller's buffer, unless it is said to be summed in place: contributions are added into scratch
+memory on their way, and the result is written when it is complete (`Work.finish`). Half-precision sums are carried in float32,
 bool in int32. CUDA buffers pass through pinned memory.
 """
 
@@ -62,6 +62,7 @@ class Request:
     codec: Codec | None = None
     feedback: Feedback | None = None
     landed: Callable[[], None] | None = None
+    in_place: bool = False
 
 
 def carried(dtype: torch.dtype) -> torch.dtype:
@@ -170,7 +171,7 @@ class Operations:
             return
         plain, wide = buffer.detach(), carried(buffer.dtype)
         in_place = plain.dtype is wide and plain.device.type == "cpu" and plain.is_contiguous()
-        # Only read, and only until the last addition; see the module's words on callers' buffers.
+        # Only read, unless in place; see the module's words on callers' buffers.
         mine = plain.view(-1) if in_place else self._staged(buffer, wide)
         yield [*request.after]
         plan = request.planned(mine.numel(), mine.itemsize)
@@ -185,10 +186,12 @@ class Operations:
             sequence=request.sequence,
             codec=request.codec,
             feedback=request.feedback,
+            in_place=in_place and request.in_place,
         )
         total = yield from Summation(self._reactor, self._scratch, self._rank, task).run()
-        work.finish(buffer, write=lambda: _land(request, total))
-        self._scratch.give_back(total)
+        work.finish(buffer, write=lambda: _land(request, None if task.in_place else total))
+        if not task.in_place:
+            self._scratch.give_back(total)
         if not in_place:
             self._scratch.give_back(mine, pinned=buffer.is_cuda)
 
@@ -199,9 +202,10 @@ class Operations:
         return staged
 
 
-def _land(request: Request, total: torch.Tensor) -> None:
+def _land(request: Request, total: torch.Tensor | None) -> None:
     """The sum to the caller, the losses to the residuals, both before anybody who waits goes on to commit."""
-    write(request.buffer, total)
+    if total is not None:
+        write(request.buffer, total)
     if request.landed is not None:
         request.landed()
 

@@ -110,6 +110,12 @@ class Outgoing:
         self.views = [memoryview(pack(header) + place)]
         return True
 
+    def keep(self) -> None:
+        """Copy what is still to be sent."""
+        self.views = [memoryview(bytes(view)) for view in self.views]
+        if not self.began:
+            self.body = self.views[-1] if len(self.body) else self.body
+
     def advance(self, count: int) -> int:
         """Count `count` sent bytes off; returns those that belong to the next frame."""
         while count and self.views:
@@ -238,6 +244,12 @@ class Peer:
             if not self.leaving:
                 raise self._lost(error.strerror or str(error)) from None
             self.gone = True  # after its BYE: a word to it crossed its close
+
+    def keep(self, *, all_of_it: bool) -> None:
+        """Copy what is still to leave, of frames that began or of all: their memory goes back to its owner."""
+        for frame in (*self._out, *(entry[-1] for entry in self._queue)):
+            if all_of_it or frame.began:
+                frame.keep()
 
     def finish_with(self, last: bytes, *, drop: bool) -> None:
         """Nothing comes after `last`. `drop`: what has not begun to leave is left out."""

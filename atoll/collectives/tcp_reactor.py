@@ -6,9 +6,10 @@ straight into posted memory; what comes before its receive is posted is kept asi
 peer all the time, also when nothing is asked of it: the end of a peer's stream is seen within a millisecond, and ends
 the epoch here (`on_end`).
 
-The end: once `end` was called, operations queue nothing more, so that what they read from a caller's buffer later can
-reach nobody. Then peers get a last frame (ABORT with the culprit's name, or BYE) and a short while to take it, all at the
-same time.
+The end: `end` takes the callers' memory out of the loop's hands. Operations queue nothing more and nothing is received,
+and what is left of a frame that stands half-sent is copied, so that what its owner does with a buffer afterwards reaches
+nobody. Then peers get a last frame (ABORT with the culprit's name, or BYE) and a short while to take it, all at the same
+time.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from atoll.collectives.call import NO_CALL
@@ -35,6 +36,8 @@ from atoll.collectives.wire import Abort, Frame, Header, Kind, farewell
 # How long a closing side tries to get its last frame out. Peers read all the time and answer within milliseconds; only
 # one that was stopped or cut off takes the whole of it, and a recovery waits for it.
 FAREWELL_S = 0.1
+# How long the end waits for the turn in hand: a turn takes a millisecond or two, more on an overloaded machine.
+HANDS_S = 0.04
 _SCRAP_BYTES = 1 << 18
 
 Operation = Generator[list[Ticket], None, None]
@@ -118,6 +121,8 @@ class Reactor:
         self._open: set[Running] = set()
         self._ending: _Farewell | None = None
         self._lock = threading.Lock()
+        self._kept = self._watched = False
+        self._hands = threading.RLock()  # held while callers' memory may be read or written
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
@@ -134,12 +139,27 @@ class Reactor:
         self._poke()
 
     def end(self, kind: Kind, why: Abort | None = None, *, unreachable: int | None = None) -> None:
-        """End the loop with a last frame of `kind` to all peers; `unreachable` is not waited for. The first call counts."""
+        """End the loop with a last frame of `kind` to all peers; `unreachable` is not waited for. The first call counts.
+
+        When this returns, callers' memory is neither read nor written any more.
+        """
         frame = farewell(kind, self._epoch, why)
         last = _Farewell(frame=frame, drop=kind is Kind.ABORT, unreachable=unreachable)
         with self._lock:
             self._ending = self._ending or last
         self._poke()
+        if self._hands.acquire(timeout=HANDS_S):
+            self._keep()
+            self._hands.release()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Work of the loop's thread that touches no caller's memory and takes long: the end need not wait for it."""
+        self._hands.release()
+        try:
+            yield
+        finally:
+            self._hands.acquire()
 
     def join(self, timeout: float) -> None:
         """Wait for the thread's end."""
@@ -232,9 +252,9 @@ class Reactor:
 
     def _run(self) -> None:
         try:
-            self._work()
+            self._turn([])
             while self._ending is None:
-                self._turn()
+                self._turn(self._select())
         except EpochEnded as end:
             self._on_end(end)
         except Exception as error:  # noqa: BLE001 - the loop's outer edge: it becomes an event, the epoch ends
@@ -244,12 +264,20 @@ class Reactor:
             self._part()
             self._dispose()
 
-    def _turn(self) -> None:
-        watched = bool(self._open) or self._waits.told
-        before, events = self.now, self._selector.select(LOOK_S if watched else None)
+    def _select(self) -> list[tuple[selectors.SelectorKey, int]]:
+        self._watched = bool(self._open) or self._waits.told
+        before, events = self.now, self._selector.select(LOOK_S if self._watched else None)
+        if self._watched and time.monotonic() - before > STALL_S:
+            self._waits.woke(time.monotonic())
+        return events
+
+    def _turn(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
         self.now = time.monotonic()
-        if watched and self.now - before > STALL_S:
-            self._waits.woke(self.now)
+        with self._hands:
+            if self._ending is None:
+                self._serve(events)
+
+    def _serve(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
         for key, mask in events:
             peer = key.data
             if peer is None:
@@ -267,7 +295,7 @@ class Reactor:
             # What came goes on before more is read: it is in the cache, and another rank waits for it.
             self._work()
         self._work()
-        if watched and self.now >= self._look_s:
+        if self._watched and self.now >= self._look_s:
             self._look_s = self.now + LOOK_S
             self._waits.look(self._open, self.now)
             self._work()  # what it asks
@@ -370,10 +398,19 @@ class Reactor:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
+    def _keep(self) -> None:
+        """Copy, once, what is still to leave."""
+        if self._ending is not None and not self._kept:
+            self._kept = True
+            for peer in self._peers:
+                peer.keep(all_of_it=not self._ending.drop)
+
     def _part(self) -> None:
         last = self._ending
         if last is None:  # `on_end` itself failed: the peers see the close
             return
+        with self._hands:
+            self._keep()
         scrap = memoryview(bytearray(_SCRAP_BYTES))
         staying = [peer for peer in self._peers if not peer.gone]
         for peer in staying:

@@ -1,7 +1,7 @@
 """One rank's part of an all-reduce by a plan: programs side by side on the loop, sums in scratch memory.
 
-What a program has lies in one of three places: the caller's buffer (read, never sent from, never written), the operation's
-result memory, or a temporary. Sums on their way up a chain and values on their way down share the result memory: a value
+What a program has lies in one of three places: the caller's buffer (read and sent from, never written: the result goes
+there only after all was sent), the operation's result memory, or a temporary. Sums on their way up a chain and values on their way down share the result memory: a value
 comes down only after the sum that began there has arrived at the head, so they cannot meet. What is exchanged lies in
 temporaries, so that the result can be written while a slow peer still reads what went into it.
 
@@ -38,7 +38,10 @@ _RANKS = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sum:
-    """What is to be summed: a plan, this rank's contribution [elements] and how two values are combined."""
+    """What is to be summed: a plan, this rank's contribution [elements] and how two values are combined.
+
+    `in_place`: the memory of the contribution is that of the result, too.
+    """
 
     plan: Plan
     own: torch.Tensor
@@ -46,6 +49,7 @@ class Sum:
     sequence: int
     codec: Codec | None = None
     feedback: Feedback | None = None
+    in_place: bool = False
 
 
 class Summation:
@@ -54,7 +58,7 @@ class Summation:
     def __init__(self, reactor: Reactor, scratch: Scratch, rank: int, task: Sum) -> None:
         self._reactor, self._scratch, self._rank, self._task = reactor, scratch, rank, task
         self._own: Array = task.own.numpy()
-        self._result = scratch.take(task.own.numel(), task.own.dtype)
+        self._result = task.own if task.in_place else scratch.take(task.own.numel(), task.own.dtype)
         self._place: Array = self._result.numpy()
         self._sent: list[Ticket] = []
         self._taken: list[torch.Tensor] = []
@@ -79,9 +83,10 @@ class Summation:
         for number, here in enumerate(part.instructions):
             match here:
                 case Take(source, action, message):
-                    # A sum that is exchanged next, or to which something was added before, lies apart.
-                    after = part.instructions[number + 1 : number + 2]
-                    apart = action is Action.ADD and (number > 0 or any(isinstance(i, Exchange) for i in after))
+                    # A sum that is exchanged next, or to which something was added before, lies apart; so does what
+                    # comes to be added to a contribution whose place is the result's.
+                    apart = number > 0 or self._task.in_place or _exchanged_next(part, number)
+                    apart = apart and action is Action.ADD
                     memory = self._temporary(part) if apart else self._place[part.start : part.end]
                     posted.append([self._receive(source, message, memory, borrows=action is Action.ADD)])
                 case Exchange(members, coded, message):
@@ -101,11 +106,12 @@ class Summation:
                 case Take(_, action, _):
                     [(ticket, came)] = arrivals
                     yield [ticket]
-                    has = came if action is Action.COPY else self._added(ticket, came, has)
+                    if action is Action.ADD:
+                        there = self._task.in_place and not _exchanged_next(part, number)
+                        has = self._added(ticket, came, has, place if there else came)
+                    else:
+                        has = came
                 case Give(target, message):
-                    if has is own:
-                        np.copyto(place, own)
-                        has = place
                     self._send(target, message, has)
                 case Exchange():
                     if has is own:
@@ -190,14 +196,14 @@ class Summation:
         view = memory.view(np.uint8).data
         return self._reactor.post(source, COLLECTIVES, self._task.sequence, message, view, borrows=borrows), memory
 
-    def _added(self, ticket: Ticket, came: Array, has: Array) -> Array:
-        """What came and what there was, in the memory of what came."""
+    def _added(self, ticket: Ticket, came: Array, has: Array, out: Array) -> Array:
+        """What came and what there was, in `out`."""
         if ticket.lent is None or ticket.free is None:
-            return combine(self._task.function, came, has, came)
-        combine(self._task.function, ticket.lent.view(came.dtype), has, came)
+            return combine(self._task.function, came, has, out)
+        combine(self._task.function, ticket.lent.view(came.dtype), has, out)
         ticket.lent = None
         ticket.free()
-        return came
+        return out
 
     def _send(self, target: int, message: int, memory: Array) -> None:
         view = memory.view(np.uint8).data
@@ -214,6 +220,10 @@ class Summation:
         self._taken.append(memory)
         array: Array = memory.numpy()
         return array
+
+
+def _exchanged_next(part: Part, number: int) -> bool:
+    return any(isinstance(i, Exchange) for i in part.instructions[number + 1 : number + 2])
 
 
 def combine(function: np.ufunc, one: Array, other: Array, out: Array) -> Array:

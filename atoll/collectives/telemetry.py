@@ -59,6 +59,7 @@ class Trace:
     ended_s: float | None = None
     planned_s: float = 0.0  # when its plan was known
     expected_s: float | None = None  # what that was predicted to take
+    size_bytes: int = 0  # of what was summed, where it is expected to take so long
     on: bool = True
     edges: dict[int, Edge] = field(default_factory=dict)
 

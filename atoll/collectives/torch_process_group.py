@@ -229,7 +229,9 @@ class ProcessGroup(GroupLife, _TorchGroup):  # type: ignore[misc]
         if op == "avg":
             after = _both(lambda: tensor.detach().div_(self.size()), after)
         planned = cast("ReduceOp", "sum" if op == "avg" else op)
-        return self._run("all_reduce", results, lambda c: c.all_reduce(adds, op=planned), opts, after=after)
+        return self._run(
+            "all_reduce", results, lambda c: c.all_reduce(adds, op=planned, in_place=True), opts, after=after
+        )
 
     def _reduce_pieces(self, outputs: Tensors, pieces: dict[int, Pieces], opts: Options) -> Handle:
         op, place = op_of(opts), self._place("reduce_scatter")

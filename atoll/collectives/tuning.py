@@ -3,6 +3,9 @@
 All ranks call the same operations in the same order, so all count the same windows without a word. At the end of each the
 ranks exchange what their links carried; what that shows (`attribution`) changes the network for all in the same way. Its
 plans are used from the next window but one: by then the exchange has long been over, and nobody waits for it.
+
+New plans are on trial: where their first window is not faster than the one that brought them, it was not the network that
+was slow, and what was thought before holds again.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ WINDOW_OPERATIONS = 2
 WINDOW_BYTES = 16 << 20
 # While operations take about what was predicted, no link is slower or faster than was thought, whatever it looks like.
 AS_PLANNED = (0.8, 1.25)
+# What new plans must bring, or they go; and for how many windows nothing is concluded after they went.
+WORTH = 1.05
+DISTRUST_WINDOWS = 16
 # An operation begins before the window after its own ends, so older plans than a few windows are never asked for.
 KEPT_GENERATIONS = 8
 # Smaller operations are ruled by latency: they are not counted.
@@ -35,10 +41,11 @@ COUNTED_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What one rank tells the others of a window: see `Tuning.pace`, and what its links carried."""
+    """What one rank tells the others of a window: see `Tuning.pace` and `Tuning.rate`, and what its links carried."""
 
     pace: float | None
     observations: tuple[Observation, ...]
+    rate: float | None = None
 
 
 class Tuning:
@@ -53,6 +60,9 @@ class Tuning:
         self._knowledge = Knowledge(topology=network.topology)
         self._planners = {0: Planner(network.fabric, network.groups, coded=coded)}
         self._told = 0
+        self._trial: _Trial | None = None
+        self._distrusted = 0
+        self._took_bytes = 0
         self._operations, self._bytes = 0, 0
         self._took_s, self._expected_s = 0.0, 0.0
         self.windows = 0
@@ -96,40 +106,90 @@ class Tuning:
         if trace.expected_s is not None and trace.ended_s is not None:
             self._expected_s += trace.expected_s
             self._took_s += trace.ended_s - trace.planned_s
+            self._took_bytes += trace.size_bytes
 
-    def pace(self) -> float | None:
-        """How long this rank's operations took against what their plans promised, since it was last asked."""
+    def said(self, observations: tuple[Observation, ...]) -> Told:
+        """What this rank has to tell since it was last asked.
+
+        `pace`: how long its operations took against what their plans promised; `rate`: bytes of theirs a second.
+        """
         pace = self._took_s / self._expected_s if self._expected_s else None
-        self._took_s, self._expected_s = 0.0, 0.0
-        return pace
+        rate = self._took_bytes / self._took_s if self._took_s else None
+        self._took_s, self._expected_s, self._took_bytes = 0.0, 0.0, 0
+        return Told(pace=pace, rate=rate, observations=observations)
 
     def told(self, said: Sequence[Told]) -> bool:
         """What all ranks saw in one window; True where it was not as planned, so that it says something of links."""
-        before = self._knowledge.topology.version
         # Who comes last waits for nobody: its time is the operation's.
         pace = min((s.pace for s in said if s.pace is not None), default=1.0)
+        rate = max((s.rate for s in said if s.rate is not None), default=0.0)
         telling = not AS_PLANNED[0] <= pace <= AS_PLANNED[1]
-        if telling:
-            observations = tuple(o for s in said for o in s.observations)
-            self._knowledge = fold(self._knowledge, fairly(self._knowledge.topology, observations))
-        planner = self._planners[self._told]
-        if self._knowledge.topology.version != before:
-            self._network = network_on(self._network.nodes, self._knowledge.topology)
-            self.changes.extend(self._knowledge.changes)
-            planner = Planner(self._network.fabric, self._network.groups, coded=self._coded)
+        planner = self._tried(rate) if self._trial is not None else None
+        if planner is None and self._trial is None and telling:
+            planner = self._learned(said, rate)
         self._told += 1
-        self._planners[self._told] = planner
+        self._planners[self._told] = planner or self._planners[self._told - 1]
         self._planners.pop(self._told - KEPT_GENERATIONS, None)
-        self._knowledge = dataclasses.replace(self._knowledge, changes=())
         return telling
+
+    def _learned(self, said: Sequence[Told], rate: float) -> Planner | None:
+        """The planner for what the window shows, where that is new."""
+        if self._distrusted > 0:
+            self._distrusted -= 1
+            return None
+        before, known = self._network, self._knowledge
+        observations = tuple(o for s in said for o in s.observations)
+        self._knowledge = fold(known, fairly(known.topology, observations))
+        if self._knowledge.topology.version == known.topology.version:
+            return None
+        self._network = network_on(before.nodes, self._knowledge.topology)
+        self._trial = _Trial(
+            network=before, knowledge=known, planner=self._planners[self._told], rate=rate, changes=len(self.changes)
+        )
+        self.changes.extend(self._knowledge.changes)
+        self._knowledge = dataclasses.replace(self._knowledge, changes=())
+        return Planner(self._network.fabric, self._network.groups, coded=self._coded)
+
+    def _tried(self, rate: float) -> Planner | None:
+        """The planner to go back to, where the new one's first window brought nothing."""
+        trial = self._trial
+        if trial is None:
+            return None
+        if trial.windows > 0:
+            trial.windows -= 1
+            return None
+        self._trial = None
+        if rate >= WORTH * trial.rate:
+            return None
+        # What the window of the new plans shows of single links is kept back as well: it is of the same time.
+        self._network = trial.network
+        self._knowledge = dataclasses.replace(trial.knowledge, suspicions=())
+        self._distrusted = DISTRUST_WINDOWS
+        del self.changes[trial.changes :]
+        return trial.planner
+
+
+@dataclass(slots=True, kw_only=True)
+class _Trial:
+    """What was before new plans. They are in use after `windows` more windows."""
+
+    network: Network
+    knowledge: Knowledge
+    planner: Planner
+    rate: float
+    changes: int
+    windows: int = 1
 
 
 def fairly(topology: Topology, observations: Sequence[Observation]) -> tuple[Observation, ...]:
     """The observations without what slowed all links alike.
 
     Hosts whose processors are overloaded feed every link too slowly; no plan avoids that, and a plan must not follow from
-    it. What the usual link reaches of what is known of it, or its NICs together of theirs, counts as the whole.
+    it. What the usual link reaches of what is known of it, or its NICs together of theirs, counts as the whole. Where
+    fewer than half of the hosts were seen sending, nobody knows what is usual.
     """
+    if 2 * len({o.source for o in observations}) < len(topology.hosts):
+        return tuple(observations)
     shares = sorted(_shares(topology, observations))
     usual = shares[len(shares) // 2] if shares else 1.0
     if not 0.0 < usual < 1.0:

@@ -24,6 +24,7 @@ import sys
 from typing import Any
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x40000000
+_FS = 0x200
 _ALL = _NEWNET | _NEWNS | _NEWUTS | _NEWIPC
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 4096, 16384, 1 << 19
 _KINDS = (("net", _NEWNET), ("uts", _NEWUTS), ("ipc", _NEWIPC), ("mnt", _NEWNS))
@@ -81,6 +82,9 @@ def enter(pid: int, *, user: bool, home: str, cgroups: list[str]) -> None:
     kinds = (("user", _NEWUSER), *_KINDS) if user else _KINDS
     handles = [(kind, flag, os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)) for kind, flag in kinds]
     here = os.getcwd()  # noqa: PTH109 - likewise
+    if not user:
+        # A library's fork handler may have started threads here already (grpc's does): they stay where they are.
+        _unshare(_FS, "working directory")
     try:
         for kind, flag, handle in handles:
             _call(f"setns({kind} of {pid})", _libc.setns(ctypes.c_int(handle), ctypes.c_int(flag)))

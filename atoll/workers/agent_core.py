@@ -237,9 +237,7 @@ class AgentCore:
             return []
         if isinstance(command, StopAtBoundary):
             record.stop = command
-        elif isinstance(command, Membership) and (
-            record.membership is None or command.epoch > record.membership.epoch
-        ):
+        elif isinstance(command, Membership) and (record.membership is None or command.epoch > record.membership.epoch):
             record.membership = command
         return [Tell(trainer=trainer, command=command)] if record.connected else []
 

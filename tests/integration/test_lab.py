@@ -128,6 +128,8 @@ def test_a_forked_child_enters_a_host(lab):
         try:
             lab.enter("w0")
             os.write(write_end, f"{os.uname().nodename} {os.environ['HOME']}".encode())  # noqa: TID251
+        except BaseException as error:  # noqa: BLE001 - the parent has to see it
+            os.write(write_end, repr(error).encode())
         finally:
             os._exit(0)
     os.close(write_end)

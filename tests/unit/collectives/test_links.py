@@ -86,7 +86,7 @@ def test_links_tell_the_nics_by_the_addresses_of_their_connections(pair):
     [seen] = links.observe({1: [Line(left, pressure)]})
     assert (seen.source, seen.source_nic, seen.target, seen.target_nic) == ("a0", "slow", "b0", "slow")
     assert seen.bytes == 200_000
-    assert 0.0 < seen.busy_s <= seen.window_s
+    assert 0.0 <= seen.busy_s <= seen.window_s  # the kernel counts in ticks of some milliseconds
 
 
 def test_connections_between_addresses_of_no_known_nic_are_left_out(pair):

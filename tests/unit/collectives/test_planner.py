@@ -75,7 +75,7 @@ def topologies(draw):
 @given(topology=topologies(), count=st.sampled_from([1, 1000, 200_000]), codec=st.sampled_from([None, "int8"]))
 def test_no_plan_is_predicted_to_beat_the_bound(topology, count, codec):
     choices = planner_of(topology).candidates(count, 4, codec)
-    assert choices == sorted(choices, key=lambda c: c.predicted_s)
+    assert choices[0].predicted_s <= 1.03 * min(c.predicted_s for c in choices)
     assert all(c.predicted_s >= c.reason.lower_bound_s * (1 - 1e-9) for c in choices)
 
 

@@ -45,6 +45,22 @@ def test_every_recipe_gives_the_sums_of_torch_and_the_same_bits_to_all(place, si
                 assert all(torch.equal(n, torch.arange(count) * size) for n in numbers), recipe
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["one host", "a host each"])
+@pytest.mark.parametrize("size", [2, 4, 5])
+def test_sums_in_place_have_the_bits_of_others(place, size, together):
+    comms = place.epoch(size) if together else place.on(declared(island_nodes(size), lambda *_: 100 * MBIT))
+    for words in KINDS.values():
+        recipe = Recipe(groups=GROUPS[size], weights=(1.0,) * size, **words)
+        for count in (0, 1, 10_007):
+            kept, used = normal(size, count), normal(size, count)
+            views = [torch.stack([b, b])[1] for b in used]
+            works = [c.all_reduce(b, recipe=recipe) for c, b in zip(comms, kept, strict=True)]
+            works += [c.all_reduce(b, recipe=recipe, in_place=True) for c, b in zip(comms, used, strict=True)]
+            works += [c.all_reduce(b, recipe=recipe, in_place=True) for c, b in zip(comms, views, strict=True)]
+            wait_all(works)
+            assert all(torch.equal(b.view(torch.int32), kept[0].view(torch.int32)) for b in used + views), recipe
+
+
 def test_operations_of_all_shapes_in_flight_at_once_end_right(place):
     comms = place.on(two_nics(2, 2))
     recipes = [Recipe(groups=GROUPS[4], weights=(1.0,) * 4, **words) for words in KINDS.values()]

@@ -9,7 +9,7 @@ from declared_network import MBIT, two_nics
 
 from atoll.collectives.network import network_on
 from atoll.collectives.telemetry import Trace
-from atoll.collectives.tuning import KEPT_GENERATIONS, WINDOW_BYTES, Told, Tuning
+from atoll.collectives.tuning import DISTRUST_WINDOWS, KEPT_GENERATIONS, WINDOW_BYTES, Told, Tuning
 from atoll.schema.topology import Observation, Topology
 
 SLOW = {"bytes": 2_000_000, "busy_s": 2.0}  # a hundred times slower than an island's link
@@ -102,11 +102,41 @@ def test_old_generations_are_forgotten_and_the_last_few_are_kept():
         here.planner(newest - KEPT_GENERATIONS)
 
 
-def test_the_pace_is_what_operations_took_against_their_plans_since_last_asked():
+def test_pace_and_rate_are_of_operations_since_last_asked():
     here = tuning()
-    assert here.pace() is None
-    here.took(Trace(planned_s=10.0, ended_s=13.0, expected_s=1.0))
-    here.took(Trace(planned_s=20.0, ended_s=21.0, expected_s=1.0))
+    assert here.said(()) == Told(pace=None, rate=None, observations=())
+    here.took(Trace(planned_s=10.0, ended_s=13.0, expected_s=1.0, size_bytes=500))
+    here.took(Trace(planned_s=20.0, ended_s=21.0, expected_s=1.0, size_bytes=1500))
     here.took(Trace(planned_s=30.0, ended_s=99.0))  # by a recipe: nothing was promised
-    assert here.pace() == 2.0
-    assert here.pace() is None
+    assert here.said(()) == Told(pace=2.0, rate=500.0, observations=())
+    assert here.said(()).pace is None
+
+
+def at(rate, told):
+    return [dataclasses.replace(said, rate=rate) for said in told]
+
+
+def test_new_plans_that_are_no_faster_go_and_nothing_is_learned_for_a_while():
+    here = tuning()
+    first, network = here.newest, here.network
+    for _ in range(2):
+        here.told(at(100.0, window(5.0)))
+    assert here.newest is not first
+    here.told(at(100.0, window(5.0)))  # still by the old plans
+    assert here.newest is not first
+    here.told(at(104.0, window(5.0)))  # the first by the new ones
+    assert (here.newest, here.network, here.changes) == (first, network, [])
+    for _ in range(DISTRUST_WINDOWS):
+        here.told(at(100.0, window(5.0)))
+    assert here.newest is first
+    for _ in range(2):
+        here.told(at(100.0, window(5.0)))
+    assert here.newest is not first
+
+
+def test_new_plans_that_are_faster_stay():
+    here = tuning()
+    for rate in (100.0, 100.0, 100.0, 106.0, 106.0):
+        here.told(at(rate, window(5.0)))
+    assert here.changes
+    assert here.network.topology.version > 0
