@@ -66,8 +66,9 @@ class Subset:
         inner.add_done_callback(lambda done: _end(outer, done, task.into, write))
         return outer
 
-    def all_reduce(self, buffer: torch.Tensor, *, op: ReduceOp = "sum") -> Work:
-        """`buffer` becomes the elementwise `op` over the subset."""
+    def all_reduce(self, buffer: torch.Tensor, *, op: ReduceOp = "sum", in_place: bool = False) -> Work:
+        """`buffer` becomes the elementwise `op` over the subset; the contributions lie apart from it either way."""
+        del in_place
         return self.all_reduce_directly([buffer], Call("all_reduce", dtype_name(buffer), buffer.numel(), op))
 
     def all_reduce_directly(self, buffers: Pieces, call: Call) -> Work:
