@@ -1,7 +1,8 @@
 """What the same faults cost torchft, Ray Train and torchrun, on the same hosts, links and model, in the same run.
 
-Peers are started anew for each fault. torchft is measured at its own defaults, which the ratios use, and with every
-timeout brought down; nothing restarts its lost worker, which would only hold its survivors up. Ray Train and torchrun
+Peers are started anew for each fault. torchft is measured with the lighthouse command of its README (which waits 10 s for
+stragglers; the command's own default is 60 s) and all else at its defaults, which the ratios use, and with every timeout
+brought down; nothing restarts its lost worker, which would only hold its survivors up. Ray Train and torchrun
 restart all workers from a checkpoint. What has not recovered within the limit enters a ratio with the limit, which is
 then a lower bound and says so.
 """

@@ -35,7 +35,7 @@ from atoll.collectives.wire import Abort, Frame, Header, Kind, farewell
 
 # How long a closing side tries to get its last frame out. Peers read all the time and answer within milliseconds; only
 # one that was stopped or cut off takes the whole of it, and a recovery waits for it.
-FAREWELL_S = 0.1
+FAREWELL_S = 0.2
 # How long the end waits for the turn in hand: a turn takes a millisecond or two, more on an overloaded machine.
 HANDS_S = 0.04
 _SCRAP_BYTES = 1 << 18

@@ -170,7 +170,8 @@ class Core:
                 drains.noticed(desk, fact)
             case _:
                 assert_never(fact)
-        if news and desk.now - self._judged_at >= JUDGE_S:
+        # `now` may be set back by whoever sets the host's clock; that must not put judging off.
+        if news and not 0.0 <= desk.now - self._judged_at < JUDGE_S:
             self._judged_at = desk.now
             # A tick that is overdue means that this process was stalled: what it reads now is from before.
             last = desk.now if self._last_tick is None else self._last_tick

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.fault.facts import Facts, NodeFacts, RunFacts, TrainerFacts
-from atoll.fault.hangs import awaited, waits_of
+from atoll.fault.hangs import Waits, awaited, waits_of
 from atoll.fault.hearing import audible, ears, quiet, unheard_for
 from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, Limits, silence
 from atoll.fault.verdicts import NodeLost
@@ -83,11 +83,18 @@ def _patience(node: NodeFacts, facts: Facts, *, since: float) -> float | None:
         if member and after and facts.now - run.committed_at < limits.unneeded:
             return None
         if here:
-            waits = waits_of(run, facts)
-            needed = any(awaited(run, t, waits) for t in here)
-            # A stream that was closed in order says that the host lives: its agent is being started anew.
-            patience.append(0.0 if needed else limits.unneeded if node.attached else NODE_SILENCE_S)
+            patience.append(_patience_of(run, here, node, facts))
     return min(patience, default=None)
+
+
+def _patience_of(run: RunFacts, here: list[TrainerFacts], node: NodeFacts, facts: Facts) -> float:
+    waits = waits_of(run, facts)
+    if node.attached or node.attached_at == 0.0:
+        return 0.0 if any(awaited(run, t, waits) for t in here) else Limits(run.step_s, facts.strain_s).unneeded
+    # A stream that was closed says that the host lived: its agent is being started anew. That others wait for a trainer
+    # there, for an evaluation perhaps, says nothing of it; that its connections broke, or that it is not in, does.
+    missed = any(awaited(run, t, Waits({}, waits.blamed)) for t in here)
+    return 0.0 if missed else NODE_SILENCE_S
 
 
 def trainers_on(run: RunFacts, node: NodeId) -> list[TrainerFacts]:

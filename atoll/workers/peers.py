@@ -117,8 +117,10 @@ class Comm(Protocol):
         """Have `call` run once when the epoch ends here."""
         ...
 
-    def all_reduce(self, buffer: torch.Tensor, *, op: Literal["sum", "min", "max"] = "sum") -> Pending:
-        """In place, the same bits on every rank."""
+    def all_reduce(
+        self, buffer: torch.Tensor, *, op: Literal["sum", "min", "max"] = "sum", in_place: bool = False
+    ) -> Pending:
+        """`buffer` becomes the same bits on every rank; `in_place`: where that fails, it holds anything."""
         ...
 
     def all_gather(self, payload: bytes) -> Pending:

@@ -9,8 +9,9 @@ backward did not reach is filled in at the end (zeros where no grain used the pa
 comes last: then the result does not depend on how grains were shared out.
 
 Buckets are CPU buffers of at least float32. Where a gradient has the bucket's type and device it becomes a view into it,
-so nothing is copied back. When the epoch ends, operations end at once and `.grad` keeps this rank's own sums: finite
-numbers for the program to go on with until the session may raise its retry (law 3).
+so nothing is copied back. Sums are added up in the bucket itself: when the epoch ends, operations end at once, and `.grad`
+holds numbers of no meaning for the program to go on with until the session may raise its retry (law 3). What the program
+makes of them, an error included, goes with the step.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class Reducer:
         while comm is not None and self._sent < len(self._buckets) and self._buckets[self._sent].waiting == 0:
             bucket = self._buckets[self._sent]
             failpoint("in-bucket")
-            bucket.work = comm.all_reduce(bucket.flat)
+            bucket.work = comm.all_reduce(bucket.flat, in_place=True)
             self._sent += 1
 
     def finish(self) -> Reduced | None:

@@ -36,6 +36,7 @@ from atoll.workers.fs_account import read_account
 from atoll.workers.host import Identity, Mailbox
 
 STEPS = 8
+LESSON_FROM = 3  # the step in which scenarios with lessons lose a member
 SECRET = b"s" * 32
 FACTS, COMMANDS = Registry(TRAINER_FACTS), Registry(TRAINER_COMMANDS)
 SCENARIO_S = 30.0
@@ -62,6 +63,8 @@ def train(ctx) -> None:
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     ctx.manage(model=model, optimizer=optimizer, scheduler=scheduler)
     for step in ctx.steps(data, global_batch=24, micro_batch=4, steps=STEPS):
+        if ctx.config.get("learn") and step.index == LESSON_FROM:
+            wait_for(ctx._host.identity.run_dir / "ready-s")
         with step:
             for x, y in step:
                 loss = nn.functional.mse_loss(model(x), y)
@@ -71,6 +74,13 @@ def train(ctx) -> None:
             optimizer.step()
             scheduler.step()
     write_final(ctx, model, optimizer, scheduler)
+
+
+def wait_for(path) -> None:
+    """The spare is to be there before the loss, or there are no steps left in which it could learn."""
+    deadline = time.monotonic() + SCENARIO_S / 2
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def write_final(ctx, model, optimizer, scheduler) -> None:
@@ -94,6 +104,8 @@ class PipeHost:
 
     def tell(self, fact):
         self._line.sendall(encode(fact) + b"\n")
+        if type(fact).__name__ == "TrainerReady":
+            (self.identity.run_dir / f"ready-{self.identity.trainer}").touch()
 
     def heard(self):
         """No lifeline here."""
@@ -109,6 +121,8 @@ def run_trainer(name, scenario, run_dir, line) -> int:
     if scenario.get("learn"):
         learning.LEARN_ABOVE_BYTES = 0
         arm("in-examination", (run_dir / f"examined-{name}").touch)
+    if scenario.get("slow_lesson"):
+        arm("in-lesson", lambda: time.sleep(0.1))  # so that updates come before the snapshot
     for kill in scenario["kills"]:
         if kill["trainer"] == name:
             arm(kill["at"], lambda: os.kill(os.getpid(), signal.SIGKILL), skip=kill["skip"])
@@ -117,7 +131,7 @@ def run_trainer(name, scenario, run_dir, line) -> int:
         working_dir=str(run_dir),
         file="t.py",
         seed=11,
-        config={"ddp": scenario["ddp"], **scenario.get("config", {})},
+        config={"ddp": scenario["ddp"], "learn": scenario.get("learn"), **scenario.get("config", {})},
         checkpoint_every=scenario.get("checkpoint_every", 0),
     )
     identity = Identity(

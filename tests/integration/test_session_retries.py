@@ -15,7 +15,7 @@ PASSES = {"before-backward": 6, "after-backward": 6, "in-bucket": 10}
 PLACES = [p for p in FAILPOINTS if p not in {"in-regroup", "in-transfer"}]
 
 
-def scenario(name, *kills, ddp=False, spare_first=False, trainers="abcs", learn=False):
+def scenario(name, *kills, ddp=False, spare_first=False, trainers="abcs", learn=False, slow_lesson=False):
     told = [{"trainer": who, "at": at, "skip": skip} for who, at, skip in kills]
     return {
         "name": name,
@@ -25,6 +25,7 @@ def scenario(name, *kills, ddp=False, spare_first=False, trainers="abcs", learn=
         "ddp": ddp,
         "spare_first": spare_first,
         "learn": learn,
+        "slow_lesson": slow_lesson,
     }
 
 
@@ -61,7 +62,7 @@ def lessons():
     yield scenario("learner", lost, learn=True)
     yield scenario("learner-ddp", lost, learn=True, ddp=True)
     yield scenario("teacher-in-its-lesson", lost, ("c", "in-lesson", 0), learn=True)
-    yield scenario("learner-in-its-replay", lost, ("s", "in-replay", 0), learn=True)
+    yield scenario("learner-in-its-replay", lost, ("s", "in-replay", 0), learn=True, slow_lesson=True)
     yield scenario("learner-in-its-vote", lost, ("s", "before-vote", 1), learn=True)
     yield scenario("learner-in-its-examination", lost, ("s", "in-examination", 0), learn=True)
     yield scenario("teacher-in-an-examination", lost, ("a", "in-examination", 0), learn=True)

@@ -167,8 +167,8 @@ from atoll.schema.messages import Misbehave
 from atoll.workers.harm_runtime import Harms
 
 order = Misbehave(harm=Harm.GIL, for_s=1.0)
-threading.Thread(target=Harms(SystemClock()).suffer, args=[order]).start()
 begun, longest, last = time.monotonic(), 0.0, time.monotonic()
+threading.Thread(target=Harms(SystemClock()).suffer, args=[order]).start()
 while time.monotonic() < begun + 1.5:
     time.sleep(0.01)
     now = time.monotonic()

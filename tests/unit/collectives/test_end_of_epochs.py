@@ -89,7 +89,8 @@ def test_an_idle_epoch_notices_a_broken_connection(place):
     assert [p.culprit for p in ended(comms[:2])] == ["t2", "t2"]
 
 
-def test_who_aborts_is_not_blamed_for_closing_while_others_send_to_it(place):
+def test_who_aborts_is_not_blamed_for_closing_while_others_send_to_it(place, monkeypatch):
+    monkeypatch.setattr("atoll.collectives.tcp_reactor.FAREWELL_S", 5.0)  # peers that get no processor take it late
     for _ in range(10):
         comms = place.epoch(3)
         works = [c.all_reduce(torch.ones(LARGE)) for c in comms]
