@@ -89,12 +89,13 @@ def _patience(node: NodeFacts, facts: Facts, *, since: float) -> float | None:
 
 def _patience_of(run: RunFacts, here: list[TrainerFacts], node: NodeFacts, facts: Facts) -> float:
     waits = waits_of(run, facts)
-    if node.attached or node.attached_at == 0.0:
-        return 0.0 if any(awaited(run, t, waits) for t in here) else Limits(run.step_s, facts.strain_s).unneeded
-    # A stream that was closed says that the host lived: its agent is being started anew. That others wait for a trainer
-    # there, for an evaluation perhaps, says nothing of it; that its connections broke, or that it is not in, does.
-    missed = any(awaited(run, t, Waits({}, waits.blamed)) for t in here)
-    return 0.0 if missed else NODE_SILENCE_S
+    if closed := not node.attached and node.attached_at > 0.0:
+        # A stream that was closed says that the host lives: its agent is being started anew. That others wait for a
+        # trainer there, for an evaluation perhaps, says nothing of it; a broken connection, or one not made, does.
+        waits = Waits({}, waits.blamed)
+    if any(awaited(run, t, waits) for t in here):
+        return 0.0
+    return NODE_SILENCE_S if closed or not node.attached else Limits(run.step_s, facts.strain_s).unneeded
 
 
 def trainers_on(run: RunFacts, node: NodeId) -> list[TrainerFacts]:

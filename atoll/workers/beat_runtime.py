@@ -34,6 +34,7 @@ class Beats:
         self._listening = Listening(node)
         self._key = b""
         self._targets: tuple[tuple[socket.socket, str, int], ...] = ()
+        self._doors: dict[NodeId, tuple[Door, ...]] = {}
         self._senders: dict[socket.AddressFamily, socket.socket] = {}
         self._sockets: list[socket.socket] = []
         doors = []
@@ -48,9 +49,11 @@ class Beats:
     def obey(self, command: WatchPeers) -> None:
         """Beat to and listen for these from now on, and no others."""
         self._key = bytes.fromhex(command.key)
-        doors = [door for peer in command.beat for door in peer.doors]
-        self._targets = tuple((self._sender(_family(door.host)), door.host, door.port) for door in doors)
-        self._listening.listen(command.listen, self._key)
+        targets = ((self._sender(_family(d.host)), d) for peer in command.beat for d in peer.doors)
+        self._targets = tuple((sock, d.host, d.port) for sock, d in targets if sock is not None)
+        doors = {peer.node: peer.doors for peer in command.beat}
+        self._listening.listen(command.listen, self._key, anew=[n for n in doors if doors[n] != self._doors.get(n)])
+        self._doors = doors
 
     def tick(self, *, now: float, behind_s: float) -> PeersWatched | None:
         """Beat once, take in what came, and say what is to be told. `now` is monotonic; the tick was `behind_s` late."""
@@ -78,10 +81,11 @@ class Beats:
             for _ in range(MOST_AT_ONCE):
                 self._listening.came(sock.recv(MOST_BYTES + 1))
 
-    def _sender(self, family: socket.AddressFamily) -> socket.socket:
+    def _sender(self, family: socket.AddressFamily) -> socket.socket | None:
         if family not in self._senders:
-            self._senders[family] = _first_class(family)
-        return self._senders[family]
+            with contextlib.suppress(OSError):  # a host without IPv6: what it cannot send is like a lost datagram
+                self._senders[family] = _first_class(family)
+        return self._senders.get(family)
 
 
 def _first_class(family: socket.AddressFamily) -> socket.socket:

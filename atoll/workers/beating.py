@@ -77,11 +77,16 @@ class Listening:
         self._told_at = 0.0
         self._late_s = 0.0
 
-    def listen(self, nodes: Collection[NodeId], key: bytes) -> None:
-        """Listen for `nodes` from now on, instead of whomever it was before. What is known of who stays is kept."""
+    def listen(self, nodes: Collection[NodeId], key: bytes, anew: Collection[NodeId] = ()) -> None:
+        """Listen for `nodes` from now on, instead of whomever it was before. What is known of who stays is kept.
+
+        `anew`: their agents began anew. Their numbers may be lower than before, where somebody set the clock back.
+        """
         kept = {} if key != self._key else self._peers
         self._key = key
         self._peers = {n: kept.get(n) or _Peer() for n in nodes if n != self._node}
+        for node in self._peers.keys() & set(anew):
+            self._peers[node].number = -1
 
     def came(self, data: bytes) -> bool:
         """Take in a datagram. False where it is refused."""

@@ -155,3 +155,13 @@ def test_whoever_listens_for_nobody_says_so_once():
     ear.listening.listen((), KEY)
     assert names(ear.step()) == ((), ())
     assert [ear.step(behind_s=1.0) for _ in range(30)] == [None] * 30
+
+
+def test_agent_that_began_anew_is_believed_though_its_clock_was_set_back():
+    ear = Ear("a")
+    ear.number = 1000
+    ear.step("a")
+    assert not ear.listening.came(write_beat(KEY, "a", 7))
+    ear.listening.listen(("a",), KEY, anew=["a"])
+    assert ear.listening.came(write_beat(KEY, "a", 7))
+    assert not ear.listening.came(write_beat(KEY, "a", 7))

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -243,3 +244,34 @@ def test_thread_tells_of_a_stopped_trainer_and_of_a_silent_peer(watcher, child, 
 def test_turn_tells_nothing_of_a_trainer_that_is_gone(watcher):
     watcher.watch("t", "r", 2**22 + 1, 5)
     assert watcher.turn(now=1.0, behind_s=0.0) == ()
+
+
+def test_door_of_a_kind_that_this_host_cannot_reach_is_left_out(pair, monkeypatch):
+    a, b = pair
+    real = socket.socket
+
+    def without_six(family=socket.AF_INET, *rest):
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return real(family, *rest)
+
+    monkeypatch.setattr(socket, "socket", without_six)
+    a.obey(order("b", (Door(nic="six", host="fd00::1", port=9), *b.doors)))
+    b.obey(order("a", a.doors))
+    assert last(talk(a, b, 15), "b").heard == ("a",)
+
+
+def test_peer_whose_doors_changed_may_begin_its_numbers_lower():
+    ends = [Beats(name, HERE, first=first) for name, first in (("a", 1), ("b", 1000), ("b", 1))]
+    a, before, after = ends
+    try:
+        for b in (before, after):
+            a.obey(order("b", b.doors))
+            b.obey(order("a", a.doors))
+            talk(a, b, 3)
+            a.tick(now=0.4, behind_s=0.0)  # the last one is read long before another agent has begun
+        told = talk(a, after, 15, start=5.0)
+        assert last(told, "a").silent == ()
+    finally:
+        for end in ends:
+            end.close()

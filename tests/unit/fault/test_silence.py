@@ -85,6 +85,20 @@ def test_node_whose_agent_ended_in_order_and_that_nobody_needs_has_time_to_retur
     assert world.verdicts() == []
 
 
+def test_agent_that_ended_while_others_wait_for_its_trainer_has_time_to_return():
+    world = dead(for_s=NODE_SILENCE_S - 0.1)
+    world.node("b2", attached=False, attached_at=100.0)
+    assert world.verdicts() == []
+    world.blame("t0", "t3", ago=1.0)
+    assert any(isinstance(v, NodeLost) and v.node == "b2" for v in world.verdicts())
+
+
+def test_node_that_never_came_back_to_this_control_plane_and_is_waited_for_is_lost():
+    world = dead(for_s=SILENCE_S)
+    world.node("b2", attached=False)
+    assert isinstance(only(world), NodeLost)
+
+
 def test_listener_that_was_late_itself_has_no_word():
     world = dead(for_s=1.0)
     assert world.verdicts(late_s={"a2": 0.5, "b1": 0.5}) == []
