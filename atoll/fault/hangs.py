@@ -12,7 +12,8 @@ process bears it out:
 
 A spare whose interpreter stands still for a minute would be of no use.
 
-What it announced with `ctx.busy` excuses all but the first, and so does the first step of its process, for long.
+What it announced with `ctx.busy` excuses all but the first, and so does the first step of its process, for long; but that
+a first step keeps the interpreter to itself is excused for seconds only, since a compiler gives it back now and then.
 The word of a member that is stopped, whose interpreter stands still, or whose node is not heard does not count: it is
 from before.
 """
@@ -115,7 +116,8 @@ def _stopped(run: RunFacts, trainer: TrainerFacts, waits: Waits, facts: Facts) -
 
 def _stuck(run: RunFacts, trainer: TrainerFacts, waits: Waits, limits: Limits, facts: Facts) -> Hung | None:
     process = _seen(trainer, facts)
-    if process is None or facts.now < trainer.busy_until:
+    excused = facts.now < trainer.busy_until
+    if process is None or (excused and trainer.steps):
         return None
     still, idle = beat_age(process, facts.now), process.at - process.idle_at
     waited = waits.longest(trainer.trainer, facts.now)
@@ -123,6 +125,8 @@ def _stuck(run: RunFacts, trainer: TrainerFacts, waits: Waits, limits: Limits, f
     if still >= (limits.gil if trainer.steps else max(FIRST_GIL_S, limits.gil)):
         words = f"no thread of its interpreter had a turn for {still:.1f} s; {limits.words}"
         return _verdict(run, trainer, Why.GIL, waits, words)
+    if excused:
+        return None
     if min(waited, idle) >= max(first, limits.idle):
         words = f"its processor time has stood still for {idle:.0f} s and it announced nothing (`ctx.busy`)"
         return _verdict(run, trainer, Why.IDLE, waits, words)

@@ -23,7 +23,7 @@ ALONE_S = 5.0
 # Collectives of a pace not yet known.
 UNKNOWN_STEP_S = 2.0
 # Whoever compiles, loads, or builds its first step. What holds the GIL meanwhile gives it back now and then.
-FIRST_STEP_S, FIRST_GIL_S = 600.0, 20.0
+FIRST_STEP_S, FIRST_GIL_S = 600.0, 8.0
 # A spare that nobody needs yet.
 SPARE_GIL_S = 60.0
 # Lateness counts so many times: what was late once may be late again.

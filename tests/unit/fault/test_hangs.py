@@ -117,13 +117,22 @@ def test_held_gil_that_nobody_waits_for_is_no_hang():
     assert world.verdicts() == []
 
 
-@pytest.mark.parametrize("excuse", [{"busy_until": NOW + 1.0}, {"steps": False}])
-def test_busy_and_first_step_are_excused(excuse):
+@pytest.mark.parametrize(("excuse", "beat_age"), [({"busy_until": NOW + 1.0}, 15.0), ({"steps": False}, 7.0)])
+def test_busy_and_first_step_are_excused(excuse, beat_age):
     world = Imagined()
     world.all_wait_for("t3", for_s=30.0)
-    world.process("t3", beat_age=15.0, idle_for=30.0)
+    world.process("t3", beat_age=beat_age, idle_for=30.0)
     world.trainer("t3", **excuse)
     assert world.verdicts() == []
+
+
+def test_first_step_excuses_no_interpreter_that_gives_nobody_a_turn():
+    world = Imagined()
+    world.all_wait_for("t3", for_s=9.0)
+    world.process("t3", beat_age=9.0)
+    world.trainer("t3", steps=False, busy_until=NOW + 50.0)
+    (verdict,) = world.verdicts()
+    assert (verdict.trainer, verdict.why) == ("t3", Why.GIL)
 
 
 def test_excuse_of_being_busy_ends_with_its_limit():
