@@ -4,8 +4,8 @@ All ranks call the same operations in the same order, so all count the same wind
 ranks exchange what their links carried; what that shows (`attribution`) changes the network for all in the same way. Its
 plans are used from the next window but one: by then the exchange has long been over, and nobody waits for it.
 
-New plans are on trial: where their first window is not faster than the one that brought them, it was not the network that
-was slow, and what was thought before holds again.
+New plans are on trial: if nothing more was found for some windows, and these are not faster than the one that brought the
+first of the new plans, it was not the network that was slow, and what was thought before holds again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ WINDOW_BYTES = 16 << 20
 AS_PLANNED = (0.8, 1.25)
 # What new plans must bring, or they go; and for how many windows nothing is concluded after they went.
 WORTH = 1.05
+# One until they are in use, two for what they show to be sure, two more: one cause may hide behind another.
+TRIAL_WINDOWS = 5
 DISTRUST_WINDOWS = 16
 # An operation begins before the window after its own ends, so older plans than a few windows are never asked for.
 KEPT_GENERATIONS = 8
@@ -124,9 +126,9 @@ class Tuning:
         pace = min((s.pace for s in said if s.pace is not None), default=1.0)
         rate = max((s.rate for s in said if s.rate is not None), default=0.0)
         telling = not AS_PLANNED[0] <= pace <= AS_PLANNED[1]
-        planner = self._tried(rate) if self._trial is not None else None
-        if planner is None and self._trial is None and telling:
-            planner = self._learned(said, rate)
+        planner = self._learned(said, rate) if telling else None
+        if planner is None:
+            planner = self._tried(rate)
         self._told += 1
         self._planners[self._told] = planner or self._planners[self._told - 1]
         self._planners.pop(self._told - KEPT_GENERATIONS, None)
@@ -143,15 +145,21 @@ class Tuning:
         if self._knowledge.topology.version == known.topology.version:
             return None
         self._network = network_on(before.nodes, self._knowledge.topology)
-        self._trial = _Trial(
-            network=before, knowledge=known, planner=self._planners[self._told], rate=rate, changes=len(self.changes)
-        )
+        if self._trial is None:
+            self._trial = _Trial(
+                network=before,
+                knowledge=known,
+                planner=self._planners[self._told],
+                rate=rate,
+                changes=len(self.changes),
+            )
+        self._trial.windows = TRIAL_WINDOWS
         self.changes.extend(self._knowledge.changes)
         self._knowledge = dataclasses.replace(self._knowledge, changes=())
         return Planner(self._network.fabric, self._network.groups, coded=self._coded)
 
     def _tried(self, rate: float) -> Planner | None:
-        """The planner to go back to, where the new one's first window brought nothing."""
+        """The planner to go back to, where the new ones brought nothing."""
         trial = self._trial
         if trial is None:
             return None
@@ -161,7 +169,6 @@ class Tuning:
         self._trial = None
         if rate >= WORTH * trial.rate:
             return None
-        # What the window of the new plans shows of single links is kept back as well: it is of the same time.
         self._network = trial.network
         self._knowledge = dataclasses.replace(trial.knowledge, suspicions=())
         self._distrusted = DISTRUST_WINDOWS
@@ -171,14 +178,14 @@ class Tuning:
 
 @dataclass(slots=True, kw_only=True)
 class _Trial:
-    """What was before new plans. They are in use after `windows` more windows."""
+    """What was before new plans. They are judged after `windows` more windows."""
 
     network: Network
     knowledge: Knowledge
     planner: Planner
     rate: float
     changes: int
-    windows: int = 1
+    windows: int = 0
 
 
 def fairly(topology: Topology, observations: Sequence[Observation]) -> tuple[Observation, ...]:

@@ -9,7 +9,7 @@ from declared_network import MBIT, two_nics
 
 from atoll.collectives.network import network_on
 from atoll.collectives.telemetry import Trace
-from atoll.collectives.tuning import DISTRUST_WINDOWS, KEPT_GENERATIONS, WINDOW_BYTES, Told, Tuning
+from atoll.collectives.tuning import DISTRUST_WINDOWS, KEPT_GENERATIONS, TRIAL_WINDOWS, WINDOW_BYTES, Told, Tuning
 from atoll.schema.topology import Observation, Topology
 
 SLOW = {"bytes": 2_000_000, "busy_s": 2.0}  # a hundred times slower than an island's link
@@ -20,9 +20,9 @@ def tuning(topology=None):
     return Tuning(network_on(("a0", "a1", "b0", "b1"), topology), {"int8": 0.25})
 
 
-def window(pace, *, seen=True):
+def window(pace, *, seen=True, ends=("a0", "a1")):
     """What four ranks tell: one of them that its link within the island is slow."""
-    ends = {"source": "a0", "source_nic": "fast", "target": "a1", "target_nic": "fast"}
+    ends = {"source": ends[0], "source_nic": "fast", "target": ends[1], "target_nic": "fast"}
     slow = Observation(**ends, **SLOW, rtt_s=2e-4, window_s=2.0)
     return [Told(pace=pace, observations=(slow,) if seen and rank == 0 else ()) for rank in range(4)]
 
@@ -116,15 +116,21 @@ def at(rate, told):
     return [dataclasses.replace(said, rate=rate) for said in told]
 
 
+def quiet(rate):
+    """A window that took longer than planned, and in which no link was seen to be slow."""
+    return at(rate, window(5.0, seen=False))
+
+
 def test_new_plans_that_are_no_faster_go_and_nothing_is_learned_for_a_while():
     here = tuning()
     first, network = here.newest, here.network
     for _ in range(2):
         here.told(at(100.0, window(5.0)))
     assert here.newest is not first
-    here.told(at(100.0, window(5.0)))  # still by the old plans
-    assert here.newest is not first
-    here.told(at(104.0, window(5.0)))  # the first by the new ones
+    for _ in range(TRIAL_WINDOWS):
+        here.told(quiet(104.0))
+        assert here.newest is not first
+    here.told(quiet(104.0))
     assert (here.newest, here.network, here.changes) == (first, network, [])
     for _ in range(DISTRUST_WINDOWS):
         here.told(at(100.0, window(5.0)))
@@ -136,7 +142,25 @@ def test_new_plans_that_are_no_faster_go_and_nothing_is_learned_for_a_while():
 
 def test_new_plans_that_are_faster_stay():
     here = tuning()
-    for rate in (100.0, 100.0, 100.0, 106.0, 106.0):
-        here.told(at(rate, window(5.0)))
+    for _ in range(2):
+        here.told(at(100.0, window(5.0)))
+    for _ in range(2 * TRIAL_WINDOWS):
+        here.told(quiet(106.0))
     assert here.changes
     assert here.network.topology.version > 0
+
+
+def test_a_second_cause_found_by_new_plans_gives_them_more_time():
+    here = tuning()
+    first = here.newest
+    for _ in range(2):
+        here.told(at(100.0, window(5.0)))
+    for _ in range(TRIAL_WINDOWS - 1):
+        here.told(quiet(100.0))
+    for _ in range(2):
+        here.told(at(100.0, window(5.0, ends=("b0", "b1"))))
+    for _ in range(TRIAL_WINDOWS):
+        here.told(quiet(100.0))
+        assert len(here.changes) == 2
+    here.told(quiet(100.0))
+    assert (here.newest, here.changes) == (first, [])

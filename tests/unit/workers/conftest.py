@@ -125,7 +125,7 @@ class FakeComm:
     def on_poison(self, call):
         self.calls.append(call)
 
-    def all_reduce(self, buffer, *, op="sum", in_place=False):  # noqa: ARG002
+    def all_reduce(self, buffer, *, op="sum", in_place=False):
         assert op == "sum"
         assert buffer.dim() == 1
         work = FakeWork(self)
