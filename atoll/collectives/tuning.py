@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from atoll.collectives.attribution import fold
+from atoll.collectives.fabric import best_links
 from atoll.collectives.knowledge import Change, Knowledge
 from atoll.collectives.network import Network, network_on
 from atoll.collectives.planner import Planner
@@ -59,7 +60,7 @@ class Tuning:
     def __init__(self, network: Network, coded: Mapping[str, float]) -> None:
         self.changes: list[Change] = []
         self._network, self._coded = network, coded
-        self._knowledge = Knowledge(topology=network.topology)
+        self._knowledge = Knowledge(topology=in_use(network.topology))
         self._planners = {0: Planner(network.fabric, network.groups, coded=coded)}
         self._told = 0
         self._trial: _Trial | None = None
@@ -186,6 +187,12 @@ class _Trial:
     rate: float
     changes: int
     windows: int = 0
+
+
+def in_use(topology: Topology) -> Topology:
+    """The links by which the members of an epoch have met: when one of these turns slow, its pair has no other."""
+    best = best_links(topology)
+    return dataclasses.replace(topology, links=tuple(k for k in topology.links if best[k.source, k.target] == k))
 
 
 def fairly(topology: Topology, observations: Sequence[Observation]) -> tuple[Observation, ...]:

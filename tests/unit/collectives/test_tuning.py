@@ -164,3 +164,13 @@ def test_a_second_cause_found_by_new_plans_gives_them_more_time():
         assert len(here.changes) == 2
     here.told(quiet(100.0))
     assert (here.newest, here.changes) == (first, [])
+
+
+def test_a_pair_whose_link_turned_slow_is_not_planned_on_a_nic_by_which_it_did_not_meet():
+    topology = two_nics(2, 2)
+    other = dataclasses.replace(topology.links[0], source_nic="slow", target_nic="slow", bandwidth=50 * MBIT)
+    assert (other.source, other.target) == ("a0", "a1")
+    here = tuning(dataclasses.replace(topology, links=(*topology.links, other)))
+    for _ in range(2):
+        here.told(at(100.0, window(5.0)))
+    assert here.network.fabric.routes[0, 1].bandwidth < 10 * MBIT
