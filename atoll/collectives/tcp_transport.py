@@ -34,8 +34,10 @@ from atoll.schema.topology import Door
 # Strangers that connect and say nothing hold this many threads at most; ranks retry what was turned away.
 _GREETERS = 64
 _RETRY_S = 0.05
-# How long one of several ways may take: a link that is down answers nothing, and the next one may.
+# How long one of several ways may take: a link that is down answers nothing, and the next one may. A kernel answers a
+# connection at once, however busy its machine; only proofs take the peer's own time. Each round gives twice as long.
 _WAY_S = 1.0
+_REACH_S = 0.25
 _JOIN_S = 2.0
 
 
@@ -178,14 +180,18 @@ class Listener:
 def dial(ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
     """A proven connection by one of `ways`, tried in turn while nothing answers. Raises `PeerLost` or `HandshakeError`."""
     problem: Exception | None = None
-    for way in itertools.cycle(ways):
+    for number, way in enumerate(itertools.cycle(ways)):
         where = f"{greeting.to} at {way.host}:{way.port}"
         try:
             patience.left()
         except PeerLost as over:
             raise PeerLost(f"{where} does not answer in epoch {greeting.epoch}: {problem or over}") from None
         try:
-            return _dial_once(way, greeting, secret, patience.at_most(HANDSHAKE_S if len(ways) == 1 else _WAY_S))
+            rounds = number // len(ways)
+            reach_s, way_s = min(_WAY_S, _REACH_S * 2 ** min(rounds, 8)), _WAY_S
+            if len(ways) == 1:
+                reach_s = way_s = HANDSHAKE_S
+            return _dial_once(way, greeting, secret, patience.at_most(way_s), patience.at_most(reach_s))
         except HandshakeError as error:
             raise HandshakeError(f"{where}: {error}") from None
         except (OSError, PeerLost) as error:
@@ -194,8 +200,8 @@ def dial(ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patie
     raise InternalError(f"no address of {greeting.to} is known")
 
 
-def _dial_once(way: Way, greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
-    sock = reach(way.host, way.port, patience, source=way.source)
+def _dial_once(way: Way, greeting: Greeting, secret: bytes, patience: Patience, reaching: Patience) -> socket.socket:
+    sock = reach(way.host, way.port, reaching, source=way.source)
     try:
         verdict = introduce(sock, greeting, secret, patience)
     except BaseException:

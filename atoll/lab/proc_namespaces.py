@@ -146,7 +146,8 @@ def _own_namespaces(plan: dict[str, Any]) -> bool:
         _unshare(_ALL, "net, mnt, uts, ipc")
         user = True
     _mount("none", "/", None, _MS_REC | _MS_SLAVE)
-    _mount(plan["mark"], "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777,size=1m")  # noqa: S108 - in its own mounts
+    # Not on /tmp, where the interpreter may live that hosts are to see.
+    _mount(plan["mark"], "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777,size=1m")  # noqa: S108 - in its own mounts
     _sysctls()
     return user
 

@@ -50,6 +50,8 @@ class Course:
         self.team, self.directory, self.steps, self.outside = team, tmp_path, steps, outside
         self.finals, self.models, self.joined, self.saw = {}, {}, threading.Event(), {}
         self.begun = {n: threading.Event() for n in range(1, steps + 1)}
+        self.lost = threading.Event()  # set: nobody has to be lost first
+        self.lost.set()
         self.at_step = lambda ctx, step: None
 
     def train(self, ctx):
@@ -88,6 +90,7 @@ class Course:
         self.joined.set()
         for wait_for, epoch, names in more:
             assert self.begun[wait_for].wait(LIMIT_S)
+            assert self.lost.wait(LIMIT_S)
             self.team.members(epoch, *names)
         self.team.join()
 
@@ -152,9 +155,11 @@ def test_teacher_lost_in_the_middle_of_a_lesson_makes_it_begin_again(course):
     def vanish(ctx, step):
         if ctx._host.identity.trainer == "b" and step.index == 9:
             ended.append(step.index)
+            run.lost.set()
             raise Gone
 
     run.at_step = vanish
+    run.lost.clear()
     run.run((9, 3, ("a", "c")))
     assert ended == [9]
     assert_whole(run, "a", "c")
