@@ -53,9 +53,9 @@ def test_both_ends_hear_the_same_and_the_connection_stays_usable(pair):
     mine, theirs = probe(one, first=True, deadline=soon(), effort=QUICK), other.result()
     assert mine.outwards == pytest.approx(theirs.inwards)
     assert mine.inwards == pytest.approx(theirs.outwards, rel=1e-3)
-    assert 0 < mine.latency_s < 0.1
+    assert 0 < mine.latency_s < 1.0
     assert theirs.latency_s == pytest.approx(mine.latency_s, abs=1e-8)
-    assert min(mine.outwards, mine.inwards) > 10e6
+    assert min(mine.outwards, mine.inwards) > 1e6
     assert one.gettimeout() == 5
     one.sendall(b"after")
     assert two.recv(16) == b"after"
