@@ -20,19 +20,17 @@ from dataclasses import dataclass
 from atoll.collectives.islands import islands
 from atoll.collectives.knowledge import (
     CHANGE,
-    Change,
     End,
     Knowledge,
     LinkKey,
     Suspicion,
-    What,
     key,
     link_change,
     revised,
     trunk_change,
 )
 from atoll.schema.ids import NodeId
-from atoll.schema.topology import Host, Link, Observation, Topology, Trunk, rate_text
+from atoll.schema.topology import Change, Host, Link, Observation, Topology, Trunk, What, rate_text
 
 # Below this share of what is known an edge is slow: two measurements 30 % wrong either way differ by 0.54.
 SLOW = 0.6

@@ -8,12 +8,11 @@ that nobody plans anew for it. Every change says what it follows from.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from atoll.schema.ids import NodeId
-from atoll.schema.topology import Host, Link, Topology, Trunk, rate_text
+from atoll.schema.topology import Change, Host, Link, Topology, Trunk, What
 
 # A change by less is what two measurements of the same link differ by.
 CHANGE = 1.25
@@ -22,37 +21,6 @@ _LATENCY_NOISE_S = 50e-6
 
 End = tuple[NodeId, str]
 LinkKey = tuple[NodeId, str, NodeId, str]
-
-
-class What(enum.StrEnum):
-    """What a change is about."""
-
-    FOUND = "found"
-    LINK = "link"
-    SENDER = "sender"
-    RECEIVER = "receiver"
-    TRUNK = "trunk"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One thing that is now known to be otherwise, bandwidths in bytes/s, and from what it follows."""
-
-    what: What
-    sources: tuple[NodeId, ...]
-    targets: tuple[NodeId, ...]
-    nic: str = ""
-    before: float | None
-    after: float | None
-    evidence: str
-
-    def __str__(self) -> str:
-        where = {
-            What.SENDER: f"NIC {self.nic} of {' '.join(self.sources)} out",
-            What.RECEIVER: f"NIC {self.nic} of {' '.join(self.targets)} in",
-            What.TRUNK: f"trunk {' '.join(self.sources)} -> {' '.join(self.targets)}",
-        }.get(self.what, f"link {' '.join(self.sources)} -> {' '.join(self.targets)}")
-        return f"{where}: {rate_text(self.before)} -> {rate_text(self.after)}: {self.evidence}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from atoll.collectives.call import Call
-from atoll.collectives.knowledge import Change
 from atoll.collectives.network import Network, network_of
 from atoll.collectives.plan import Plan
 from atoll.collectives.plan_shapes import Recipe
@@ -44,7 +43,7 @@ from atoll.errors import InternalError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
-from atoll.schema.topology import Observation
+from atoll.schema.topology import Change, Observation
 
 if TYPE_CHECKING:
     from atoll.collectives.nccl_island import NcclIsland

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from atoll.collectives.attribution import fold
 from atoll.collectives.fabric import best_links
-from atoll.collectives.knowledge import Change, Knowledge
+from atoll.collectives.knowledge import Knowledge
 from atoll.collectives.network import Network, network_on
 from atoll.collectives.planner import Planner
 from atoll.collectives.telemetry import Trace
 from atoll.schema.ids import NodeId
-from atoll.schema.topology import Observation, Topology
+from atoll.schema.topology import Change, Observation, Topology
 
 # A window has at least so many operations and bytes: links of 10 to 500 Mbit/s are measured well by it, and the exchange
 # of a few hundred bytes is under a hundredth of what the window itself takes.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from atoll.collectives.knowledge import Change, What
 from atoll.control_plane import effects as fx
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.projection import topology_view
 from atoll.control_plane.state import Run
-from atoll.fault.slow_links import Carried, Place, SlowLink
+from atoll.fault.slow_links import SlowLink
 from atoll.schema.ids import NodeId
 from atoll.schema.messages import AgentHello, LinksObserved, PeerProbed
 from atoll.schema.spec import JobKind
+from atoll.schema.topology import Change, What
 from atoll.schema.views import RunState
 
 # What lines of the story about the network are told of.
@@ -80,16 +80,7 @@ def _tell(desk: Desk, changes: Iterable[Change]) -> None:
 
 def _judge(desk: Desk, change: Change) -> None:
     """Runs whose members use a place that became slow, or is well again, are told of it."""
-    carried = Carried(
-        place=Place(change.what.value),
-        sources=change.sources,
-        targets=change.targets,
-        nic=change.nic,
-        before=change.before,
-        after=change.after,
-        evidence=change.evidence,
-    )
-    verdict = desk.slow_links.take(carried)
+    verdict = desk.slow_links.take(change)
     if verdict is None:
         return
     kind = "slow-link" if isinstance(verdict, SlowLink) else "link-restored"

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from atoll.collectives.attribution import fold, merged
 from atoll.collectives.fabric import best_links
 from atoll.collectives.islands import Island, islands
-from atoll.collectives.knowledge import Change, Knowledge, LinkKey, Reading, What, key, meet, take
+from atoll.collectives.knowledge import Knowledge, LinkKey, Reading, key, meet, take
 from atoll.collectives.probing import Check, Lane, check_together, checks, doubtful, lane_of, lanes, side_by_side
 from atoll.schema.ids import NodeId
 from atoll.schema.messages import AgentHello, PeerProbed, ProbePeer
-from atoll.schema.topology import Door, Host, Link, Observation, Topology, Trunk
+from atoll.schema.topology import Change, Door, Host, Link, Observation, Topology, Trunk, What
 
 # Agents that come together are surveyed together.
 SETTLE_S = 1.0

@@ -6,6 +6,7 @@ are two. Everything here is measured or declared; what follows from it (islands,
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 
 from atoll.schema.ids import NodeId
@@ -89,6 +90,37 @@ class Observation:
     rtt_s: float
     window_s: float = 0.0
     messages: int = 1
+
+
+class What(enum.StrEnum):
+    """What a change is about."""
+
+    FOUND = "found"
+    LINK = "link"
+    SENDER = "sender"
+    RECEIVER = "receiver"
+    TRUNK = "trunk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing that is now known to be otherwise, bandwidths in bytes/s, and from what it follows."""
+
+    what: What
+    sources: tuple[NodeId, ...]
+    targets: tuple[NodeId, ...]
+    nic: str = ""
+    before: float | None
+    after: float | None
+    evidence: str
+
+    def __str__(self) -> str:
+        where = {
+            What.SENDER: f"NIC {self.nic} of {' '.join(self.sources)} out",
+            What.RECEIVER: f"NIC {self.nic} of {' '.join(self.targets)} in",
+            What.TRUNK: f"trunk {' '.join(self.sources)} -> {' '.join(self.targets)}",
+        }.get(self.what, f"link {' '.join(self.sources)} -> {' '.join(self.targets)}")
+        return f"{where}: {rate_text(self.before)} -> {rate_text(self.after)}: {self.evidence}"
 
 
 def rate_text(bytes_s: float | None) -> str:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.collectives.attribution import fold
-from atoll.collectives.knowledge import Knowledge, What
-from atoll.schema.topology import Host, Link, Nic, Observation, Topology, Trunk
+from atoll.collectives.knowledge import Knowledge
+from atoll.schema.topology import Host, Link, Nic, Observation, Topology, Trunk, What
 
 MB = 1e6
 FAST, SLOW = 60 * MB, 6 * MB

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.collectives.islands import islands
-from atoll.collectives.knowledge import Knowledge, Reading, What, key, meet, take
+from atoll.collectives.knowledge import Knowledge, Reading, key, meet, take
 from atoll.collectives.probing import check_together, checks, lanes, side_by_side, tournament
-from atoll.schema.topology import Host, Link, Nic
+from atoll.schema.topology import Host, Link, Nic, What
 
 MB = 1e6
 

@@ -1,14 +1,15 @@
 import pytest
 
-from atoll.fault.slow_links import Carried, LinkRestored, Place, SlowLink, SlowLinks
+from atoll.fault.slow_links import LinkRestored, SlowLink, SlowLinks
+from atoll.schema.topology import Change, What
 
 MB = 125e3
 
 
-def carried(after, *, before=48 * MB, place=Place.EDGE, **rest):
+def carried(after, *, before=48 * MB, place=What.LINK, **rest):
     ends = {"sources": ("a",), "targets": ("b",), "nic": "fast"} | rest
-    return Carried(
-        place=place,
+    return Change(
+        what=place,
         before=before,
         after=None if after is None else after * MB,
         evidence="two windows",
@@ -27,10 +28,10 @@ def test_link_at_a_fifth_of_its_best_is_slow_and_told_once():
 @pytest.mark.parametrize(
     ("place", "text"),
     [
-        (Place.SENDER, "what NIC fast of a sends"),
-        (Place.RECEIVER, "what NIC fast of b receives"),
-        (Place.TRUNK, "the trunk a -> b"),
-        (Place.EDGE, "the link a -> b"),
+        (What.SENDER, "what NIC fast of a sends"),
+        (What.RECEIVER, "what NIC fast of b receives"),
+        (What.TRUNK, "the trunk a -> b"),
+        (What.LINK, "the link a -> b"),
     ],
 )
 def test_verdict_names_the_place_to_look_at(place, text):
@@ -63,6 +64,6 @@ def test_link_that_became_fast_or_was_just_found_is_none():
 
 def test_trunk_that_is_gone_is_slow_no_more():
     links = SlowLinks()
-    links.take(carried(9, place=Place.TRUNK))
-    assert links.take(carried(None, before=9 * MB, place=Place.TRUNK)) is None
-    assert isinstance(links.take(carried(9, place=Place.TRUNK)), SlowLink)
+    links.take(carried(9, place=What.TRUNK))
+    assert links.take(carried(None, before=9 * MB, place=What.TRUNK)) is None
+    assert isinstance(links.take(carried(9, place=What.TRUNK)), SlowLink)
