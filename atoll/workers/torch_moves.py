@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import xxhash
 
-from atoll.checkpoint.reshard import Box, Copy, messages, slabs
+from atoll.checkpoint.boxes import Box
+from atoll.checkpoint.reshard import Copy, messages, slabs
 from atoll.errors import InternalError
 from atoll.fault.inject import failpoint
 from atoll.workers.peers import Comm, Pending, completed

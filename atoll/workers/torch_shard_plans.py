@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from atoll.checkpoint.reshard import Copy, Planner, Source, Target, whole
+from atoll.checkpoint.boxes import whole
+from atoll.checkpoint.reshard import Copy, Planner, Source, Target
 from atoll.checkpoint.torch_state import Flat
 from atoll.errors import InternalError
 from atoll.workers.buddies import Place, Recovery, Standing, missing

@@ -22,7 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from atoll.checkpoint.layout import shares
-from atoll.checkpoint.reshard import Copy, whole
+from atoll.checkpoint.boxes import whole
+from atoll.checkpoint.reshard import Copy
 from atoll.checkpoint.torch_state import Flat, size_of
 from atoll.collectives.tcp_communicator import Communicator
 from atoll.collectives.torch_backend import BACKEND, Options, ProcessGroup

@@ -16,7 +16,7 @@ import xxhash
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from atoll.checkpoint.reshard import Box, chunk
+from atoll.checkpoint.boxes import Box, chunk
 from atoll.checkpoint.torch_state import Flat, flatten
 from atoll.errors import InternalError, StateError
 

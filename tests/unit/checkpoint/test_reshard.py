@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from atoll.checkpoint.reshard import Box, Planner, Source, Target, chunk, messages, overlap, slabs, whole, without
+from atoll.checkpoint.boxes import Box, chunk, overlap, whole, without
+from atoll.checkpoint.reshard import Planner, Source, Target, messages, slabs
 from atoll.errors import CheckpointError
 
 
