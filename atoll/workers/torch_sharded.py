@@ -21,8 +21,8 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from atoll.checkpoint.layout import shares
 from atoll.checkpoint.boxes import whole
+from atoll.checkpoint.layout import shares
 from atoll.checkpoint.reshard import Copy
 from atoll.checkpoint.torch_state import Flat, size_of
 from atoll.collectives.tcp_communicator import Communicator
