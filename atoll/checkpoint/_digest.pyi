@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def boxed(values: Buffer, whole: tuple[int, ...], start: tuple[int, ...], /) -> int: ...
