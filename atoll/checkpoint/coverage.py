@@ -78,11 +78,11 @@ def _holes(logicals: Sequence[Logical], boxes: Boxes, full: Boxes, overlapped: I
     begins = np.searchsorted(boxes.tensor, np.arange(len(logicals) + 1))
     for tensor in np.flatnonzero(doubtful).tolist():
         mine = boxes.take(np.arange(begins[tensor], begins[tensor + 1]))
-        for hole in _halved(full.take(np.array([tensor])), mine):
+        for hole in untouched(full.take(np.array([tensor])), mine):
             yield Fault(logicals[tensor].name, hole.box(0, logicals))
 
 
-def _halved(part: Boxes, held: Boxes) -> Iterator[Boxes]:
+def untouched(part: Boxes, held: Boxes) -> Iterator[Boxes]:
     """The parts of `part`, one row, that no box of `held` touches."""
     waiting = [(part, held)]
     while waiting:
