@@ -44,7 +44,9 @@ class Boxes:
 
     def volumes(self) -> Ints:
         """Elements of each box [n]."""
-        found: Ints = np.prod(self.stop - self.start, axis=1)
+        found = self.stop[:, 0] - self.start[:, 0]
+        for dim in range(1, self.dims):
+            found *= self.stop[:, dim] - self.start[:, dim]
         return found
 
     def take(self, rows: Ints | Flags) -> Boxes:
@@ -108,7 +110,7 @@ def meetings(one: Boxes, other: Boxes) -> Meetings:
     """
     tensors = int(max(one.tensor.max(initial=-1), other.tensor.max(initial=-1))) + 1
     mine, theirs = np.flatnonzero(one.volumes() > 0), np.flatnonzero(other.volumes() > 0)
-    grid = _grid(one.take(mine), other, tensors)
+    grid = _grid(one if len(mine) == len(one) else one.take(mine), other, tensors)
     my_cell, my_row = _entered(grid, one, mine)
     their_cell, their_row = (my_cell, my_row) if other is one else _entered(grid, other, theirs)
     order = np.argsort(my_cell, kind="stable")
@@ -121,11 +123,21 @@ def meetings(one: Boxes, other: Boxes) -> Meetings:
     their_cell, their_row = their_cell[hit], their_row[hit]
     a, b = my_row[_ranges(first, count)], np.repeat(their_row, count)
     start, stop = np.maximum(one.start[a], other.start[b]), np.minimum(one.stop[a], other.stop[b])
-    kept = np.flatnonzero(np.all(start < stop, axis=1))
-    a, b, start, stop, cell = a[kept], b[kept], start[kept], stop[kept], np.repeat(their_cell, count)[kept]
-    here = np.flatnonzero(grid.cells(one.tensor[a], start) == cell)
-    here = here[np.lexsort((a[here], b[here]))]
-    return Meetings(a[here], b[here], start[here], stop[here])
+    cell = np.repeat(their_cell, count)
+    # Indexing copies every column: where a step drops nothing, as in most layouts, it is left out.
+    real = start[:, 0] < stop[:, 0]
+    for dim in range(1, one.dims):
+        real &= start[:, dim] < stop[:, dim]
+    if not real.all():
+        a, b, start, stop, cell = a[real], b[real], start[real], stop[real], cell[real]
+    here = grid.cells(one.tensor[a], start) == cell
+    if not here.all():
+        a, b, start, stop = a[here], b[here], start[here], stop[here]
+    place = b * max(len(one), 1) + a
+    if (place[1:] >= place[:-1]).all():
+        return Meetings(a, b, start, stop)
+    order = np.argsort(place)
+    return Meetings(a[order], b[order], start[order], stop[order])
 
 
 @dataclass(frozen=True, slots=True)

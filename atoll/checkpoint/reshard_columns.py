@@ -21,6 +21,8 @@ from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.reshard import Planner, Source, Target
 from atoll.errors import CheckpointError
 
+# The golden ratio as a fraction of 2^64: spreads neighbours.
+_ODD = 0x9E3779B97F4A7C15
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 # (ranks of sources, ranks of targets): what a byte costs between each pair.
 Costs = Callable[[Ints, Ints], Floats]
@@ -96,6 +98,14 @@ class _Classes:
 
 def _classes(boxes: Boxes) -> _Classes:
     keys = (*boxes.stop.T[::-1], *boxes.start.T[::-1], boxes.tensor)
+    # Equal boxes have equal sums of this kind, and sorting one column is cheap: most states hold each box once.
+    sums = np.zeros(len(boxes), dtype=np.uint64)
+    for key in keys:
+        sums = (sums ^ (sums >> np.uint64(31)) ^ key.astype(np.uint64)) * np.uint64(_ODD)
+    sums.sort()
+    if not (sums[1:] == sums[:-1]).any():
+        rows = np.arange(len(boxes))
+        return _Classes(rows, np.arange(len(boxes) + 1), rows)
     order = np.lexsort(keys) if len(boxes) else np.zeros(0, dtype=np.int64)
     new = np.zeros(len(boxes), dtype=np.bool_)
     new[:1] = True
@@ -137,7 +147,7 @@ def _chosen(rank: Ints, classes: _Classes, of: Ints, target: Ints, sizes: Ints, 
     ties = np.bincount(piece, minlength=len(of))
     begin = np.cumsum(ties) - ties
     # Pieces with the same candidates take turns. A sum of squares of mixed ranks tells sets of candidates apart.
-    mixed = (rank[member].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (rank[member].astype(np.uint64) + np.uint64(1)) * np.uint64(_ODD)
     mixed ^= mixed >> np.uint64(29)
     candidates = np.add.reduceat(mixed * mixed, begin) if len(of) else mixed
     order = np.lexsort((-sizes, candidates))
