@@ -21,7 +21,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from atoll.checkpoint.fs_files import make_directory, publish, sync_directory
+from atoll.checkpoint.fs_files import create, make_directory, publish, sync_directory
 from atoll.checkpoint.manifest import run_tag
 from atoll.fault.inject import failpoint
 
@@ -44,7 +44,9 @@ class Claim:
         """Make the claim, or see that it still stands, and end all lower ones. Raises `Overtaken`."""
         self._refuse_if_overtaken()
         if not self._mine.exists():
+            failpoint("before-claim")
             make_directory(self._mine)
+            failpoint("after-claim")
             # Mine was made first and the others are read after it: of two that race, the lower sees the higher.
             self._refuse_if_overtaken()
         for lower in [e for e in self._epochs() if e < self.epoch]:
@@ -58,6 +60,17 @@ class Claim:
         except FileNotFoundError:
             raise self._overtaken(path) from None
 
+    def replace(self, path: Path, data: bytes) -> None:
+        """Have `path` hold `data` and nothing else, while the claim stands. Raises `Overtaken`."""
+        self.hold()
+        temporary = self._mine / f"{path.name}.{os.urandom(4).hex()}"
+        try:
+            create(temporary, data)
+            temporary.replace(path)
+        except FileNotFoundError:
+            raise self._overtaken(path) from None
+        sync_directory(path.parent)
+
     def remove(self, path: Path) -> None:
         """Have a file or folder gone, at once and durably, while the claim stands. Raises `Overtaken`."""
         self.hold()
@@ -70,6 +83,7 @@ class Claim:
                 raise self._overtaken(path) from None
             return
         sync_directory(path.parent)
+        failpoint("after-removal")
         if grave.is_dir():
             shutil.rmtree(grave, ignore_errors=True)
         else:

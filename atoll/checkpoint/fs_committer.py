@@ -9,16 +9,19 @@ a later one than the save's.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from atoll.checkpoint.commit import Commit, Refuse, Wait
+from atoll.checkpoint import format1
+from atoll.checkpoint.commit import Ask, Commit, Refuse, Wait
 from atoll.checkpoint.fs_claims import Claim, Overtaken
 from atoll.checkpoint.fs_retention import retain
 from atoll.checkpoint.fs_store import Store
-from atoll.checkpoint.manifest import CommitRecord
+from atoll.checkpoint.manifest import CommitRecord, Request, pack_stem
 from atoll.clock import Clock
+from atoll.fault.inject import failpoint
 from atoll.schema.ids import RunId, Step, TrainerId
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed, TrainerFact
 
@@ -42,6 +45,7 @@ class Handle:
     committed: bool = False
     problem: str = ""
     give_up_at: float = 0.0
+    asked: bool = False
 
 
 class Committer:
@@ -56,9 +60,12 @@ class Committer:
         tell: Callable[[TrainerFact], None],
         keep: int,
         clock: Clock,
+        verify: Callable[[Path, int], str],
     ) -> None:
+        self._verify = verify
         self._base, self._store, self._run, self._trainer = store, store, run, trainer
         self._led = -1
+        self._claim: Claim | None = None
         self._tell, self._keep, self._clock = tell, keep, clock
         self._pending: list[Handle] = []
         self._gone: frozenset[tuple[int, int]] = frozenset()
@@ -71,8 +78,7 @@ class Committer:
 
     def add(self, handle: Handle) -> None:
         """This rank's word about `handle` is on storage: follow it to its end."""
-        now = self._clock.monotonic()
-        handle.give_up_at = now + max(_WITHIN_S, _WITHIN_TIMES * (now - handle.began))
+        self._allow(handle)
         self._pending.append(handle)
 
     def lost(self, gone: Iterable[tuple[int, int]]) -> None:
@@ -85,9 +91,14 @@ class Committer:
             return
         self._led = epoch
         claim = Claim(self._base.directory, run=self._run, epoch=epoch)
-        self._store = self._base.under(claim)
+        self._claim, self._store = claim, self._base.under(claim)
         with suppress(Overtaken, OSError):  # asked again, and told, with each commit
             claim.hold()
+
+    def _claim_again(self) -> None:
+        """Whoever waits may wait for what another epoch has swept: `Overtaken` is raised then."""
+        if self._claim is not None:
+            self._claim.hold()
 
     def poll(self, *, leading: bool) -> None:
         """Look at storage once; `leading` commits, the others only notice."""
@@ -113,23 +124,47 @@ class Committer:
 
     def _decide(self, handle: Handle, *, overdue: bool) -> None:
         # Asked before storage is: whoever was gone by then had written all that it ever will.
-        now, gone = self._clock.now(), self._gone
-        match self._store.try_commit(handle.step, handle.epoch, handle.size, run=self._run, now=now):
-            case Commit(record=record):
-                self._committed(handle, record)
+        now, lost = self._clock.now(), self._gone
+        gone = frozenset(range(handle.size)) if overdue else frozenset(r for e, r in lost if e == handle.epoch)
+        match self._store.try_commit(handle.step, handle.epoch, handle.size, run=self._run, now=now, gone=gone):
+            case Commit(record=record, odd=odd):
+                self._committed(handle, record, odd)
             case Refuse(why=why, detail=detail):
                 self.fail(handle, f"{why}: {detail}")
-            case Wait(missing=missing) if lost := [r for r in missing if (handle.epoch, r) in gone]:
+            case Ask(parts=parts) if not handle.asked:
+                self._ask(handle, parts)
+            case Ask(parts=parts) if overdue:
+                ranks = [rank for rank, _ in parts]
                 self.fail(
-                    handle, f"ranks {lost} of epoch {handle.epoch} were lost before they wrote; the next save goes on"
+                    handle, f"the parts of ranks {ranks} were asked of others and did not come; the next save goes on"
                 )
-            case Wait(missing=missing) if overdue:
-                self.fail(handle, f"ranks {list(missing)} of epoch {handle.epoch} wrote nothing; the next save goes on")
-            case Wait():
-                pass
+            case Ask() | Wait():
+                self._claim_again()
 
-    def _committed(self, handle: Handle, record: CommitRecord) -> None:
+    def _ask(self, handle: Handle, parts: Sequence[tuple[int, str]]) -> None:
+        """What these ranks did not write others hold: ask them on storage, and give them as long again."""
+        for rank, why in parts:
+            stem = pack_stem(run=self._run, epoch=handle.epoch, rank=rank, size=handle.size)
+            request = Request(
+                run=self._run,
+                step=handle.step,
+                epoch=handle.epoch,
+                rank=rank,
+                size=handle.size,
+                lead=max(self._led, 0),
+                why=why,
+            )
+            self._store.ask(stem, request)
+        handle.asked = True
+        self._allow(handle)
+
+    def _allow(self, handle: Handle) -> None:
+        now = self._clock.monotonic()
+        handle.give_up_at = now + max(_WITHIN_S, _WITHIN_TIMES * (now - handle.began))
+
+    def _committed(self, handle: Handle, record: CommitRecord | format1.CommitRecord, odd: str) -> None:
         # Durable before anyone is told (law 8): the record's own directory was synced before this.
+        failpoint("before-telling")
         if not self._end(handle, committed=True):
             return
         self._tell(
@@ -141,7 +176,14 @@ class Committer:
                 seconds=self._clock.monotonic() - handle.began,
             )
         )
-        damage = retain(self._store, run=self._run, keep=self._keep, newest=handle.step)
+        if odd:
+            self._tell_failed(handle, f"committed, but not all hold what was written: {odd}")
+        failpoint("before-retention")
+
+        def verify(step: int) -> str:
+            return self._verify(self._store.directory, step)
+
+        damage = retain(self._store, run=self._run, keep=self._keep, newest=handle.step, verify=verify)
         if damage:
             self._tell_failed(handle, f"committed, but it does not read back: {damage}; older steps are kept")
 

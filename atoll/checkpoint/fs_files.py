@@ -1,15 +1,14 @@
 """Durable files: created whole or not at all, never replaced, and not deleted under a reader.
 
 `publish` writes to a temporary name, syncs, and links the final name, which fails where it exists: of two that try,
-one wins (law 8). `write_large` bypasses the page cache where the file system allows. `reading` and `claim_for_deletion`
-hold the two sides of an advisory lock on one small file, which the kernel drops with its process.
+one wins (law 8). `reading` and `claim_for_deletion` hold the two sides of an advisory lock on one small file, which the
+kernel drops with its process. All writing goes through `Disk`, the one seam at which a test makes a disk fail.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,17 +17,46 @@ from pathlib import Path
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
 
-_ALIGN = mmap.PAGESIZE
-_DIRECT = getattr(os, "O_DIRECT", 0)
-# The kernel takes up to 2 GB at once; less keeps a cancelled process from hanging long in one call.
-_WRITE_BYTES = 64 << 20
+
+class Disk:
+    """What is asked of a disk when something is written. Faults are put in its place by `use`."""
+
+    def open(self, path: Path, flags: int) -> int:
+        """A handle for writing."""
+        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+
+    def write(self, handle: int, data: memoryview, offset: int) -> int:
+        """Write some of `data` at `offset`; how much."""
+        return os.pwrite(handle, data, offset)
+
+    def sync(self, handle: int) -> None:
+        """Make what was written durable."""
+        os.fsync(handle)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give `source` a second name. Raises `FileExistsError`."""
+        os.link(source, target)
+
+
+class _Disks:
+    now = Disk()
+
+
+def disk() -> Disk:
+    """The disk in use."""
+    return _Disks.now
+
+
+def use(other: Disk) -> None:
+    """Have all writing of this process go through `other`."""
+    _Disks.now = other
 
 
 def sync_directory(path: Path) -> None:
     """Make the names in `path` durable."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(handle)
+        disk().sync(handle)
     finally:
         os.close(handle)
 
@@ -53,13 +81,10 @@ def publish(path: Path, data: bytes, *, by_way_of: Path | None = None) -> bool:
     # Several hosts may write into one folder, so a process id alone is not enough.
     temporary = (by_way_of or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        create(temporary, data)
         failpoint("before-link")
         try:
-            os.link(temporary, path)
+            disk().link(temporary, path)
         except FileExistsError:
             return False
         failpoint("after-link")
@@ -70,50 +95,24 @@ def publish(path: Path, data: bytes, *, by_way_of: Path | None = None) -> bool:
     return True
 
 
-def write_large(path: Path, slab: memoryview, length: int) -> None:
-    """Write the first `length` bytes of `slab` (page-aligned, whole pages) to a durable file; nothing stays of half."""
+def create(path: Path, data: bytes) -> None:
+    """Create `path` with `data`; its bytes are durable, its name is not. Raises `FileExistsError`."""
+    handle = disk().open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        _write_large(path, slab, length)
-    except BaseException:
-        with suppress(OSError):  # a full disk gets its space back at once
-            path.unlink()
-        raise
-
-
-def _write_large(path: Path, slab: memoryview, length: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    try:
-        handle = os.open(path, flags | _DIRECT, 0o644)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        handle = os.open(path, flags, 0o644)  # this file system takes no direct writes
-    try:
-        _write_all(handle, slab[: -(-length // _ALIGN) * _ALIGN])
-        os.ftruncate(handle, length)
-        failpoint("before-pack-sync")
-        os.fsync(handle)
+        write_at(handle, memoryview(data), 0)
+        disk().sync(handle)
     finally:
         os.close(handle)
 
 
-def _write_all(handle: int, data: memoryview) -> None:
-    done, direct = 0, True
+def write_at(handle: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`, however little the disk takes at once."""
+    done = 0
     while done < len(data):
-        try:
-            done += os.write(handle, data[done : done + _WRITE_BYTES])
-        except OSError as error:
-            if error.errno != errno.EINVAL or not direct:
-                raise
-            # It opened for direct writes but does not take these.
-            direct = _leave_direct(handle)
-        if done % _ALIGN and direct:  # a short write that lost alignment: the rest goes through the cache
-            direct = _leave_direct(handle)
-
-
-def _leave_direct(handle: int) -> bool:
-    fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) & ~_DIRECT)
-    return False
+        count = disk().write(handle, data[done:], offset + done)
+        if count <= 0:
+            raise OSError(errno.EIO, "the disk takes nothing and says no reason")
+        done += count
 
 
 @contextmanager

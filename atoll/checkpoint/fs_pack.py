@@ -1,121 +1,87 @@
-"""A pack: one safetensors file, laid out in a slab of memory and written as it lies there.
+"""A slab: page-aligned shared memory that holds the image of files, and tensors over places of it.
 
-The slab's layout is the file image, so staging a tensor is one copy, and writing and checksums read straight on.
-Stock `safetensors` opens the file.
+The slab's layout is the file image, so staging a tensor is one copy, and writing and checksums read straight on. It is
+a file of memory without a name: another process gets it by descriptor and reads the same pages.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import mmap
+import os
+import weakref
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-import xxhash
 
-from atoll.checkpoint.manifest import BLOCK_BYTES
-from atoll.checkpoint.torch_state import size_of
-from atoll.errors import CheckpointError
+from atoll.checkpoint.boxes import whole
+from atoll.checkpoint.image import PAGE, SAFETENSORS, Image, Place, draw
+from atoll.checkpoint.logical import Logical
 
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-}
-DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-LENGTH_BYTES = 8
-_PAGE = mmap.PAGESIZE
+DTYPES = {name: getattr(torch, dtype) for dtype, name in SAFETENSORS.items()}
+_numbers = itertools.count()
 
 
 class Slab:
-    """Reusable page-aligned memory that holds one pack's file image."""
+    """Reusable memory. `number` names it within its process, `capacity` grows and never shrinks."""
 
     def __init__(self) -> None:
-        self._memory: mmap.mmap | None = None
-        self._places: dict[str, tuple[int, int]] = {}
+        self.number = next(_numbers)
         self.length = 0
+        self.descriptor = os.memfd_create("atoll-slab", os.MFD_CLOEXEC)
+        self._memory: mmap.mmap | None = None
+        self._image: Image | None = None
+        self._places: dict[str, Place] = {}
+        weakref.finalize(self, os.close, self.descriptor)
 
-    def lay_out(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write the header for `tensors`; the places of their bytes are fixed from here on."""
-        header, size = _header(tensors)
-        text = json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % LENGTH_BYTES)
-        start = LENGTH_BYTES + len(text)
-        self._places = {n: (start + e["data_offsets"][0], start + e["data_offsets"][1]) for n, e in header.items()}
-        self.length = start + size
-        memory = self._reserve(self.length)
-        memory[:LENGTH_BYTES] = len(text).to_bytes(LENGTH_BYTES, "little")
-        memory[LENGTH_BYTES:start] = text
+    @property
+    def capacity(self) -> int:
+        """Bytes of memory."""
+        return 0 if self._memory is None else len(self._memory)
 
-    def stage(self, name: str, tensor: torch.Tensor) -> None:
-        """Copy one tensor's elements into its place."""
-        start, end = self._places[name]
-        if start == end:
-            return
-        place = torch.frombuffer(self._reserve(self.length), dtype=torch.uint8, count=end - start, offset=start)
-        # copy_ releases the GIL and gathers strided tensors in one pass.
-        place.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
+    def draw(self, image: Image) -> None:
+        """Take on `image`: its headers are written, its places are fixed from here on."""
+        self.length = image.length
+        memory = self._reserve(image.length)
+        if image is not self._image:
+            for at, text in image.texts:
+                memory[at : at + len(text)] = text
+            self._image = image
 
-    def tensor(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """The place of one tensor, as a tensor of the type and shape of `like` over this memory."""
-        start, end = self._places[name]
-        if start == end:
-            return torch.empty_like(like, device="cpu")
-        place = torch.frombuffer(self._reserve(self.length), dtype=torch.uint8, count=end - start, offset=start)
-        return place.view(like.dtype).view(like.shape)
+    def target(self, place: Place) -> torch.Tensor:
+        """A place as a tensor of its type and shape over this memory."""
+        dtype = getattr(torch, place.logical.dtype)
+        if not place.bytes:
+            return torch.empty(place.box.shape, dtype=dtype)
+        found = torch.frombuffer(self._reserve(self.length), dtype=torch.uint8, count=place.bytes, offset=place.at)
+        return found.view(dtype).view(place.box.shape)
 
     def view(self) -> memoryview:
         """All of the memory, at least `length` bytes rounded up to pages."""
         return memoryview(self._reserve(self.length))
 
-    def blocks(self) -> tuple[str, ...]:
-        """Checksums of the file image."""
-        return checksums(self.view()[: self.length])
+    # -- one pack of whole tensors ---------------------------------------------------------------------------------------
+
+    def lay_out(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take on the image of one pack that holds `tensors`."""
+        pieces = [(one, whole(one.shape)) for one in (logical_of(n, t) for n, t in tensors.items())]
+        image = draw([(0, "", pieces)])
+        self.draw(image)
+        self._places = {place.logical.name: place for place in image.places()}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The place of one tensor of `lay_out`, as a tensor over this memory."""
+        return self.target(self._places[name])
 
     def _reserve(self, length: int) -> mmap.mmap:
         if self._memory is None or len(self._memory) < length:
-            self._memory = mmap.mmap(-1, max(_PAGE, -(-length // _PAGE) * _PAGE))
+            size = max(PAGE, -(-length // PAGE) * PAGE)
+            os.ftruncate(self.descriptor, size)
+            self._memory = mmap.mmap(self.descriptor, size)
+            self._image = None
         return self._memory
 
 
-def _header(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
-    """The safetensors entries, and the bytes of all tensors."""
-    header: dict[str, Any] = {}
-    offset = 0
-    # Wide types first, so that every tensor starts at a multiple of its element size.
-    for name in sorted(tensors, key=lambda n: (-tensors[n].element_size(), n)):
-        end = offset + size_of(tensors[name])
-        header[name] = {
-            "dtype": _dtype_name(name, tensors[name]),
-            "shape": list(tensors[name].shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    return header, offset
-
-
-def checksums(data: memoryview | bytes | bytearray) -> tuple[str, ...]:
-    """xxh3_64 (hex) of each block of `BLOCK_BYTES`."""
-    whole = memoryview(data)
-    return tuple(
-        xxhash.xxh3_64_hexdigest(whole[at : at + BLOCK_BYTES]) for at in range(0, max(1, len(whole)), BLOCK_BYTES)
-    )
-
-
-def _dtype_name(name: str, tensor: torch.Tensor) -> str:
-    if tensor.dtype not in _NAMES:
-        raise CheckpointError(f"tensor {name!r} has type {tensor.dtype}, which safetensors cannot hold; convert it")
-    return _NAMES[tensor.dtype]
+def logical_of(name: str, tensor: torch.Tensor) -> Logical:
+    """A tensor as a whole, by what it is called."""
+    return Logical(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))

@@ -7,20 +7,25 @@ committed go with them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from atoll.checkpoint.fs_store import Store
 
 
-def retain(store: Store, *, run: str, keep: int, newest: int) -> str:
-    """Keep the last `keep` steps of `run` up to `newest`. Returns what is wrong with `newest`; then nothing went."""
+def retain(store: Store, *, run: str, keep: int, newest: int, verify: Callable[[int], str] | None = None) -> str:
+    """Keep the last `keep` steps of `run` up to `newest`. Returns what is wrong with `newest`; then nothing went.
+
+    `verify` reads a step back and says what is wrong with it; by default it is done here.
+    """
     steps = [s.step for s in store.list() if s.run == run and s.step <= newest]
     surplus = steps[:-keep]
     others = [*store.uncommitted_steps(), *steps[-keep:]]
     littered = [s for s in others if s < newest and store.strays(s, run)]
     if not surplus and not littered:
         return ""
-    report = store.verify(newest)
-    if not report.ok:
-        return report.problems[0]
+    damage = verify(newest) if verify is not None else next(iter(store.verify(newest).problems), "")
+    if damage:
+        return damage
     for step in surplus:
         store.delete(step)
     for step in littered:

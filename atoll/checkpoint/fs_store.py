@@ -2,38 +2,50 @@
 
     step-00000100/                              one step
         e3-r0of4-1f0c2a9b.safetensors           pack of rank 0 of the 4 members of epoch 3 of one run
-        e3-r0of4-1f0c2a9b.json                  its sidecar: checksums per block, names; rank 0's holds the state's tree
+        e3-r0of4-1f0c2a9b.arrow                 where its boxes lie, in the pack and in the shared file of weights
+        e3-r0of4-1f0c2a9b.json                  its word: checksums of its blocks, digests of what it wrote and holds
+        e3-r2of4-1f0c2a9b-by0.*                 what rank 0 wrote in the place of rank 2
+        e3-r2of4-1f0c2a9b.request               the leader's request for it
+        model-e3-1f0c2a9b.safetensors           the weights, filled by all ranks
+        model.safetensors.index.json            what makes the folder one for Hugging Face's readers; with config.json
         commit.json                             the commit record: there, whole, or the step does not count
     claims-1f0c2a9b/                            which epoch of a run may commit and delete here (`fs_claims`)
 
 Reading verifies every block. What has no commit record is a save under way or a leftover, and is never read. Files that
-a commit record names are never written again: a step of another run in the same folder is refused, not replaced.
+a commit record names are never written again: a step of another run in the same folder is refused, not replaced. Steps
+of format 1 are read as they are (`fs_pack_read`).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from atoll.checkpoint.commit import Commit, Judgement, Refusal, Refuse, judge
+from atoll.checkpoint import format1
 from atoll.checkpoint.fs_claims import Claim
-from atoll.checkpoint.fs_files import claim_for_deletion, publish, reading, sync_directory
-from atoll.checkpoint.fs_pack_read import check_pack, read_pack
-from atoll.checkpoint.manifest import CommitRecord, PackRecord, run_tag, seal, unseal
+from atoll.checkpoint.fs_files import claim_for_deletion, create, publish, reading, sync_directory
+from atoll.checkpoint.manifest import CommitRecord, Request, Word, run_tag, seal, unseal, unseal_commit
 from atoll.checkpoint.report import Report
-from atoll.checkpoint.torch_state import Flat
 from atoll.errors import CheckpointError
+from atoll.fault.inject import failpoint
+
+# What needs torch or Arrow is imported where it is used: the I/O process has neither until it has to read.
+if TYPE_CHECKING:
+    from atoll.checkpoint.commit import Judgement, Told
+    from atoll.checkpoint.torch_state import Flat
 
 __all__ = ["COMMIT", "Report", "Store", "StoredCheckpoint"]
 
 COMMIT = "commit.json"
-_SIDECAR = re.compile(r"e(\d+)-r\d+of(\d+)-([0-9a-f]{8})\.json")
+_WORD = re.compile(r"e(\d+)-r\d+of(\d+)-([0-9a-f]{8})(?:-by\d+)?\.json")
+
+AnyRecord = CommitRecord | format1.CommitRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +88,7 @@ class Store:
                 found.append(self._stored(self._record(step)))
         return found
 
-    def _stored(self, record: CommitRecord) -> StoredCheckpoint:
+    def _stored(self, record: AnyRecord) -> StoredCheckpoint:
         return StoredCheckpoint(
             step=record.step,
             path=self.step_directory(record.step),
@@ -104,17 +116,17 @@ class Store:
         found = self.list()
         return found[-1] if found else None
 
-    def record(self, step: int) -> CommitRecord:
+    def record(self, step: int) -> AnyRecord:
         """The commit record of `step`. Raises `CheckpointError`."""
         try:
             return self._record(step)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._instead(step)}") from None
 
-    def _record(self, step: int) -> CommitRecord:
+    def _record(self, step: int) -> AnyRecord:
         path = self.step_directory(step) / COMMIT
         try:
-            record = unseal(CommitRecord, path.read_bytes(), str(path))
+            record = unseal_commit(path.read_bytes(), str(path))
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror or error}") from None
         if record.step != step:
@@ -139,57 +151,116 @@ class Store:
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._instead(step)}") from None
 
-    def _read(self, record: CommitRecord) -> Flat:
-        tensors: dict[str, torch.Tensor] = {}
-        for pack in record.packs:
-            tensors |= read_pack(self.step_directory(record.step) / pack.file, pack)
-        return Flat(tensors=tensors, meta=record.tree)
+    def _read(self, record: AnyRecord) -> Flat:
+        from atoll.checkpoint.torch_read import read_state, read_state_1  # noqa: PLC0415 - torch, as above
+
+        directory = self.step_directory(record.step)
+        return read_state(directory, record) if isinstance(record, CommitRecord) else read_state_1(directory, record)
 
     def verify(self, step: int) -> Report:
-        """Read every block of `step` and say what is wrong, by pack and block."""
+        """Read every block of `step` and say what is wrong, by file and block."""
+        from atoll.checkpoint.fs_check import check_step  # noqa: PLC0415 - Arrow, as above
+        from atoll.checkpoint.fs_check_1 import check_pack  # noqa: PLC0415 - likewise
+
         directory = self.step_directory(step)
         try:
             record = self.record(step)
         except CheckpointError as error:
             return Report(step=step, path=directory, bytes=0, problem=str(error))
-        packs = tuple(check_pack(directory / pack.file, pack) for pack in record.packs)
+        if isinstance(record, CommitRecord):
+            packs = tuple(check_step(directory, record))
+        else:
+            packs = tuple(check_pack(directory / pack.file, pack) for pack in record.packs)
         return Report(step=step, path=directory, bytes=record.size_bytes(), packs=packs)
 
     # -- committing --------------------------------------------------------------------------------------------------
 
-    def sidecars(self, step: int, epoch: int, run: str) -> Sequence[PackRecord]:
-        """What the ranks of one save said so far; unreadable sidecars are left out."""
-        found = []
-        for path in sorted(self.step_directory(step).glob(f"e{epoch}-r*of*-{run_tag(run)}.json")):
+    def words(self, step: int, epoch: int, run: str) -> Sequence[Told]:
+        """What the ranks of one save said so far, each with its table; unreadable words are left out."""
+        from atoll.checkpoint.commit import Told  # noqa: PLC0415 - Arrow, as above
+        from atoll.checkpoint.fs_read import read_table  # noqa: PLC0415 - likewise
+
+        directory, found = self.step_directory(step), []
+        for path in sorted(directory.glob(f"e{epoch}-r*of*-{run_tag(run)}*.json")):
             with suppress(OSError, CheckpointError):
-                found.append(unseal(PackRecord, path.read_bytes(), str(path)))
+                word, extents = unseal(Word, path.read_bytes(), str(path)), None
+                with suppress(CheckpointError):
+                    extents = read_table(directory, word.table) if word.table is not None else ()
+                found.append(Told(word, extents))
         return found
 
-    def try_commit(self, step: int, epoch: int, size: int, *, run: str, now: float) -> Judgement:
-        """Judge what lies there, and make the commit record where it is whole. One made by another counts as ours."""
+    def request(self, step: int, stem: str) -> Request | None:
+        """What the leader asks of those who stand by for one part of a save."""
+        path = self.step_directory(step) / f"{stem}.request"
+        with suppress(OSError, CheckpointError):
+            return unseal(Request, path.read_bytes(), str(path))
+        return None
+
+    def ask(self, stem: str, request: Request) -> None:
+        """Leave a request, once. Raises `Overtaken`."""
+        path = self.step_directory(request.step) / f"{stem}.request"
+        if self.request(request.step, stem) is not None:
+            return
+        failpoint("before-request")
+        self._publish(path, seal(request))
+        failpoint("after-request")
+
+    def try_commit(
+        self, step: int, epoch: int, size: int, *, run: str, now: float, gone: frozenset[int] = frozenset()
+    ) -> Judgement:
+        """Judge what lies there, and make the commit record where it is whole. One made by another counts as ours.
+
+        What ranks in `gone` have not written will not come.
+        """
+        from atoll.checkpoint.commit import Commit, judge  # noqa: PLC0415 - Arrow, as above
+
         if self.is_committed(step):
             return self._committed(step, run)
-        packs = self.sidecars(step, epoch, run)
-        judgement = judge(packs, size=size, held=self._held(step, packs), now=now)
-        if isinstance(judgement, Commit) and not self._publish(self.step_directory(step) / COMMIT, judgement.record):
-            return self._committed(step, run)
+        told = self.words(step, epoch, run)
+        failpoint("before-judging")
+        judgement = judge(told, size=size, held=self._held(step, told), now=now, gone=gone)
+        if isinstance(judgement, Commit) and isinstance(judgement.record, CommitRecord):
+            directory = self.step_directory(step)
+            self._put_beside(directory, judgement.record)
+            failpoint("before-record")
+            if not self._publish(directory / COMMIT, seal(judgement.record)):
+                return self._committed(step, run)
+            failpoint("after-record")
         return judgement
 
-    def _publish(self, path: Path, record: CommitRecord) -> bool:
-        return publish(path, seal(record)) if self._claim is None else self._claim.publish(path, seal(record))
+    def _put_beside(self, directory: Path, record: CommitRecord) -> None:
+        """The small files for other programs' readers; those of a save that never counted are replaced."""
+        for name, text in record.beside.items():
+            if self._claim is not None:
+                self._claim.replace(directory / name, text.encode())
+            else:
+                temporary = directory / f".{name}.{os.urandom(4).hex()}.tmp"
+                create(temporary, text.encode())
+                temporary.replace(directory / name)
+
+    def _publish(self, path: Path, data: bytes) -> bool:
+        return publish(path, data) if self._claim is None else self._claim.publish(path, data)
 
     def complete(self, run: str, *, now: float) -> Sequence[int]:
-        """Commit the saves of `run` whose packs are all there but whose writers ended before the record was made."""
+        """Commit the saves of `run` whose parts are all there but whose writers ended before the record was made."""
+        from atoll.checkpoint.commit import Commit  # noqa: PLC0415 - Arrow, as above
+
         done = []
         for step in self.uncommitted_steps():
-            names = [_SIDECAR.fullmatch(p.name) for p in self.step_directory(step).iterdir()]
+            names = [_WORD.fullmatch(p.name) for p in self.step_directory(step).iterdir()]
             saves = {(int(m[1]), int(m[2])) for m in names if m and m[3] == run_tag(run)}
-            # The newest epoch first: what it wrote is what the run went on from.
-            judged = (self.try_commit(step, epoch, size, run=run, now=now) for epoch, size in sorted(saves)[::-1])
+            # The newest epoch first: what it wrote is what the run went on from. Nobody writes any more: what is not
+            # there will not come, but others may have written it.
+            judged = (
+                self.try_commit(step, epoch, size, run=run, now=now, gone=frozenset(range(size)))
+                for epoch, size in sorted(saves)[::-1]
+            )
             done += [step] if any(isinstance(j, Commit) for j in judged) else []
         return done
 
     def _committed(self, step: int, run: str) -> Judgement:
+        from atoll.checkpoint.commit import Commit, Refusal, Refuse  # noqa: PLC0415 - Arrow, as above
+
         record = self.record(step)
         if record.run == run:
             return Commit(record=record)
@@ -198,11 +269,11 @@ class Store:
         )
         return Refuse(why=Refusal.OTHER_RUN, detail=detail)
 
-    def _held(self, step: int, packs: Sequence[PackRecord]) -> Mapping[str, int]:
+    def _held(self, step: int, told: Sequence[Told]) -> Mapping[str, int]:
         held = {}
-        for pack in packs:
+        for file in {s.file for t in told for s in t.word.segments}:
             with suppress(OSError):
-                held[pack.file] = (self.step_directory(step) / pack.file).stat().st_size
+                held[file] = (self.step_directory(step) / file).stat().st_size
         return held
 
     # -- deleting ----------------------------------------------------------------------------------------------------
@@ -229,11 +300,8 @@ class Store:
     def strays(self, step: int, run: str) -> Sequence[Path]:
         """Files that saves of `run` left at `step` and that no commit record names."""
         directory = self.step_directory(step)
-        named = set()
-        if self.is_committed(step):
-            for pack in self.record(step).packs:
-                named |= {pack.file, Path(pack.file).with_suffix(".json").name}
-        return [p for p in directory.glob(f"*-{run_tag(run)}.*") if p.name not in named]
+        named = set(self.record(step).files) if self.is_committed(step) else set()
+        return [p for p in directory.glob(f"*-{run_tag(run)}*") if p.name not in named]
 
     def sweep(self, step: int, run: str) -> None:
         """Remove the strays of `run` at `step`, and the folder when nothing else is in it. Not while it is written."""
@@ -243,7 +311,7 @@ class Store:
                 path.unlink(missing_ok=True)
             else:
                 self._claim.remove(path)
-        if not [p for p in directory.iterdir() if not p.name.startswith(f".{COMMIT}.")]:
+        if not self.is_committed(step) and not [p for p in directory.iterdir() if not p.name.startswith(".")]:
             self._remove(directory)
 
     def _instead(self, step: int) -> str:

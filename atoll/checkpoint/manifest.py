@@ -1,50 +1,124 @@
-"""The two small files of a checkpoint, as values: a pack's sidecar and the commit record.
+"""The small files of a checkpoint, as values: what each rank says of what it wrote, and the commit record.
 
 On disk each is `{"record": ..., "xxh3": ...}`. The checksum is over the record's canonical JSON as it stands in the
 file, not over what this build understands of it: an edited record is noticed, and one with the fields of another build
 still reads.
+
+A segment is a run of bytes of one file that one rank wrote; its checksums count from its own beginning. What lies in a
+segment is said by the table of the rank's extents, which the word and the record name with its checksum.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import xxhash
 
+from atoll.checkpoint import format1
+from atoll.checkpoint.logical import Logical
 from atoll.errors import CheckpointError, SchemaError
 from atoll.schema.codec import from_plain, to_plain
 
-FORMAT = 1
+FORMAT = 2
 # Small enough to say where damage is, large enough that a million of them is 4 TB.
 BLOCK_BYTES = 4 << 20
 
-T = TypeVar("T", bound="CommitRecord | PackRecord")
+T = TypeVar("T", bound="CommitRecord | Word | Request | format1.CommitRecord")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackRecord:
-    """One pack: `blocks[i]` is the xxh3_64 (hex) of bytes [i, i+1) * `block_bytes` of the file.
+class Segment:
+    """Bytes [begin, begin + bytes) of `file`, written by `rank`; `sums` packs the xxh3_64 of each of its blocks."""
 
-    `tree` is the state's JSON part; the writer of rank 0 gives it, the others leave it empty. `state` is a checksum of
-    the names, types and shapes that this rank divided: unlike ones cannot be put together. `problem` is set where the
-    rank could not write its pack; then there is no file.
-    """
+    rank: int
+    file: str
+    begin: int
+    bytes: int
+    block_bytes: int
+    sums: str
+
+    def blocks(self) -> Sequence[int]:
+        """The checksum of each block. Raises `CheckpointError` where their number is not that of the blocks."""
+        count = -(-self.bytes // self.block_bytes)
+        try:
+            return struct.unpack(f"<{count}Q", base64.b64decode(self.sums, validate=True))
+        except (struct.error, binascii.Error):
+            raise CheckpointError(f"{self.file} from byte {self.begin} has not one checksum for each block") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The file of a rank's extents; `xxh3` (hex) is over all of it."""
 
     file: str
+    bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """What `by` wrote of the part of `rank`, or why there is nothing (`problem`).
+
+    `wrote` and `held` have the digest (hex) of each box that it wrote or holds too, by `box_key`. `logicals` are the
+    tensors of these boxes. `state` is a checksum over all tensors of the save, `writers` are the ranks that have
+    anything to write in it: every rank knows them from the layouts of all. `standby` are the ranks whose part this one
+    can write in their place. `tree` is the state's JSON part, where this rank gives it. `export` is empty, or the reason
+    why there is no shared file of weights; `beside` are the small files that go with one, by name.
+    """
+
     run: str
     step: int
     epoch: int
     rank: int
     size: int
-    bytes: int
-    block_bytes: int
-    blocks: tuple[str, ...]
-    tensors: tuple[str, ...]
-    tree: dict[str, Any] | None = None
+    by: int
+    segments: tuple[Segment, ...] = ()
+    table: Table | None = None
+    logicals: tuple[Logical, ...] = ()
+    wrote: dict[str, str] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
     state: str = ""
+    writers: tuple[int, ...] = ()
+    standby: tuple[int, ...] = ()
+    tree: dict[str, Any] | None = None
+    weights: str = ""
+    export: str = ""
+    beside: dict[str, str] = field(default_factory=dict)
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The leader of epoch `lead` asks those who can to write the part of `rank` in this save."""
+
+    run: str
+    step: int
+    epoch: int
+    rank: int
+    size: int
+    lead: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRecord:
+    """A tensor of the state as a whole; `digest` (hex) does not depend on how it was divided."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+    @property
+    def logical(self) -> Logical:
+        """Without its digest."""
+        return Logical(self.name, self.dtype, self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +129,50 @@ class CommitRecord:
     run: str
     step: int
     epoch: int
+    size: int
     at: float
-    packs: tuple[PackRecord, ...]
+    segments: tuple[Segment, ...]
+    tables: tuple[Table, ...]
+    tensors: tuple[TensorRecord, ...]
     tree: dict[str, Any]
+    words: tuple[str, ...]
+    weights: str = ""
+    export: str = ""
+    beside: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that it names, words included."""
+        return (
+            *dict.fromkeys(s.file for s in self.segments),
+            *(t.file for t in self.tables),
+            *self.words,
+            *self.beside,
+        )
 
     def size_bytes(self) -> int:
-        """Bytes of all packs."""
-        return sum(p.bytes for p in self.packs)
+        """Bytes of all segments."""
+        return sum(s.bytes for s in self.segments)
 
 
-def pack_stem(*, run: str, epoch: int, rank: int, size: int) -> str:
-    """A pack's name without its suffix. The tag keeps runs that share a folder from each other's files."""
-    return f"e{epoch}-r{rank}of{size}-{run_tag(run)}"
+def packed_sums(sums: Iterable[int]) -> str:
+    """Checksums as a segment holds them."""
+    found = tuple(sums)
+    return base64.b64encode(struct.pack(f"<{len(found)}Q", *found)).decode()
+
+
+def state_sum(logicals: Iterable[Logical]) -> str:
+    """16 hex digits over names, types and shapes of all tensors of a save."""
+    lines = sorted({f"{one.name}|{one.dtype}|{one.shape}" for one in logicals})
+    return xxhash.xxh3_64_hexdigest("\n".join(lines).encode())
+
+
+def pack_stem(*, run: str, epoch: int, rank: int, size: int, by: int | None = None) -> str:
+    """A pack's name without its suffix. The tag keeps runs that share a folder from each other's files.
+
+    `by` is who wrote it in the rank's place.
+    """
+    return f"e{epoch}-r{rank}of{size}-{run_tag(run)}" + ("" if by is None or by == rank else f"-by{by}")
 
 
 def run_tag(run: str) -> str:
@@ -74,32 +180,52 @@ def run_tag(run: str) -> str:
     return xxhash.xxh3_64_hexdigest(run.encode())[:8]
 
 
-def seal(record: CommitRecord | PackRecord) -> bytes:
+def seal(record: CommitRecord | Word | Request) -> bytes:
     """The file's content."""
     plain = to_plain(record)
-    return json.dumps({"record": plain, "xxh3": _checksum(plain)}).encode()
+    # No blank that a flipped bit could turn into another one unnoticed.
+    return json.dumps({"record": plain, "xxh3": _checksum(plain)}, separators=(",", ":")).encode()
 
 
 def unseal(cls: type[T], data: bytes, where: str) -> T:
     """The record in `data`. Raises `CheckpointError` naming the file."""
+    plain, problem = _opened(data)
+    if plain is not None and cls in {CommitRecord, format1.CommitRecord}:
+        problem = _format_problem(plain, cls) or problem
+    if plain is None or problem:
+        raise CheckpointError(f"{where} {problem}")
+    try:
+        return from_plain(cls, plain)
+    except (ValueError, KeyError, TypeError, SchemaError) as error:
+        raise CheckpointError(f"{where} is not a readable record: {error}") from None
+
+
+def unseal_commit(data: bytes, where: str) -> CommitRecord | format1.CommitRecord:
+    """A commit record of either format. Raises `CheckpointError` naming the file."""
+    plain, _ = _opened(data)
+    if plain is not None and plain.get("format") == format1.FORMAT:
+        return unseal(format1.CommitRecord, data, where)
+    return unseal(CommitRecord, data, where)
+
+
+def _opened(data: bytes) -> tuple[dict[str, Any] | None, str]:
     try:
         whole = json.loads(data)
         plain, written = whole["record"], str(whole["xxh3"])
-        _check_format(cls, plain, where)
-        record = from_plain(cls, plain)
-    except (ValueError, KeyError, TypeError, SchemaError) as error:
-        raise CheckpointError(f"{where} is not a readable record: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        return None, f"is not a readable record: {error}"
+    if not isinstance(plain, dict):
+        return None, "is not a readable record: its record is no object"
     found = _checksum(plain)
-    if found != written:
-        raise CheckpointError(f"{where} was changed after it was written: checksum {found}, {written} was written")
-    return record
+    problem = f"was changed after it was written: checksum {found}, {written} was written" if found != written else ""
+    return plain, problem
 
 
-def _check_format(cls: type[Any], plain: dict[str, Any], where: str) -> None:
-    if cls is CommitRecord and plain["format"] != FORMAT:
-        raise CheckpointError(
-            f"{where} has format {plain['format']}, this build reads {FORMAT}; use the Atoll that wrote it"
-        )
+def _format_problem(plain: dict[str, Any], cls: type[Any]) -> str:
+    wanted = FORMAT if cls is CommitRecord else format1.FORMAT
+    if plain.get("format") in {format1.FORMAT, FORMAT} or "format" not in plain:
+        return "" if plain.get("format") == wanted else f"is not a readable record of format {wanted}"
+    return f"has format {plain['format']}, this build reads up to {FORMAT}; use the Atoll that wrote it"
 
 
 def _checksum(plain: Any) -> str:

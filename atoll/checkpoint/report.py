@@ -8,19 +8,20 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockFinding:
-    """A block whose bytes [begin, end) are not those that were written."""
+    """A block whose bytes [begin, end) are not those that were written; `of` names what it holds and its writer."""
 
     block: int
     begin: int
     end: int
     expected: str
     found: str
+    of: str = ""
 
     def line(self) -> str:
         """For a person."""
         return (
             f"block {self.block} (bytes {self.begin} to {self.end}) has checksum {self.found}, "
-            f"{self.expected} was written"
+            f"{self.expected} was written{self.of}"
         )
 
 
@@ -70,7 +71,7 @@ class Report:
         blocks = sum(p.checked for p in self.packs)
         state = "ok" if self.ok else "DAMAGED"
         head = (
-            f"step {self.step}: {state}, {len(self.packs)} packs, {blocks} blocks, {self.bytes / 1e6:.1f} MB, "
+            f"step {self.step}: {state}, {len(self.packs)} files, {blocks} blocks, {self.bytes / 1e6:.1f} MB, "
             f"{self.path}"
         )
         return "\n".join([head, *(f"  {p}" for p in self.problems)])

@@ -1,62 +1,92 @@
 """Saves of one trainer, beside its training.
 
-`save` takes references and returns; one thread copies this rank's share into a slab of host memory while the next step
-computes (`before_update` waits only for what is not yet copied), another writes the slab, its sidecar and, on rank 0,
-the commit record once all packs of the save are on storage.
+`save` takes references and returns; one thread copies this rank's part, and those that it stands by for, into a slab of
+shared memory while the next step computes (`before_update` waits only for what is about to change and is not yet
+copied). Another thread hands the slab to the I/O process, which writes it and leaves this rank's word, and follows the
+save until it counts: rank 0 makes the commit record once the words of all are on storage.
 
-No disk ever holds training up. Two slabs are all the memory that saves may take: while both are still being written, a
-newer save is skipped. A rank that skips or fails leaves its word on storage in place of its pack, so that rank 0
-refuses the save at once and says why.
+No disk ever holds training up. Two slabs are all the memory that saves may take: while both are in use, a newer save is
+skipped. A slab that holds what others may need is in use until its save is decided. A rank that skips or fails leaves
+its word on storage in place of its part, so that rank 0 learns it at once and says why.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import base64
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
+from atoll.checkpoint.boxes import Box
+from atoll.checkpoint.commit import Extent
 from atoll.checkpoint.fs_committer import Committer, Handle
-from atoll.checkpoint.fs_files import make_directory, publish, write_large
 from atoll.checkpoint.fs_pack import Slab
 from atoll.checkpoint.fs_store import Store
-from atoll.checkpoint.layout import shares
-from atoll.checkpoint.manifest import BLOCK_BYTES, PackRecord, pack_stem, seal
-from atoll.checkpoint.torch_state import Flat, shape_digest, size_of
+from atoll.checkpoint.fs_tables import table_bytes
+from atoll.checkpoint.fs_writer_client import IoProcess, Start, spawned
+from atoll.checkpoint.fs_writer_process import Job, Summed
+from atoll.checkpoint.image import Duty, Image, Place
+from atoll.checkpoint.logical import RankLayout
+from atoll.checkpoint.manifest import Request, Word, seal
+from atoll.checkpoint.sharing import Save, Sharing
+from atoll.checkpoint.torch_staging import Staging
 from atoll.clock import Clock, SystemClock
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
 from atoll.schema.ids import RunId, TrainerId
 from atoll.schema.messages import TrainerFact
 
-__all__ = ["Handle", "Writer"]
+__all__ = ["Handle", "State", "Writer"]
 
 # How often storage is asked while a save is undecided, and while none is.
 _POLL_S = 0.1
 _IDLE_S = 5.0
 _SLABS = 2
+# So long a rank that may be asked to stand in waits for the decision when it ends. Longer than a decision takes once all
+# words are there; whoever waits for a slow disk has the others' words already.
+_LINGER_S = 3.0
 # Copying within one host takes milliseconds to seconds; what takes longer is stuck, and the save is thrown away.
 _STAGE_WITHIN_S = 60.0
 
 
-@dataclass(slots=True)
+class State(Protocol):
+    """What one rank holds: `views` are its boxes as tensors over live memory, `tree` is the JSON part."""
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The state without its tensors."""
+
+    @property
+    def layout(self) -> RankLayout:
+        """What this rank holds of which tensors."""
+
+    @property
+    def views(self) -> Mapping[tuple[str, Box], torch.Tensor]:
+        """The values, by tensor and box of `layout`."""
+
+
+@dataclass(slots=True, eq=False)
 class _Job:
-    """A save on its way through the threads. `flat` goes once it is staged, so that no tensor outlives its use."""
+    """A save on its way through the threads."""
 
     handle: Handle
-    flat: Flat | None = None
+    save: Save
+    sharing: Sharing | None = None
+    staging: Staging | None = None
     slab: Slab | None = None
-    record: PackRecord | None = None
-    copied: torch.cuda.Event | None = None
+    image: Image | None = None
+    tree: dict[str, Any] | None = None
+    config: str = ""
     problem: str = ""
 
 
 class Writer:
-    """One per trainer; writes this rank's share of each save."""
+    """One per trainer; writes this rank's part of each save. `start` makes the I/O process."""
 
     def __init__(
         self,
@@ -67,9 +97,14 @@ class Writer:
         tell: Callable[[TrainerFact], None],
         keep: int,
         clock: Clock | None = None,
+        start: Start = spawned,
     ) -> None:
         self._store, self._run, self._clock = Store(directory), run, clock or SystemClock()
-        self._committer = Committer(self._store, run=run, trainer=trainer, tell=tell, keep=keep, clock=self._clock)
+        self._stopping = threading.Event()
+        self._io = IoProcess(self._stopping, start)
+        self._committer = Committer(
+            self._store, run=run, trainer=trainer, tell=tell, keep=keep, clock=self._clock, verify=self._io.verify
+        )
         self._slabs: queue.SimpleQueue[Slab] = queue.SimpleQueue()
         for _ in range(_SLABS):
             self._slabs.put(Slab())
@@ -77,9 +112,10 @@ class Writer:
         self._to_write: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._unstaged: list[_Job] = []
         self._open: list[Handle] = []
+        self._kept: list[_Job] = []
+        self._sharing: tuple[object, str, int, Sharing] | None = None
         # One value, so that the writing thread never takes a rank 0 for one of an epoch that it did not lead.
         self._place = (0, 0)
-        self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._stage_loop, name="atoll-checkpoint-stage", daemon=True),
             threading.Thread(target=self._write_loop, name="atoll-checkpoint-write", daemon=True),
@@ -89,49 +125,74 @@ class Writer:
 
     # -- called by the session ---------------------------------------------------------------------------------------
 
-    def save(self, flat: Flat, *, step: int, epoch: int, rank: int, size: int) -> Handle:
-        """Begin a save of `flat`, whose tensors must not change before `before_update` has returned. Never waits."""
-        handle = Handle(step=step, epoch=epoch, rank=rank, size=size, began=self._clock.monotonic())
+    def save(
+        self,
+        state: State,
+        layouts: Sequence[RankLayout],
+        *,
+        step: int,
+        epoch: int,
+        rank: int,
+        weights: str = "",
+        config: str = "",
+        redundancy: int = 1,
+    ) -> Handle:
+        """Begin a save of `state`, which must not change before `before_update` has returned. Never waits.
+
+        `layouts` are those of all ranks of the save, in their order. `weights` is the name under which the module is
+        managed whose weights go to a file for other programs, and `config` that module's configuration (JSON text).
+        `redundancy` is how many ranks stand by for each box that several hold.
+        """
+        job = self._begun(step, epoch, rank, len(layouts))
+        failpoint("save-begun")
         self._place = (rank, max(epoch, self._place[1]))
-        self._open = [*(h for h in self._open if not h.ended.is_set()), handle]
         try:
             slab = self._slabs.get_nowait()
         except queue.Empty:
-            handle.staged.set()
-            problem = f"skipped: {_SLABS} earlier saves are still being written; save less often, or to a faster disk"
-            self._to_stage.put(_Job(handle, problem=problem))
-            return handle
-        job = _Job(handle, flat, slab, copied=_after_pending_kernels(flat))
+            job.handle.staged.set()
+            job.problem = (
+                f"skipped: {_SLABS} earlier saves are still being written; save less often, or to a faster disk"
+            )
+            self._to_stage.put(job)
+            return job.handle
+        job.slab, job.tree, job.config = slab, state.tree, config
+
+        def image() -> Image:
+            job.sharing = self._shared(layouts, weights, redundancy)
+            return job.sharing.image(job.save, rank)
+
+        job.staging = Staging(slab, image, state.views)
+        job.staging.begin()
         self._unstaged.append(job)
         self._to_stage.put(job)
-        return handle
+        return job.handle
 
     def skip(self, *, step: int, epoch: int, rank: int, size: int, problem: str) -> Handle:
         """This rank has nothing to write for a save that the others may have begun: leave word, so that nobody waits."""
-        handle = Handle(step=step, epoch=epoch, rank=rank, size=size, began=self._clock.monotonic())
-        self._open = [*(h for h in self._open if not h.ended.is_set()), handle]
-        handle.staged.set()
-        self._to_stage.put(_Job(handle, problem=problem))
-        return handle
+        job = self._begun(step, epoch, rank, size)
+        job.problem = problem
+        job.handle.staged.set()
+        self._to_stage.put(job)
+        return job.handle
 
-    def before_update(self) -> None:
-        """The state is about to change: wait until it is copied."""
-        unstaged, self._unstaged = self._unstaged, []
-        for job in unstaged:
-            if not job.handle.staged.wait(_STAGE_WITHIN_S):
-                # The copy would mix two steps. It is thrown away, whatever becomes of it.
-                job.problem = f"the state was not copied within {_STAGE_WITHIN_S:.0f} s"
+    def before_update(self, tensors: Iterable[torch.Tensor] | None = None) -> None:
+        """These tensors (None: all of the state) are about to change: wait until they are copied."""
+        changing = None if tensors is None else list(tensors)
+        for job in self._unstaged:
+            if job.staging is not None:
+                job.staging.wait(changing, _STAGE_WITHIN_S)
+        self._unstaged = [job for job in self._unstaged if not job.handle.staged.is_set()]
 
     def regrouped(self, *, rank: int, epoch: int = 0, gone: Iterable[tuple[int, int]] = ()) -> None:
         """The members changed; whoever has rank 0 now commits what was begun before, too, in the name of `epoch`.
 
-        `gone` are the (epoch, rank) of trainers that are no members any more: nobody waits for their packs.
+        `gone` are the (epoch, rank) of trainers that are no members any more: nobody waits for their parts.
         """
         self._committer.lost(gone)
         self._place = (rank, max(epoch, self._place[1]))
 
     def finish(self, timeout_s: float) -> None:
-        """Wait until this rank's packs are durable and, on rank 0, every save is committed or refused; then close."""
+        """Wait until this rank's part is durable and, on rank 0, every save is committed or refused; then close."""
         until = self._clock.monotonic() + timeout_s
         if timeout_s <= 0:
             self._stopping.set()
@@ -143,68 +204,58 @@ class Writer:
             if not handle.ended.is_set() and self._place[0] == 0:
                 self._committer.fail(handle, f"not durable within {timeout_s:.0f} s of the end of training")
 
+    def _begun(self, step: int, epoch: int, rank: int, size: int) -> _Job:
+        handle = Handle(step=step, epoch=epoch, rank=rank, size=size, began=self._clock.monotonic())
+        self._open = [*(h for h in self._open if not h.ended.is_set()), handle]
+        return _Job(handle, Save(run=self._run, step=step, epoch=epoch, size=size))
+
+    def _shared(self, layouts: Sequence[RankLayout], weights: str, redundancy: int) -> Sharing:
+        """The division of these layouts: made anew only where they are others than at the last save."""
+        known = self._sharing
+        if known is None or known[1:3] != (weights, redundancy) or known[0] != tuple(layouts):
+            made = Sharing(layouts, weights=weights, redundancy=redundancy)
+            self._sharing = known = (made.layouts, weights, redundancy, made)
+        return known[3]
+
     # -- the staging thread ------------------------------------------------------------------------------------------
 
     def _stage_loop(self) -> None:
         while (job := self._to_stage.get()) is not None:
-            try:
-                if job.flat is not None and job.slab is not None:
-                    job.record = self._stage(job.handle, job.flat, job.slab, job.copied)
-            except Exception as error:  # noqa: BLE001 - the thread's outer edge: a failed save is a fact
-                job.problem = f"copying the state: {error}"
-            job.flat = None
+            if job.staging is not None:
+                job.image = job.staging.run()
+                job.problem = job.problem or job.staging.problem
             job.handle.staged.set()
             self._to_write.put(job)
             del job
         self._to_write.put(None)
 
-    def _stage(self, handle: Handle, flat: Flat, slab: Slab, copied: torch.cuda.Event | None) -> PackRecord:
-        names = shares({n: size_of(t) for n, t in flat.tensors.items()}, handle.size)[handle.rank]
-        mine = {name: flat.tensors[name] for name in names}
-        slab.lay_out(mine)
-        if copied is not None:
-            copied.synchronize()
-        for name, tensor in mine.items():
-            slab.stage(name, tensor)
-        return PackRecord(
-            file=f"{self._stem(handle)}.safetensors",
-            run=self._run,
-            step=handle.step,
-            epoch=handle.epoch,
-            rank=handle.rank,
-            size=handle.size,
-            bytes=slab.length,
-            block_bytes=BLOCK_BYTES,
-            blocks=(),
-            tensors=tuple(sorted(mine)),
-            tree=flat.meta if handle.rank == 0 else None,
-            state=shape_digest(flat),
-        )
-
-    def _stem(self, handle: Handle) -> str:
-        return pack_stem(run=self._run, epoch=handle.epoch, rank=handle.rank, size=handle.size)
-
     # -- the writing thread ------------------------------------------------------------------------------------------
 
     def _write_loop(self) -> None:
-        closing = False
-        while not (closing and self._may_leave()):
+        closing, until = False, 0.0
+        while not (closing and self._may_leave(until)):
             try:
                 job = self._to_write.get(timeout=_POLL_S if self._committer.pending else _IDLE_S)
             except queue.Empty:
                 job = None
             else:
-                closing = closing or job is None
+                if job is None and not closing:
+                    closing, until = True, self._clock.monotonic() + _LINGER_S
             if job is not None:
                 self._write_job(job)
             rank, epoch = self._place
             if rank == 0:
                 self._committer.lead(epoch)
+            self._stand_in(epoch)
             self._committer.poll(leading=rank == 0)
+            self._let_go()
         self._committer.give_up(leading=self._place[0] == 0, problem="the trainer ended before it was decided")
+        self._io.close()
 
-    def _may_leave(self) -> bool:
-        return self._stopping.is_set() or self._place[0] != 0 or not self._committer.pending
+    def _may_leave(self, until: float) -> bool:
+        if self._stopping.is_set() or not self._committer.pending:
+            return True
+        return self._place[0] != 0 and (not self._kept or self._clock.monotonic() >= until)
 
     def _write_job(self, job: _Job) -> None:
         handle = job.handle
@@ -212,59 +263,119 @@ class Writer:
             job.problem = job.problem or "the trainer ended"
         try:
             if not job.problem:
-                self._write(job)
+                self._hand_over(job)
         except Exception as error:  # noqa: BLE001 - the thread's outer edge: a failed save is a fact
             job.problem = f"writing under {self._store.directory}: {error}; the next save tries again"
         if job.problem:
-            self._leave_word(handle, job.problem)
+            self._leave_word(job)
         elif not handle.ended.is_set():
             self._committer.add(handle)
         handle.local.set()
-        if job.slab is not None:
-            self._slabs.put(job.slab)
+        self._kept.append(job)
+        self._let_go()
 
-    def _write(self, job: _Job) -> None:
-        handle, slab, record = job.handle, job.slab, job.record
-        if slab is None or record is None:
+    def _let_go(self) -> None:
+        """Give back the slabs that nobody can need any more."""
+        for job in list(self._kept):
+            standing_by = job.image is not None and len(job.image.duties) > 1 and not job.problem
+            if job.handle.ended.is_set() or not standing_by:
+                self._kept.remove(job)
+                if job.slab is not None:
+                    self._slabs.put(job.slab)
+
+    def _hand_over(self, job: _Job) -> None:
+        if job.image is None or job.sharing is None or job.slab is None:
             raise CheckpointError("nothing was staged")
-        directory = self._store.step_directory(handle.step)
-        make_directory(directory)
-        sidecar = directory / f"{self._stem(handle)}.json"
-        if self._store.is_committed(handle.step) or sidecar.exists():
+        if self._store.is_committed(job.handle.step):
             return  # what stands there is never written again; the committer finds out whose it is
-        write_large(directory / record.file, slab.view(), slab.length)
-        failpoint("between-pack-and-sidecar")
-        publish(sidecar, seal(dataclasses.replace(record, blocks=slab.blocks())))
+        own, *others = job.image.duties
+        word = self._word(job, job.sharing, own, standby=tuple(d.rank for d in others))
+        held = tuple(_summed(p) for duty in others for p in duty.places)
+        failpoint("before-handover")
+        self._io.write(self._job(job, own, word, held), job.slab)
+        failpoint("after-handover")
 
-    def _leave_word(self, handle: Handle, problem: str) -> None:
-        """Say on storage that this rank's pack will not come; rank 0 tells it then. Else tell it from here."""
-        word = PackRecord(
-            file="",
+    def _job(self, job: _Job, duty: Duty, word: Word, held: tuple[Summed, ...]) -> Job:
+        extents = [Extent(p.logical.name, p.box, p.file, p.offset, p.bytes) for p in duty.places]
+        return Job(
+            directory=str(self._store.step_directory(job.handle.step)),
+            stem=job.save.stem(duty.rank, job.handle.rank),
+            runs=duty.runs,
+            wrote=tuple(_summed(p) for p in duty.places),
+            held=held,
+            table=base64.b64encode(table_bytes(extents)).decode(),
+            word=word,
+        )
+
+    def _word(self, job: _Job, sharing: Sharing, duty: Duty, standby: tuple[int, ...]) -> Word:
+        shared, rank = sharing.shared(job.save), job.handle.rank
+        mine = {p.logical.name for d in (job.image.duties if job.image else ()) for p in d.places}
+        mine |= {one.name for one in sharing.layouts[rank].logicals if not one.count}
+        gives_tree = 0 in (duty.rank, rank) or sharing.layouts[rank].logicals != sharing.layouts[0].logicals
+        return Word(
+            run=self._run,
+            step=job.handle.step,
+            epoch=job.handle.epoch,
+            rank=duty.rank,
+            size=job.handle.size,
+            by=rank,
+            logicals=tuple(sharing.logicals[name] for name in sorted(mine)),
+            state=sharing.state,
+            writers=sharing.writers,
+            standby=standby,
+            tree=job.tree if gives_tree else None,
+            weights=shared.file if shared is not None else "",
+            export=sharing.export,
+            beside=sharing.beside(job.save, job.config) if 0 in (duty.rank, rank) else {},
+        )
+
+    def _leave_word(self, job: _Job) -> None:
+        """Say on storage that this rank's part will not come; rank 0 goes by it. Else tell it from here."""
+        handle = job.handle
+        self._publish_problem(job, handle.rank, job.problem)
+
+    def _publish_problem(self, job: _Job, rank: int, problem: str) -> None:
+        handle = job.handle
+        word = Word(
             run=self._run,
             step=handle.step,
             epoch=handle.epoch,
-            rank=handle.rank,
+            rank=rank,
             size=handle.size,
-            bytes=0,
-            block_bytes=BLOCK_BYTES,
-            blocks=(),
-            tensors=(),
+            by=handle.rank,
             problem=problem,
         )
         try:
             directory = self._store.step_directory(handle.step)
-            make_directory(directory)
-            publish(directory / f"{self._stem(handle)}.json", seal(word))
-            self._committer.add(handle)
-        except OSError:
+            self._io.leave_word(directory, f"{job.save.stem(rank, handle.rank)}.json", seal(word))
+        except CheckpointError:
             self._committer.fail(handle, problem)
+        else:
+            if rank == handle.rank:
+                self._committer.add(handle)
+
+    # -- standing in -------------------------------------------------------------------------------------------------
+
+    def _stand_in(self, epoch: int) -> None:
+        """Write what a leader asks for in the place of others. A leader of an epoch that is over is not heard."""
+        for job in self._kept:
+            if job.image is None or job.sharing is None or job.handle.ended.is_set():
+                continue
+            for duty in job.image.duties[1:]:
+                request = self._store.request(job.handle.step, job.save.stem(duty.rank))
+                if request is not None and request.lead >= epoch:
+                    self._write_for(job, job.sharing, duty, request)
+
+    def _write_for(self, job: _Job, sharing: Sharing, duty: Duty, request: Request) -> None:
+        word = self._store.step_directory(job.handle.step) / f"{job.save.stem(duty.rank, job.handle.rank)}.json"
+        if word.exists() or job.slab is None or request.rank != duty.rank:
+            return
+        failpoint("before-rescue")
+        try:
+            self._io.write(self._job(job, duty, self._word(job, sharing, duty, standby=()), ()), job.slab)
+        except CheckpointError as error:
+            self._publish_problem(job, duty.rank, f"in its place rank {job.handle.rank}: {error}")
 
 
-def _after_pending_kernels(flat: Flat) -> torch.cuda.Event | None:
-    """On a GPU the step's last kernels may still be running: an event that passes once the state is as it should be."""
-    on_gpu = next((t for t in flat.tensors.values() if t.is_cuda), None)
-    if on_gpu is None:
-        return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(on_gpu.device))
-    return event
+def _summed(place: Place) -> Summed:
+    return Summed(logical=place.logical, box=place.box, at=place.at)

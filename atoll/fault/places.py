@@ -21,5 +21,42 @@ FAILPOINTS = (
 # Those that a joiner passes that learns while the others train, and its teachers.
 LEARNING_FAILPOINTS = ("in-lesson", "in-replay", "in-examination")
 
-# Those that a save passes, on the writer's threads.
-CHECKPOINT_FAILPOINTS = ("before-pack-sync", "between-pack-and-sidecar", "before-link", "after-link", "before-removal")
+# Those that a save passes: on the trainer's threads, in its I/O process, and where the leader decides.
+CHECKPOINT_FAILPOINTS = (
+    "save-begun",
+    "before-layout",
+    "before-staging",
+    "in-staging",
+    "after-staging",
+    "before-handover",
+    "after-handover",
+    "job-taken",
+    "before-directory",
+    "after-directory",
+    "file-opened",
+    "in-blocks",
+    "before-edges",
+    "after-blocks",
+    "before-pack-sync",
+    "after-pack-sync",
+    "files-durable",
+    "before-table",
+    "after-table",
+    "between-pack-and-sidecar",
+    "before-link",
+    "after-link",
+    "word-durable",
+    "before-answer",
+    "before-claim",
+    "after-claim",
+    "before-judging",
+    "before-record",
+    "after-record",
+    "before-telling",
+    "before-retention",
+    "before-removal",
+    "after-removal",
+    "before-request",
+    "after-request",
+    "before-rescue",
+)

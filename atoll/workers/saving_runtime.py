@@ -13,6 +13,8 @@ from typing import Any
 
 from atoll.checkpoint.fs_claims import Claim, Overtaken
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.logical import RankLayout
+from atoll.checkpoint.torch_flat import FlatState, replicated
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Writer
 from atoll.clock import SystemClock
@@ -30,8 +32,10 @@ _STEP_PREFIX = "step-"
 _NO_WRITER = -1
 
 
-# What a member writes of a state that is spread over all; None where their epoch has ended.
-Gather = Callable[[Comm], Flat | None]
+# What this member holds of a state that is spread over all, and the layouts of all members.
+Holdings = tuple[FlatState, tuple[RankLayout, ...]]
+# None where their epoch has ended.
+Holding = Callable[[Comm], Holdings | None]
 
 
 class Saving:
@@ -58,10 +62,10 @@ class Saving:
         """Whether a checkpoint of `step` is wanted."""
         return self._requested or (self._every > 0 and step % self._every == 0)
 
-    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int, gather: Gather | None = None) -> None:
+    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int, holding: Holding | None = None) -> None:
         """Begin a checkpoint of what `managed` holds after `step`, which the members of `comm` computed.
 
-        Where each member holds a part only, `gather` puts together what this one writes.
+        Where each member holds a part only, `holding` says which.
         """
         self._requested = False
         writers = self._writers[comm.epoch]
@@ -76,12 +80,18 @@ class Saving:
                 tell=self._host.tell,
                 keep=identity.spec.keep_checkpoints,
             )
-        flat = flat_state(managed.frozen(), plan, step) if gather is None else gather(comm)
         rank, size = writers.index(comm.rank), len(writers)
-        if flat is not None:
-            self._writer.save(flat, step=step, epoch=comm.epoch, rank=rank, size=size)
+        if holding is None:
+            nodes = [nodes_of(comm)[r] for r in writers]
+            found: Holdings | None = replicated(flat_state(managed.frozen(), plan, step), rank, nodes)
         else:
-            why = "skipped: the members changed before the shards were put together"
+            found = holding(comm)
+        if found is not None:
+            name, config = managed.weights()
+            state, layouts = found
+            self._writer.save(state, layouts, step=step, epoch=comm.epoch, rank=rank, weights=name, config=config)
+        else:
+            why = "skipped: the members changed before the shards were copied"
             self._writer.skip(step=step, epoch=comm.epoch, rank=rank, size=size, problem=why)
         # A regroup may have decided the step: then its members are not those of now.
         self._writer.regrouped(rank=self._rank, epoch=self._epoch, gone=self._gone())
@@ -153,6 +163,11 @@ class Saving:
         name = path.name.removeprefix(_STEP_PREFIX)
         one = path.name != name and name.isdigit()
         return Store(path.parent if one else path).open(int(name) if one else None)
+
+
+def nodes_of(comm: Comm) -> list[str]:
+    """The host of each member."""
+    return [str(member.node) for member in comm.members]
 
 
 def flat_state(state: dict[str, Any], plan: Plan, step: int) -> Flat:

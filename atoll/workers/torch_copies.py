@@ -60,7 +60,7 @@ class Shadow:
         empty = empty_parts(self._specs, size, index)
         self._slab = Slab()
         self._slab.lay_out(empty)
-        self._tensors = {name: self._slab.tensor(name, tensor) for name, tensor in empty.items()}
+        self._tensors = {name: self._slab.tensor(name) for name in empty}
         self._same = {name: t.clone() for name, t in like.flat.tensors.items() if name not in self._specs}
         self._trained = trained
         self._optimizer: Optimizer | None = None

@@ -246,8 +246,9 @@ class Engine:
         if saving.is_due(step.index):
             # By its step's own members, who all name it alike, even where a regroup decided the step.
             comm = self._tried_by or self._link.comm
-            gather = self._parts.sharded.gather if self._parts.sharded is not None else None
-            saving.save(self._parts.managed, self._parts.plan, comm, step=step.index, gather=gather)
+            sharded = self._parts.sharded
+            holding = sharded.holding if sharded is not None else None
+            saving.save(self._parts.managed, self._parts.plan, comm, step=step.index, holding=holding)
 
     def leave(self) -> None:
         """No step follows here. Once all members said so nobody needs anybody, so a loss then changes nothing."""

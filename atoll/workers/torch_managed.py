@@ -228,6 +228,14 @@ class Managed:
                 }
         return state
 
+    def weights(self) -> tuple[str, str]:
+        """The name of the first module, whose weights other programs may read, and its configuration as JSON text."""
+        for name, item in self._objects.items():
+            if isinstance(item, nn.Module):
+                written = getattr(getattr(item, "config", None), "to_json_string", None)
+                return name, str(written()) if callable(written) else ""
+        return "", ""
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Fill every object from what `state` once returned."""
         missing = [name for name in self._objects if name not in state]

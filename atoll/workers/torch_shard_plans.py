@@ -94,19 +94,6 @@ def _ranks(group: Any) -> list[int]:
     return [group] if isinstance(group, int) else [rank for part in group for rank in _ranks(part)]
 
 
-def gathered(
-    specs: Mapping[str, Spec], owned: Sequence[Sequence[str]], key: str, places: Sequence[Place]
-) -> list[Copy]:
-    """Whole tensors for those who write them: `owned[rank]` are the names."""
-    planner, copies = Planner(), list[Copy]()
-    for writer, names in enumerate(owned):
-        for name in names:
-            spec = specs[name]
-            sources = [Source(r, key, spec.box(p.size, p.index)) for r, p in enumerate(places)]
-            copies += planner.plan(name, spec.torch_dtype.itemsize, sources, [Target(writer, whole(spec.shape))])
-    return copies
-
-
 def scattered(specs: Mapping[str, Spec], holder: tuple[int, str], places: Sequence[Place]) -> list[Copy]:
     """From one who holds everything whole to everybody's place."""
     planner, copies = Planner(), list[Copy]()

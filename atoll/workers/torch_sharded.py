@@ -21,10 +21,11 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from atoll.checkpoint.boxes import whole
-from atoll.checkpoint.layout import shares
+from atoll.checkpoint.boxes import Box, whole
+from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.reshard import Copy
-from atoll.checkpoint.torch_state import Flat, size_of
+from atoll.checkpoint.torch_flat import cut
+from atoll.checkpoint.torch_state import Flat
 from atoll.collectives.tcp_communicator import Communicator
 from atoll.collectives.torch_backend import BACKEND, Options, ProcessGroup
 from atoll.collectives.torch_subset import Subset
@@ -45,6 +46,7 @@ from atoll.workers.buddies import (
     shard_size,
 )
 from atoll.workers.peers import Comm, completed
+from atoll.workers.saving_runtime import Holdings, nodes_of
 from atoll.workers.torch_built import Build, Built, made_of
 from atoll.workers.torch_copies import Copies, Shadow, Trained, empty_parts
 from atoll.workers.torch_grains import seed_all
@@ -53,7 +55,6 @@ from atoll.workers.torch_moves import Held, exchange
 from atoll.workers.torch_reducer import Reducer
 from atoll.workers.torch_shard_plans import (
     boxed,
-    gathered,
     header,
     heard,
     islands,
@@ -272,22 +273,25 @@ class Sharded:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def gather(self, comm: Comm) -> Flat | None:
-        """What this member writes of a checkpoint: some tensors, whole. None when the epoch has ended.
+    def holding(self, comm: Comm) -> Holdings | None:
+        """What each member writes of a checkpoint: boxes of its shard. None when the epoch has ended.
 
-        The others' tensors stand for themselves without values, since all writers name the whole state.
+        Nobody asks anybody: who holds what follows from the places. What is not sharded may change before the next
+        update, and is copied.
         """
         if comm is not self._comm or self._place is None:
             return None
-        own, size = self._shards(), self._place.size
-        like = {n: torch.empty(s.shape, dtype=s.torch_dtype, device="meta") for n, s in own.specs.items()}
-        owned = shares({n: size_of(t) for n, t in like.items()}, comm.size)
-        copies = gathered(own.specs, owned, _LIVE, self._places)
-        mine = {n: torch.empty_like(like[n], device="cpu") for n in owned[comm.rank]}
-        held = {_LIVE: boxed(own.flat.tensors, own.specs, size, self._place.index)}
-        if not exchange(comm, copies, held, {n: (t, whole(t.shape)) for n, t in mine.items()}):
-            return None
-        return Flat(tensors={**like, **mine}, meta=own.flat.meta)
+        own, places = self._shards(), self._places
+        specs = own.specs
+        tensors = {n: t.clone() if specs[n].dim is None else t for n, t in own.flat.tensors.items()}
+        logicals = [Logical(n, s.dtype, tuple(s.shape)) for n, s in specs.items()]
+
+        def of(one: Logical, rank: int) -> tuple[Box, tuple[int, ...]]:
+            spec, place = specs[one.name], places[rank]
+            like = [r for r, p in enumerate(places) if spec.dim is None or p.index == place.index]
+            return spec.box(place.size, place.index), tuple(like)
+
+        return cut(Flat(tensors=tensors, meta=own.flat.meta), logicals, comm.rank, nodes_of(comm), of)
 
     def _restart(
         self, comm: Comm, standings: Sequence[Standing], places: Sequence[Place], *, fresh: bool, step: int

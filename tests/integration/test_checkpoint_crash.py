@@ -1,50 +1,67 @@
-"""Writers that are killed at every place where a death would hurt, in processes of their own.
+"""Ranks that are killed at every place where a death would hurt, in processes of their own, with their I/O processes.
 
-Whatever the moment, storage then holds the old step or the new one, whole, and never a mix of both.
+Whatever the moment: the last committed step restores bit for bit, what was told to be committed is, and with one rank
+dead the others still commit the step, since they hold the same and staged it.
 """
 
+import functools
 import os
 import random
-import resource
 import select
+import shutil
 import signal
+import tempfile
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_crews import Crew, IoFork, leaked
 
-from atoll.checkpoint.fs_inspect import verify
+from atoll.checkpoint import writer as writer_module
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.torch_flat import replicated
 from atoll.checkpoint.torch_state import digest, flatten
 from atoll.checkpoint.writer import Writer
 from atoll.fault.inject import arm
+from atoll.fault.places import CHECKPOINT_FAILPOINTS
 from atoll.schema.messages import CheckpointCommitted
 
 DEADLINE_S = 30
-RANKS = 2
-# Failpoint, passes before it kills, what storage holds then, and whether another process can complete the new step. A
-# save of two ranks by one process passes each pack place twice and links two sidecars, then the commit record.
-PLACES = [
-    ("before-pack-sync", 0, [1], False),
-    ("before-pack-sync", 1, [1], False),
-    ("between-pack-and-sidecar", 0, [1], False),
-    ("between-pack-and-sidecar", 1, [1], False),
-    ("before-link", 0, [1], False),
-    ("after-link", 0, [1], False),
-    ("before-link", 1, [1], False),
-    ("after-link", 1, [1], True),
-    ("before-link", 2, [1], True),
-    ("after-link", 2, [1, 2], False),
-]
+RANKS = 3
+VICTIMS = {"writer": (1,), "coordinator": (0,), "both": (0, 1)}
+# Only a loss leads there: a fourth rank is lost from the beginning, and everybody stands by for everybody.
+AFTER_A_LOSS = ("before-request", "after-request", "before-rescue")
+STEP, EPOCH = 2, 2
 
 
-def state(step):
+@functools.cache
+def state(step, poison=0.0):
     """A state whose every tensor tells the step."""
-    return flatten({"model": {f"w{i}": torch.full((1000 + i,), float(step)) for i in range(6)}, "step": step})
+    tensors = {f"w{i}": torch.full((500 + i, 2), step + poison) for i in range(6)}
+    return flatten({"model": tensors, "step": step})
 
 
 def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    """With everything that this rank has started."""
+    os.killpg(0, signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def _brisk(monkeypatch):
+    monkeypatch.setattr(writer_module, "_POLL_S", 0.01)
+    torch.set_num_threads(1)
+    yield
+    assert leaked() == []
+
+
+@pytest.fixture
+def folder():
+    """In memory where there is such a place: a death of processes loses nothing that a file system took."""
+    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="atoll-crash-", dir=where))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -65,15 +82,15 @@ def child():
     for pid, reads in begun:
         os.close(reads)
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            os.kill(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
 def _run_child(body, writes):
     status = 1
     try:
+        os.setsid()
         signal.alarm(2 * DEADLINE_S)
-        torch.set_num_threads(1)
         body(lambda word: os.write(writes, f"{word}\n".encode()))
         status = 0
     except BaseException:  # noqa: BLE001 - a forked test must never return into pytest
@@ -102,128 +119,142 @@ def end_of(pid, reads):
     return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
 
-def save_all(directory, *steps, epoch=1, ranks=RANKS, before_last=lambda: None):
-    """Save `steps` one after the other as all ranks; rank 1 and up first, so that their packs are there for rank 0."""
-    writers = [Writer(directory, run="run", trainer=f"t{r}", tell=lambda fact: None, keep=5) for r in range(ranks)]
-    for step in steps:
-        if step == steps[-1]:
-            before_last()
-        for rank in reversed(range(ranks)):
-            handle = writers[rank].save(state(step), step=step, epoch=epoch, rank=rank, size=ranks)
-            writers[rank].before_update()
+def begin(writer, rank, *, size, redundancy):
+    """This rank's save of the step that the tests are about."""
+    mine, layouts = replicated(state(STEP), rank, [f"n{r}" for r in range(size)])
+    handle = writer.save(mine, layouts, step=STEP, epoch=EPOCH, rank=rank, weights="model", redundancy=redundancy)
+    writer.before_update()
+    return handle
+
+
+def rank_that_dies(directory, rank, place, *, size, redundancy):
+    """A rank that is killed at `place`, or, where it never comes there, when its save is over."""
+
+    def body(_):
+        arm(place, die)
+        writer = Writer(directory, run="run", trainer=f"t{rank}", tell=lambda _: None, keep=1, start=IoFork)
+        handle = begin(writer, rank, size=size, redundancy=redundancy)
+        writer.regrouped(rank=rank, epoch=EPOCH, gone=[(EPOCH, r) for r in range(RANKS, size)])
+        handle.ended.wait(5 if rank else DEADLINE_S)
+        writer.finish(1.0)
+        die()
+
+    return body
+
+
+def old_steps(directory, *, repeated):
+    """Step 1 is committed. If `repeated`, the step was tried before, in an epoch whose values were others."""
+    crew = Crew(RANKS, directory=directory, keep=1)
+    crew.save_and_wait(state(1), 1, weights="model")
+    if repeated:
+        for handle in crew.save(state(STEP, 0.5), STEP, [1, 2], weights="model"):
             assert handle.local.wait(DEADLINE_S)
-        assert handle.ended.wait(DEADLINE_S)
-        assert handle.committed, handle.problem
-    for writer in writers:
-        writer.finish(DEADLINE_S)
+    crew.finish(0.0)
 
 
-def assert_whole(store, steps):
-    assert [c.step for c in store.list()] == steps
-    assert all(r.ok for r in verify(store.directory))
-    for step in steps:
+def assert_whole(store):
+    """Every step that is listed reads back as it was."""
+    for step in store.committed_steps():
+        report = store.verify(step)
+        assert report.ok, report.line()
         assert digest(store.open(step)) == digest(state(step))
-    assert digest(store.open()) == digest(state(steps[-1]))
+    assert store.committed_steps()
 
 
-@pytest.mark.parametrize(("place", "skip", "steps", "completable"), PLACES)
-def test_writer_killed_at_any_place_leaves_the_old_or_the_new_step_whole(
-    child, tmp_path, place, skip, steps, completable
+@pytest.mark.parametrize("repeated", [False, True], ids=["new", "repeated"])
+@pytest.mark.parametrize("who", VICTIMS)
+@pytest.mark.parametrize("place", CHECKPOINT_FAILPOINTS)
+def test_rank_killed_at_any_place_loses_no_committed_step_and_alone_not_even_the_step_in_hand(
+    child, folder, place, who, repeated
 ):
-    directory = tmp_path / "checkpoints"
-    pid, reads = child(
-        lambda _: save_all(directory, 1, 2, before_last=lambda: arm(place, die, skip=skip)),
-    )
-    assert end_of(pid, reads) == -signal.SIGKILL
-    store = Store(directory)
-    assert_whole(store, steps)
-    assert list(store.complete("run", now=1.0)) == ([2] if completable else [])
-    held = [1, 2] if completable else steps
-    assert_whole(store, held)
-    # Others train on, in a later epoch and in another number: what was left is neither used nor in the way.
-    save_all(directory, 2, 3, epoch=2, ranks=3)
-    assert_whole(store, [1, 2, 3])
-    left = [p.name for step in (1, 2) for p in store.step_directory(step).iterdir()]
-    named = [p.file for step in (1, 2) for p in store.record(step).packs]
-    assert sorted(n for n in left if n.endswith(".safetensors")) == sorted(named)
-
-
-def test_survivor_commits_the_step_whose_rank_0_was_killed_before_the_record(child, tmp_path):
-    directory = tmp_path / "checkpoints"
-
-    def survive(say):
-        writer = Writer(directory, run="run", trainer="t1", tell=lambda f: say(type(f).__name__), keep=5)
-        handle = writer.save(state(1), step=1, epoch=1, rank=1, size=2)
-        writer.before_update()
-        assert handle.local.wait(DEADLINE_S)
-        say("saved")
-        while not (directory / "killed").exists():
-            assert not handle.ended.wait(0.02)
-        writer.regrouped(rank=0)
+    old_steps(folder, repeated=repeated)
+    victims, helped = VICTIMS[who], place in AFTER_A_LOSS
+    size, redundancy = (RANKS + 1, RANKS) if helped else (RANKS, 1)
+    begun = [child(rank_that_dies(folder, rank, place, size=size, redundancy=redundancy)) for rank in victims]
+    told, survivors = [], [r for r in range(RANKS) if r not in victims]
+    writers = {r: Writer(folder, run="run", trainer=f"t{r}", tell=told.append, keep=1, start=IoFork) for r in survivors}
+    handles = {r: begin(w, r, size=size, redundancy=redundancy) for r, w in writers.items()}
+    assert all(h.local.wait(DEADLINE_S) for h in handles.values())
+    gone = [(EPOCH, r) for r in range(size) if r >= RANKS]
+    for rank, writer in writers.items():
+        writer.regrouped(rank=rank, epoch=EPOCH, gone=gone)
+    for pid, reads in begun:
+        assert end_of(pid, reads) == -signal.SIGKILL
+    # The next epoch: the lowest survivor leads.
+    for index, writer in enumerate(writers.values()):
+        writer.regrouped(rank=index, epoch=EPOCH + 1, gone=[*gone, *((EPOCH, r) for r in victims)])
+    for handle in handles.values():
+        assert handle.ended.wait(DEADLINE_S)
+    for writer in writers.values():
         writer.finish(DEADLINE_S)
-
-    def lead(_):
-        arm("before-link", die, skip=1)
-        writer = Writer(directory, run="run", trainer="t0", tell=lambda _: None, keep=5)
-        writer.save(state(1), step=1, epoch=1, rank=0, size=2)
-        writer.finish(DEADLINE_S)
-
-    survivor, hears = child(survive)
-    assert hear(hears) == "saved"
-    assert end_of(*child(lead)) == -signal.SIGKILL
-    assert Store(directory).list() == []
-    (directory / "killed").touch()
-    assert hear(hears) == CheckpointCommitted.__name__
-    assert end_of(survivor, hears) == 0
-    assert_whole(Store(directory), [1])
+    store = Store(folder)
+    assert_whole(store)
+    committed = store.is_committed(STEP)
+    assert not any(isinstance(f, CheckpointCommitted) for f in told) or committed
+    assert all(h.committed == committed for h in handles.values())
+    if len(victims) == 1 or helped:
+        assert committed, [h.problem for h in handles.values()]
 
 
-def test_writer_killed_at_a_random_moment_loses_at_most_the_step_in_hand(child, tmp_path):
+def test_survivor_commits_what_all_had_written_when_rank_0_was_killed_before_the_record(child, folder):
+    begun = child(rank_that_dies(folder, 0, "before-record", size=2, redundancy=0))
+    told = []
+    writer = Writer(folder, run="run", trainer="t1", tell=told.append, keep=5, start=IoFork)
+    handle = begin(writer, 1, size=2, redundancy=0)
+    assert end_of(*begun) == -signal.SIGKILL
+    assert not handle.ended.is_set()
+    writer.regrouped(rank=0, epoch=EPOCH + 1, gone=[(EPOCH, 0)])
+    assert handle.ended.wait(DEADLINE_S)
+    assert handle.committed, handle.problem
+    writer.finish(DEADLINE_S)
+    assert [type(f) for f in told] == [CheckpointCommitted]
+    assert_whole(Store(folder))
+
+
+def test_writer_killed_at_a_random_moment_loses_at_most_the_step_in_hand(child, folder):
     chance = random.Random(11)
-    store = Store(tmp_path / "checkpoints")
+    store = Store(folder)
     for attempt in range(6):
         first = store.latest().step + 1 if store.latest() else 1
 
         def save_on(say, first=first, epoch=attempt + 1):
-            writer = Writer(
-                store.directory, run="run", trainer="t", keep=2, tell=lambda f: say(f"{type(f).__name__} {f.step}")
-            )
+            tell = lambda f: say(f"{type(f).__name__} {f.step}")  # noqa: E731
+            writer = Writer(folder, run="run", trainer="t", keep=2, tell=tell, start=IoFork)
             for step in range(first, first + 10_000):
-                handle = writer.save(state(step), step=step, epoch=epoch, rank=0, size=1)
+                mine, layouts = replicated(state(step), 0, ["n"])
+                handle = writer.save(mine, layouts, step=step, epoch=epoch, rank=0, weights="model")
                 writer.before_update()
                 assert handle.ended.wait(DEADLINE_S)
 
         pid, reads = child(save_on)
         assert hear(reads) == f"CheckpointCommitted {first}"
         select.select([], [], [], chance.uniform(0.0, 0.1))
-        os.kill(pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
         told = first
         while word := hear(reads):
             assert word.startswith("CheckpointCommitted "), word
             told = int(word.split()[1])
         newest = store.latest().step
         assert newest in {told, told + 1}
-        assert digest(store.open()) == digest(state(newest))
-        assert all(r.ok for r in verify(store.directory))
+        assert_whole(store)
 
 
-def test_disk_that_takes_no_more_fails_the_save_and_the_next_one_counts(child, tmp_path):
-    directory = tmp_path / "checkpoints"
+def test_io_process_that_dies_fails_its_save_alone_and_another_takes_its_place(folder):
+    processes = []
 
-    def save_twice(say):
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        writer = Writer(directory, run="run", trainer="t", keep=2, tell=lambda f: say(getattr(f, "problem", "durable")))
-        big = flatten({"w": torch.ones(1 << 20)})
-        for step, limit in ((1, 1 << 20), (2, hard)):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            handle = writer.save(big, step=step, epoch=1, rank=0, size=1)
-            writer.before_update()
-            assert handle.ended.wait(DEADLINE_S)
-        writer.finish(DEADLINE_S)
+    def start(end):
+        processes.append(IoFork(end))
+        return processes[-1]
 
-    pid, reads = child(save_twice)
-    assert "File too large; the next save tries again" in hear(reads)
-    assert hear(reads) == "durable"
-    assert end_of(pid, reads) == 0
-    assert [p.name for p in directory.glob("step-*")] == ["step-00000002"]
-    assert all(r.ok for r in verify(directory))
+    crew = Crew(1, directory=folder, start=start)
+    crew.save_and_wait(state(1), 1)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    failed = crew.save(state(2), 2)[0]
+    assert failed.ended.wait(DEADLINE_S)
+    assert not failed.committed
+    assert "the I/O process ended by SIGKILL" in failed.problem
+    crew.save_and_wait(state(3), 3)
+    crew.finish()
+    assert [f.step for f in crew.told if isinstance(f, CheckpointCommitted)] == [1, 3]
+    assert len(processes) == 2
+    assert_whole(Store(folder))

@@ -13,6 +13,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
+from atoll.checkpoint.torch_flat import replicated
 from atoll.checkpoint.torch_state import flatten
 from atoll.checkpoint.writer import Writer
 from atoll.control_plane.http_gateway import gateway
@@ -73,7 +74,8 @@ def folder(tmp_path_factory):
     told = []
     writer = Writer(path / "checkpoints", run=RunId("r"), trainer=TrainerId("t"), tell=told.append, keep=5)
     for step in (1, 2):
-        handle = writer.save(flatten(alphabet(step)), step=step, epoch=1, rank=0, size=1)
+        state, layouts = replicated(flatten(alphabet(step)), 0, ["n"])
+        handle = writer.save(state, layouts, step=step, epoch=1, rank=0, weights="model")
         writer.before_update()
         assert handle.ended.wait(20)
     writer.finish(20)

@@ -1,35 +1,7 @@
-"""Pack records without files, and states and writers with them."""
-
-import threading
+"""States, and writers with them, whose I/O process is a thread: what is armed here works there."""
 
 import pytest
-
-from atoll.checkpoint.manifest import BLOCK_BYTES, PackRecord
-
-STATE = "a" * 16
-
-
-def pack_record(rank, size, tensors, **changed):
-    """A sidecar as rank `rank` of `size` would write it; rank 0's names all tensors in its tree."""
-    given = {
-        "file": f"r{rank}.safetensors",
-        "run": "run",
-        "step": 5,
-        "epoch": 1,
-        "rank": rank,
-        "size": size,
-        "bytes": 100 + rank,
-        "block_bytes": BLOCK_BYTES,
-        "blocks": ("0" * 16,),
-        "tensors": tuple(tensors),
-        "state": STATE,
-    }
-    return PackRecord(**{**given, **changed})
-
-
-@pytest.fixture
-def pack():
-    return pack_record
+from checkpoint_crews import Crew, leaked
 
 
 @pytest.fixture
@@ -52,39 +24,17 @@ def state():
 @pytest.fixture
 def crew(tmp_path):
     """`crew(size, ...)` makes the writers of an epoch; all are closed at the end, and what they told is kept."""
-    from atoll.checkpoint.writer import Writer
-
     made = []
 
-    class Crew:
-        def __init__(self, size, *, keep=3, run="run", directory=None, epoch=1):
-            self.told, self.size, self.epoch = [], size, epoch
-            self.directory = directory or tmp_path / "checkpoints"
-            self.writers = [
-                Writer(self.directory, run=run, trainer=f"t{r}", tell=self.told.append, keep=keep) for r in range(size)
-            ]
-            made.append(self)
+    def make(size, **changes):
+        made.append(Crew(size, **{"directory": tmp_path / "checkpoints", **changes}))
+        return made[-1]
 
-        def save(self, flat, step, ranks=None):
-            ranks = range(self.size) if ranks is None else ranks
-            handles = [self.writers[r].save(flat, step=step, epoch=self.epoch, rank=r, size=self.size) for r in ranks]
-            for rank in ranks:
-                self.writers[rank].before_update()
-            return handles
-
-        def save_and_wait(self, flat, *steps):
-            for step in steps:
-                assert self.save(flat, step)[0].ended.wait(10)
-
-        def finish(self, timeout_s=10.0):
-            for writer in reversed(self.writers):
-                writer.finish(timeout_s)
-
-    yield Crew
-    for crew in made:
-        for writer in crew.writers:
+    yield make
+    for each in made:
+        for writer in each.writers:
             writer.finish(0.0)
-    assert [t.name for t in threading.enumerate() if t.name.startswith("atoll-checkpoint")] == []
+    assert leaked() == []
 
 
 @pytest.fixture(autouse=True)

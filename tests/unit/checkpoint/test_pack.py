@@ -1,12 +1,16 @@
+"""Packs of format 1, which are only read, and slabs."""
+
 import pytest
 import torch
+import xxhash
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from atoll.checkpoint.fs_files import write_large
+from atoll.checkpoint.format1 import PackRecord
+from atoll.checkpoint.fs_check_1 import check_pack
 from atoll.checkpoint.fs_pack import Slab
-from atoll.checkpoint.fs_pack_read import check_pack, read_pack
 from atoll.checkpoint.manifest import BLOCK_BYTES
+from atoll.checkpoint.torch_read_1 import read_pack
 from atoll.errors import CheckpointError
 
 DTYPES = [
@@ -25,17 +29,27 @@ DTYPES = [
 
 
 @pytest.fixture
-def written(tmp_path, pack):
+def written(tmp_path):
     """`written(tensors)` writes a pack and gives (path, record)."""
 
-    def write(tensors, slab=None):
-        slab = slab or Slab()
-        slab.lay_out(tensors)
-        for name, tensor in tensors.items():
-            slab.stage(name, tensor)
+    def write(tensors):
         path = tmp_path / "r0.safetensors"
-        write_large(path, slab.view(), slab.length)
-        return path, pack(0, 1, tensors, bytes=slab.length, blocks=slab.blocks())
+        save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+        data = path.read_bytes()
+        starts = range(0, max(1, len(data)), BLOCK_BYTES)
+        record = PackRecord(
+            file=path.name,
+            run="run",
+            step=5,
+            epoch=1,
+            rank=0,
+            size=1,
+            bytes=len(data),
+            block_bytes=BLOCK_BYTES,
+            blocks=tuple(xxhash.xxh3_64_hexdigest(data[a : a + BLOCK_BYTES]) for a in starts),
+            tensors=tuple(tensors),
+        )
+        return path, record
 
     return write
 
@@ -79,12 +93,18 @@ def test_pack_without_tensors_is_a_file_that_stock_safetensors_reads(written):
         assert list(file.keys()) == []
 
 
-def test_slab_is_used_again_for_a_smaller_and_a_larger_pack(written):
-    slab = Slab()
+def test_slab_is_used_again_for_a_smaller_and_a_larger_pack_and_stock_safetensors_reads_each(tmp_path):
+    slab, path = Slab(), tmp_path / "p"
     for count in (50_000, 10, 90_000):
-        path, record = written({"w": torch.full((count,), float(count))}, slab)
-        assert path.stat().st_size == record.bytes
-        assert read_pack(path, record)["w"].eq(count).sum() == count
+        slab.lay_out({"w": torch.empty(count), "v": torch.empty(3, dtype=torch.bfloat16)})
+        slab.tensor("w").fill_(count)
+        slab.tensor("v").fill_(1)
+        view = slab.view()
+        end = 8 + int.from_bytes(view[:8], "little") + 4 * count + 6
+        path.write_bytes(view[:end])
+        found = load_file(path)
+        assert found["w"].eq(count).sum() == count
+        assert found["v"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("tail", [-1, 0, 1])

@@ -54,19 +54,25 @@ def test_unknown_step_names_one_to_use(three):
 
 def test_damaged_pack_is_refused_with_block_and_an_older_step(three):
     flip(packs(three, 3)[1])
-    words = r"r1of2-\w+\.safetensors: block 0 \(bytes 0 to \d+\) has checksum \w+, \w+ was written; use step 2 instead"
+    words = (
+        r"r1of2-\w+\.safetensors: block 0 \(bytes 0 to \d+\) has checksum \w+, \w+ was written; it holds tensor "
+        r"'[\w./]+'( and \d more)?, written by rank 1; use step 2 instead"
+    )
     with pytest.raises(CheckpointError, match=words):
         three.open(3)
     report = three.verify(3)
-    assert [p.ok for p in report.packs] == [True, False]
-    assert report.line().startswith("step 3: DAMAGED, 2 packs, 2 blocks")
+    assert [p.ok for p in report.packs if p.checked] == [True, False]
+    assert report.line().startswith("step 3: DAMAGED, 6 files, 2 blocks")
     assert three.verify(2).ok
 
 
 def test_missing_pack_is_reported_beside_the_good_one(three):
     packs(three, 3)[0].unlink()
     report = three.verify(3)
-    assert [p.problem for p in report.packs] == ["No such file or directory", ""]
+    assert [p.ok for p in report.packs] == [False, True, True, True, True, True]
+    assert report.packs[0].problem == (
+        "No such file or directory; written by rank 0: tensor 'optimizer.state.0.m' is gone"
+    )
     with pytest.raises(CheckpointError, match="use step 2 instead"):
         three.open()
 

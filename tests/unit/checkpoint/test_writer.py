@@ -6,7 +6,6 @@ import torch
 
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.torch_state import digest, flatten, unflatten
-from atoll.checkpoint.writer import Writer
 from atoll.fault.inject import arm
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed
 
@@ -86,12 +85,12 @@ def test_disk_that_hangs_holds_up_neither_save_nor_update_and_a_third_save_is_sk
 
 
 def test_full_disk_is_told_once_training_goes_on_and_the_next_save_counts(crew, state):
-    made = crew(2)
+    made = crew(1)
     arm("before-pack-sync", full_disk)
     made.save_and_wait(flatten(state(1)), 1)
     assert len(problems(made.told)) == 1
     assert "No space left on device; the next save tries again" in problems(made.told)[0]
-    assert len(list(made.directory.glob("step-00000001/*.safetensors"))) == 1
+    assert list(made.directory.glob("step-00000001/*.safetensors")) == []
     made.save_and_wait(flatten(state(2)), 2)
     made.finish()
     assert steps_of(made.told, CheckpointCommitted) == [2]
@@ -107,6 +106,18 @@ def test_folder_that_cannot_be_made_is_told_by_each_rank(crew, state, tmp_path):
     assert all("Not a directory" in p for p in problems(made.told))
 
 
+def test_part_that_a_full_disk_refused_is_written_by_who_holds_the_same(crew, state):
+    made = crew(2)
+    arm("before-pack-sync", full_disk)
+    made.save_and_wait(flatten(state(1)), 1)
+    made.finish()
+    assert [type(f) for f in made.told] == [CheckpointCommitted]
+    store = Store(made.directory)
+    assert len(list(made.directory.glob("step-00000001/*-by?.json"))) == 1
+    assert digest(store.open(1)) == digest(flatten(state(1)))
+    assert store.verify(1).ok
+
+
 def test_type_that_a_pack_cannot_hold_fails_the_save_by_name(crew):
     made = crew(1)
     made.save_and_wait(flatten({"z": torch.ones(2, dtype=torch.complex64)}), 1)
@@ -115,8 +126,8 @@ def test_type_that_a_pack_cannot_hold_fails_the_save_by_name(crew):
 
 def test_ranks_that_hold_unlike_states_make_no_checkpoint(crew):
     made = crew(2)
-    made.writers[0].save(flatten({"w": torch.ones(2)}), step=1, epoch=1, rank=0, size=2)
-    made.writers[1].save(flatten({"w": torch.ones(3)}), step=1, epoch=1, rank=1, size=2)
+    made.save(flatten({"w": torch.ones(2)}), 1, [0])
+    made.save(flatten({"w": torch.ones(3)}), 1, [1])
     made.finish()
     assert problems(made.told)[0].startswith("unlike-states: ranks [1] hold other tensor names, types or shapes")
     assert Store(made.directory).list() == []
@@ -126,7 +137,7 @@ def test_rank_that_becomes_0_after_a_loss_commits_what_was_begun_before(crew, st
     made = crew(2)
     survivor = made.save(flatten(state()), 1, ranks=[1])[0]
     assert survivor.local.wait(10)
-    arm("before-link", full_disk, skip=1)  # the sidecar of rank 0 is linked, its commit record never
+    arm("before-record", full_disk)
     lost = made.save(flatten(state()), 1, ranks=[0])[0]
     assert lost.ended.wait(10)
     assert not lost.committed
@@ -147,13 +158,24 @@ def test_save_whose_other_ranks_never_write_is_given_up_at_the_end(crew, state):
     assert not handle.committed
 
 
-def test_save_whose_rank_was_lost_before_it_wrote_is_given_up_at_once(crew, state):
+def test_part_of_a_rank_that_was_lost_is_written_by_who_holds_the_same(crew, state):
     made = crew(2)
     handle = made.save(flatten(state()), 1, ranks=[0])[0]
     assert handle.local.wait(10)
     made.writers[0].regrouped(rank=0, gone=[(handle.epoch, 1)])
     assert handle.ended.wait(10)
-    assert problems(made.told) == ["ranks [1] of epoch 1 were lost before they wrote; the next save goes on"]
+    assert handle.committed
+    assert digest(Store(made.directory).open()) == digest(flatten(state()))
+
+
+def test_save_whose_rank_was_lost_and_had_no_standby_is_given_up_at_once(crew, state):
+    made = crew(2)
+    handle = made.save(flatten(state()), 1, ranks=[0], redundancy=0)[0]
+    assert handle.local.wait(10)
+    made.writers[0].regrouped(rank=0, gone=[(handle.epoch, 1)])
+    assert handle.ended.wait(10)
+    [problem] = problems(made.told)
+    assert problem.startswith("writer-lost: ranks [1] of epoch 1 were lost before they wrote, and no other holds their")
 
 
 def test_save_whose_lost_rank_had_written_is_committed(crew, state):
@@ -166,15 +188,14 @@ def test_save_whose_lost_rank_had_written_is_committed(crew, state):
     assert survivor.committed
 
 
-def test_save_whose_other_ranks_never_write_is_given_up_in_time(crew, state, tmp_path):
-    told, clock = [], HandClock()
-    writer = Writer(tmp_path / "c", run="r", trainer="t", tell=told.append, keep=1, clock=clock)
-    handle = writer.save(flatten(state()), step=4, epoch=2, rank=0, size=3)
+def test_save_whose_other_ranks_never_write_is_given_up_in_time(crew, state):
+    clock = HandClock()
+    made = crew(3, clock=clock, epoch=2)
+    handle = made.save(flatten(state()), 4, [0])[0]
     assert handle.local.wait(10)
     clock.at = 61.0
     assert handle.ended.wait(10)
-    writer.finish(5)
-    assert problems(told) == ["ranks [1, 2] of epoch 2 wrote nothing; the next save goes on"]
+    assert problems(made.told)[0].startswith("writer-lost: ranks [1, 2] of epoch 2 were lost before they wrote")
 
 
 def test_only_the_last_steps_are_kept_and_leftovers_go_with_them(crew, state):
@@ -206,7 +227,7 @@ def test_same_step_saved_again_by_a_later_epoch_counts_as_committed(crew, state)
     again.save_and_wait(flatten(state(1)), 1)
     again.finish()
     assert steps_of(again.told, CheckpointCommitted) == [1]
-    assert len(list(first.directory.glob("step-00000001/*.safetensors"))) == 2
+    assert {p.name[:2] for p in first.directory.glob("step-00000001/e*")} == {"e1"}
 
 
 def test_checkpoint_that_does_not_read_back_is_told_and_older_ones_stay(crew, state):
@@ -214,12 +235,12 @@ def test_checkpoint_that_does_not_read_back_is_told_and_older_ones_stay(crew, st
     made.save_and_wait(flatten(state(1)), 1)
 
     def flip():
-        pack = next(made.directory.glob("step-00000002/*.safetensors"))
+        pack = next(made.directory.glob("step-00000002/e*.safetensors"))
         data = bytearray(pack.read_bytes())
         data[-1] ^= 1
         pack.write_bytes(data)
 
-    arm("after-link", flip, skip=1)
+    arm("after-record", flip)
     made.save_and_wait(flatten(state(2)), 2)
     made.finish()
     assert "committed, but it does not read back" in problems(made.told)[0]

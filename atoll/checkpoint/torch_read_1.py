@@ -1,7 +1,7 @@
-"""Reading a pack back: in order, once, each block compared with its checksum as its last byte passes.
+"""Reading a pack of format 1: in order, once, each block compared with its checksum as its last byte passes.
 
 `read_pack` fills the tensors straight from the file and gives them out only when the whole pack verified, so that a
-flipped bit never reaches a model. `check_pack` goes on after a bad block, to name them all.
+flipped bit never reaches a model.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import Any, BinaryIO
 import torch
 import xxhash
 
-from atoll.checkpoint.fs_pack import DTYPES, LENGTH_BYTES
-from atoll.checkpoint.manifest import PackRecord
-from atoll.checkpoint.report import BlockFinding, PackReport
+from atoll.checkpoint.format1 import PackRecord
+from atoll.checkpoint.fs_check_1 import compare, read_into, size_problem
+from atoll.checkpoint.fs_pack import DTYPES
+from atoll.checkpoint.image import LENGTH_BYTES
 from atoll.errors import CheckpointError
 
 
 def read_pack(path: Path, record: PackRecord) -> dict[str, torch.Tensor]:
     """The tensors of a pack. Raises `CheckpointError` for the first block that does not verify."""
-    problem = _size_problem(path, record)
+    problem = size_problem(path, record)
     if problem:
         raise CheckpointError(f"{path}: {problem}")
     try:
@@ -34,39 +35,6 @@ def read_pack(path: Path, record: PackRecord) -> dict[str, torch.Tensor]:
             return _fill(file, path, record, header, start)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
-
-
-def check_pack(path: Path, record: PackRecord) -> PackReport:
-    """What is wrong with a pack's bytes, block by block."""
-    problem = _size_problem(path, record)
-    findings: list[BlockFinding] = []
-    try:
-        if not problem:
-            with path.open("rb", buffering=0) as file:
-                findings = _bad_blocks(file, record)
-    except OSError as error:
-        problem = error.strerror or str(error)
-    checked = 0 if problem else len(record.blocks)
-    return PackReport(file=record.file, bytes=record.bytes, checked=checked, problem=problem, findings=tuple(findings))
-
-
-def _size_problem(path: Path, record: PackRecord) -> str:
-    try:
-        there = path.stat().st_size
-    except OSError as error:
-        return error.strerror or str(error)
-    return "" if there == record.bytes else f"{there} bytes are there, {record.bytes} were written"
-
-
-def _bad_blocks(file: BinaryIO, record: PackRecord) -> list[BlockFinding]:
-    buffer = memoryview(bytearray(min(record.block_bytes, record.bytes)))
-    found = []
-    for index in range(len(record.blocks)):
-        size = min(record.block_bytes, record.bytes - index * record.block_bytes)
-        _read_into(file, buffer[:size])
-        finding = _compare(record, index, xxhash.xxh3_64_hexdigest(buffer[:size]))
-        found += [finding] if finding else []
-    return found
 
 
 def _verified_prefix(file: BinaryIO, path: Path, record: PackRecord, length: int) -> bytes:
@@ -107,7 +75,7 @@ class _Checked:
         while done < len(target):
             block_end = min((self._at // self._record.block_bytes + 1) * self._record.block_bytes, self._record.bytes)
             piece = target[done : done + block_end - self._at]
-            _read_into(self._file, piece)
+            read_into(self._file, piece)
             self._hash.update(piece)
             self._at += len(piece)
             done += len(piece)
@@ -116,24 +84,7 @@ class _Checked:
 
     def _end_block(self) -> None:
         index = (self._at - 1) // self._record.block_bytes
-        finding = _compare(self._record, index, self._hash.hexdigest())
+        finding = compare(self._record, index, self._hash.hexdigest())
         if finding:
             raise CheckpointError(f"{self._path}: {finding.line()}")
         self._hash = xxhash.xxh3_64()
-
-
-def _compare(record: PackRecord, index: int, found: str) -> BlockFinding | None:
-    if found == record.blocks[index]:
-        return None
-    begin = index * record.block_bytes
-    end = min(begin + record.block_bytes, record.bytes)
-    return BlockFinding(block=index, begin=begin, end=end, expected=record.blocks[index], found=found)
-
-
-def _read_into(file: BinaryIO, target: memoryview) -> None:
-    done = 0
-    while done < len(target):
-        count = file.readinto(target[done:])  # type: ignore[attr-defined]
-        if not count:
-            raise OSError(f"ended {len(target) - done} bytes early while it was read")
-        done += count

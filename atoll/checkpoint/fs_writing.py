@@ -1,0 +1,156 @@
+"""Writing runs of a slab to their files: whole pages directly, each block hashed while the one before it is on its way.
+
+Two threads share the work: one writes, the other hashes ahead of it; both give up the interpreter's lock for as long as
+a block takes. Whole pages bypass the page cache where the file system allows it, edges of a run that fills part of a
+shared file go through it. What an exclusive file had got when something failed is removed; ranges of a shared file stay,
+no record names them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import xxhash
+
+from atoll.checkpoint.fs_files import disk, write_at
+from atoll.checkpoint.image import PAGE, Run
+from atoll.checkpoint.manifest import BLOCK_BYTES
+from atoll.fault.inject import failpoint
+
+_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+def write_runs(
+    directory: Path, runs: Sequence[Run], slab: memoryview, beside: Callable[[], None] = lambda: None
+) -> list[list[int]]:
+    """Write `runs` durably; the checksums of the blocks of each. `beside` runs while they are written, after hashing."""
+    hashing = _Hashing(runs, slab, beside)
+    hashing.start()
+    made: list[Path] = []
+    try:
+        for file in dict.fromkeys(run.file for run in runs):
+            _write_file(directory / file, [run for run in runs if run.file == file], slab, made)
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # gone already, or the disk is: no record will name it
+                path.unlink()
+        raise
+    finally:
+        hashing.join()
+    return hashing.result()
+
+
+def block_sums(data: memoryview) -> list[int]:
+    """xxh3_64 of each block of `BLOCK_BYTES`."""
+    return [xxhash.xxh3_64_intdigest(data[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES)]
+
+
+class _Hashing(threading.Thread):
+    def __init__(self, runs: Sequence[Run], slab: memoryview, beside: Callable[[], None]) -> None:
+        super().__init__(name="atoll-checkpoint-hash", daemon=True)
+        self._runs, self._slab, self._beside = runs, slab, beside
+        self._sums: list[list[int]] = []
+        self._failed: BaseException | None = None
+
+    def run(self) -> None:
+        """Until all is hashed."""
+        try:
+            self._sums = [block_sums(self._slab[run.at : run.at + run.bytes]) for run in self._runs]
+            self._beside()
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            self._failed = error
+
+    def result(self) -> list[list[int]]:
+        """What was found. Raises what went wrong."""
+        if self._failed is not None:
+            raise self._failed
+        return self._sums
+
+
+def _write_file(path: Path, runs: Sequence[Run], slab: memoryview, made: list[Path]) -> None:
+    exclusive = runs[0].exclusive
+    handle = _opened(path, exclusive=exclusive)
+    try:
+        if exclusive:
+            made.append(path)
+        failpoint("file-opened")
+        for run in runs:
+            _write_run(handle, run, slab)
+        failpoint("after-blocks")
+        # A pack is written up to a whole page; a shared file has its length from whoever comes first.
+        os.ftruncate(handle, runs[0].total)
+        failpoint("before-pack-sync")
+        disk().sync(handle)
+        failpoint("after-pack-sync")
+    finally:
+        os.close(handle)
+
+
+def _opened(path: Path, *, exclusive: bool) -> int:
+    flags = os.O_RDWR | os.O_CREAT | (os.O_EXCL if exclusive else 0)
+    if exclusive:
+        path.unlink(missing_ok=True)  # left by a try that never left its word: no record can name it
+    try:
+        return disk().open(path, flags | _DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        with suppress(FileNotFoundError):  # some systems make the file before they refuse the flag
+            if exclusive:
+                path.unlink()
+        return disk().open(path, flags)  # this file system takes no direct writes
+
+
+def _write_run(handle: int, run: Run, slab: memoryview) -> None:
+    """Whole pages directly. Edges, where others write beside them, through the cache."""
+    begin, end = run.begin, run.begin + run.bytes
+    first = -(-begin // PAGE) * PAGE
+    last = -(-end // PAGE) * PAGE if run.exclusive else end // PAGE * PAGE
+    shift = run.at - run.begin
+    for at in range(first, last, BLOCK_BYTES):
+        stop = min(at + BLOCK_BYTES, last)
+        _write_pages(handle, slab[at + shift : stop + shift], at)
+        failpoint("in-blocks")
+    edges = [(begin, min(first, end)), (max(last, first), end)] if first <= last else [(begin, end)]
+    edges = [(a, b) for a, b in edges if a < b]
+    if edges:
+        failpoint("before-edges")
+        _leave_direct(handle)
+        for a, b in edges:
+            write_at(handle, slab[a + shift : b + shift], a)
+        _enter_direct(handle)
+
+
+def _write_pages(handle: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        try:
+            count = disk().write(handle, data[done:], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(handle, fcntl.F_GETFL) & _DIRECT:
+                raise
+            _leave_direct(handle)  # it opened for direct writes but does not take these
+            continue
+        if count <= 0:
+            raise OSError(errno.EIO, "the disk takes nothing and says no reason")
+        done += count
+        if done % PAGE:  # a short write that lost alignment: the rest of the block goes through the cache
+            _leave_direct(handle)
+            write_at(handle, data[done:], offset + done)
+            _enter_direct(handle)
+            return
+
+
+def _leave_direct(handle: int) -> None:
+    fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) & ~_DIRECT)
+
+
+def _enter_direct(handle: int) -> None:
+    with suppress(OSError):  # it does not take direct writes at all
+        fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | _DIRECT)
