@@ -222,7 +222,7 @@ def in_join(scene: Scene) -> None:
     victim.send(signal.SIGKILL)
 
 
-_SAVING = ("before-pack-sync", "between-pack-and-sidecar", "before-link", "after-link")
+_SAVING = ("in-staging", "before-handover", "before-record", "after-record")
 
 
 def in_checkpoint(scene: Scene) -> None:

@@ -179,8 +179,8 @@ class Writer:
         """These tensors (None: all of the state) are about to change: wait until they are copied."""
         changing = None if tensors is None else list(tensors)
         for job in self._unstaged:
-            if job.staging is not None:
-                job.staging.wait(changing, _STAGE_WITHIN_S)
+            if job.staging is not None and job.staging.wait(changing, _STAGE_WITHIN_S) and changing is None:
+                job.handle.staged.wait(_STAGE_WITHIN_S)
         self._unstaged = [job for job in self._unstaged if not job.handle.staged.is_set()]
 
     def regrouped(self, *, rank: int, epoch: int = 0, gone: Iterable[tuple[int, int]] = ()) -> None:

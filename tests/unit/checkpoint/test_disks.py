@@ -1,0 +1,117 @@
+"""Disks that fail while a save is written: no false success, and training never waits for them."""
+
+import errno
+import os
+import threading
+
+import pytest
+import torch
+
+from atoll.checkpoint import fs_files
+from atoll.checkpoint.fs_files import Disk
+from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.torch_state import digest, flatten
+from atoll.schema.messages import CheckpointCommitted, CheckpointFailed
+
+
+class Faulty(Disk):
+    """Fails in one way for files whose name holds `part`."""
+
+    def __init__(self, part, *, fails_open=0, fails_write=0, fails_sync=0, fails_link=0, at_most=None, wait=None):
+        self._part, self._paths = part, {}
+        self._open, self._write, self._sync, self._link = fails_open, fails_write, fails_sync, fails_link
+        self._at_most, self._wait = at_most, wait
+
+    def open(self, path, flags):
+        self._fail(path, self._open)
+        handle = super().open(path, flags)
+        self._paths[handle] = path
+        return handle
+
+    def write(self, handle, data, offset):
+        if self._wait is not None:
+            assert self._wait.wait(20)
+        self._fail(self._paths[handle], self._write)
+        return super().write(handle, data[: self._at_most], offset)
+
+    def sync(self, handle):
+        self._fail(self._paths.get(handle), self._sync)
+        super().sync(handle)
+
+    def link(self, source, target):
+        self._fail(target, self._link)
+        super().link(source, target)
+
+    def _fail(self, path, number):
+        if number and path is not None and self._part in path.name:
+            raise OSError(number, os.strerror(number))
+
+
+@pytest.fixture
+def disk():
+    yield fs_files.use
+    fs_files.use(Disk())
+
+
+FAULTS = [
+    {"fails_write": errno.ENOSPC},
+    {"fails_write": errno.EIO},
+    {"fails_sync": errno.EIO},
+    {"fails_open": errno.EROFS},
+    {"fails_open": errno.EACCES},
+    {"fails_link": errno.ENOSPC},
+]
+
+
+def big(step):
+    return flatten({"model": {"w": torch.full((300_000,), float(step)), "v": torch.full((7,), float(step))}})
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: "-".join(f) + "-" + errno.errorcode[next(iter(f.values()))])
+@pytest.mark.parametrize("part", ["e1-r0of1", "model-", "commit.json"])
+def test_disk_that_fails_commits_nothing_says_so_and_the_next_save_counts(crew, disk, fault, part):
+    made = crew(1)
+    made.save_and_wait(big(1), 1, weights="model")
+    disk(Faulty(part, **fault))
+    made.save_and_wait(big(2), 2, weights="model")
+    store = Store(made.directory)
+    committed = store.is_committed(2)
+    assert committed == (part == "model-" and "fails_link" in fault)  # that file is never linked
+    assert [f.step for f in made.told if isinstance(f, CheckpointFailed)] == ([] if committed else [2])
+    disk(Disk())
+    made.save_and_wait(big(3), 3, weights="model")
+    made.finish()
+    assert [f.step for f in made.told if isinstance(f, CheckpointCommitted)][-1] == 3
+    assert all(store.verify(step).ok for step in store.committed_steps())
+    assert digest(store.open()) == digest(big(3))
+
+
+@pytest.mark.parametrize("at_most", [1 << 12, 1 << 19, 70_001])
+def test_disk_that_takes_little_at_once_loses_nothing(crew, disk, at_most):
+    disk(Faulty("", at_most=at_most))
+    made = crew(2)
+    made.save_and_wait(big(1), 1, weights="model")
+    made.finish()
+    assert Store(made.directory).verify(1).ok
+    assert digest(Store(made.directory).open()) == digest(big(1))
+
+
+def test_disk_of_one_rank_that_fails_is_made_good_by_another(crew, disk):
+    disk(Faulty("r1of3-afc3b562.s", fails_sync=errno.EIO))
+    made = crew(3)
+    made.save_and_wait(big(1), 1)
+    made.finish()
+    assert [type(f) for f in made.told] == [CheckpointCommitted]
+    assert digest(Store(made.directory).open()) == digest(big(1))
+
+
+def test_disk_that_hangs_keeps_neither_the_save_nor_the_update_waiting(crew, disk):
+    go_on = threading.Event()
+    disk(Faulty("", wait=go_on))
+    made = crew(1)
+    handle = made.save(big(1), 1)[0]
+    assert handle.staged.is_set()
+    assert not handle.local.is_set()
+    go_on.set()
+    assert handle.ended.wait(10)
+    assert handle.committed
