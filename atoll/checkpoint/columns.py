@@ -88,6 +88,15 @@ def columns(logicals: Sequence[Logical], boxes: Iterable[tuple[str, Box]]) -> Bo
     )
 
 
+def stacked(boxes: Sequence[Boxes]) -> Boxes:
+    """One set after the other; at least one, of equal width."""
+    return Boxes(
+        np.concatenate([one.tensor for one in boxes]),
+        np.concatenate([one.start for one in boxes]),
+        np.concatenate([one.stop for one in boxes]),
+    )
+
+
 def wholes(logicals: Sequence[Logical]) -> Boxes:
     """Each tensor's own box, in their order."""
     return columns(logicals, ((one.name, Box((0,) * len(one.shape), tuple(one.shape))) for one in logicals))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atoll.checkpoint.boxes import Box
-from atoll.checkpoint.columns import Boxes, Ints, columns, meetings, wholes
+from atoll.checkpoint.boxes import Box, overlap, without
+from atoll.checkpoint.columns import Boxes, Ints, columns, meetings, stacked, wholes
 from atoll.checkpoint.logical import Logical
 
 # How many faults are told: one names the culprit, and a state without any boxes has as many as tensors.
@@ -66,24 +66,43 @@ def coverage_faults(logicals: Sequence[Logical], boxes: Boxes) -> Iterator[Fault
     common = Boxes(boxes.tensor[met.one[pairs]], met.start[pairs], met.stop[pairs])
     for pair, one, other in zip(range(len(pairs)), order[met.one[pairs]], order[met.other[pairs]], strict=True):
         yield Fault(logicals[int(common.tensor[pair])].name, common.box(pair, logicals), (int(one), int(other)))
-    yield from _holes(logicals, boxes, full, common.tensor)
+    yield from _holes(logicals, _apart(logicals, boxes, met.one[pairs], met.other[pairs]), full)
 
 
-def _holes(logicals: Sequence[Logical], boxes: Boxes, full: Boxes, overlapped: Ints) -> Iterator[Fault]:
-    """Volumes tell which tensors lack anything, unless boxes overlap in them; then they are halved as well."""
+def _apart(logicals: Sequence[Logical], boxes: Boxes, one: Ints, other: Ints) -> Boxes:
+    """The same elements in boxes that do not overlap: of each pair the second gives way."""
+    if not len(one):
+        return boxes
+    kept = boxes.take(np.setdiff1d(np.arange(len(boxes)), other))
+    rest: list[tuple[str, Box]] = []
+    for row in np.unique(other).tolist():
+        left = [boxes.box(row, logicals)]
+        for before in one[other == row].tolist():
+            taken = boxes.box(before, logicals)
+            left = [piece for box in left for piece in _less(box, taken)]
+        rest += ((logicals[int(boxes.tensor[row])].name, box) for box in left)
+    together = stacked((kept, columns(logicals, rest)))
+    return together.take(np.argsort(together.tensor, kind="stable"))
+
+
+def _less(box: Box, taken: Box) -> list[Box]:
+    common = overlap(box, taken)
+    return [box] if common is None else without(box, common)
+
+
+def _holes(logicals: Sequence[Logical], boxes: Boxes, full: Boxes) -> Iterator[Fault]:
+    """Boxes do not overlap here, so volumes tell where anything lacks."""
     held = np.zeros(len(logicals), dtype=np.int64)
     np.add.at(held, boxes.tensor, boxes.volumes())
-    doubtful = held != full.volumes()
-    doubtful[overlapped] = True
     begins = np.searchsorted(boxes.tensor, np.arange(len(logicals) + 1))
-    for tensor in np.flatnonzero(doubtful).tolist():
+    for tensor in np.flatnonzero(held != full.volumes()).tolist():
         mine = boxes.take(np.arange(begins[tensor], begins[tensor + 1]))
         for hole in untouched(full.take(np.array([tensor])), mine):
             yield Fault(logicals[tensor].name, hole.box(0, logicals))
 
 
 def untouched(part: Boxes, held: Boxes) -> Iterator[Boxes]:
-    """The parts of `part`, one row, that no box of `held` touches."""
+    """The parts of `part`, one row, that no box of `held` touches; those do not overlap."""
     waiting = [(part, held)]
     while waiting:
         part, held = waiting.pop()
@@ -94,7 +113,7 @@ def untouched(part: Boxes, held: Boxes) -> Iterator[Boxes]:
                 yield part
             continue
         held = Boxes(held.tensor[inside], start[inside], stop[inside])
-        if (held.volumes() == part.volumes()[0]).any():
+        if held.volumes().sum() == part.volumes()[0]:
             continue
         low, high = _cut(part, held)
         waiting += [(high, held), (low, held)]

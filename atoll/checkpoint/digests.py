@@ -67,6 +67,8 @@ def digest_values(values: Array, logical: Logical, box: Box) -> int:
     whole, start = words(logical, logical.shape), placed(logical, box)
     if values.shape != words(logical, box.shape):
         raise ValueError(f"{logical.name}{box} has elements {words(logical, box.shape)}, not {values.shape}")
+    if any(a < 0 or b > extent for a, b, extent in zip(box.start, box.stop, logical.shape, strict=True)):
+        raise ValueError(f"{logical.name}{box} reaches out of a tensor of shape {list(logical.shape)}")
     if not values.size:
         return 0
     if _compiled is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from atoll.checkpoint.columns import Boxes, Flags, Ints, meetings
+from atoll.checkpoint.columns import Boxes, Flags, Ints, meetings, stacked
 from atoll.checkpoint.coverage import untouched
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.reshard import Planner, Source, Target
@@ -196,7 +196,7 @@ def _one_by_one(
                 found.append((int(copy.key), row))
                 boxes.append(_filled(tensor, copy.box.start, copy.box.stop, targets.boxes.dims))
     pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
-    return Copies(pairs[:, 0], pairs[:, 1], _stacked(boxes))
+    return Copies(pairs[:, 0], pairs[:, 1], stacked(boxes))
 
 
 def _filled(tensor: int, start: Sequence[int], stop: Sequence[int], dims: int) -> Boxes:
@@ -204,16 +204,8 @@ def _filled(tensor: int, start: Sequence[int], stop: Sequence[int], dims: int) -
     return Boxes(np.array([tensor]), np.array([[*start, *(0,) * fill]]), np.array([[*stop, *(1,) * fill]]))
 
 
-def _stacked(boxes: Sequence[Boxes]) -> Boxes:
-    return Boxes(
-        np.concatenate([one.tensor for one in boxes]),
-        np.concatenate([one.start for one in boxes]),
-        np.concatenate([one.stop for one in boxes]),
-    )
-
-
 def _together(one: Copies, other: Copies) -> Copies:
     target = np.concatenate((one.target, other.target))
     order = np.argsort(target, kind="stable")
     source = np.concatenate((one.source, other.source))
-    return Copies(source[order], target[order], _stacked((one.boxes, other.boxes)).take(order))
+    return Copies(source[order], target[order], stacked((one.boxes, other.boxes)).take(order))

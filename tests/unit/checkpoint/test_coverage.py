@@ -94,3 +94,6 @@ def test_hole_among_very_many_boxes_of_one_tensor_is_found():
         np.stack([rows + 1, np.full_like(rows, 8)], 1),
     )
     assert coverage_problem([logical], held) == "embedding[123456:123457,0:8] is in no pack"
+    twice = held.take(np.append(np.arange(len(rows)), 5))
+    told = [(fault.box, len(fault.rows)) for fault in coverage_faults([logical], twice)]
+    assert told == [(Box((5, 0), (6, 8)), 2), (Box((123456, 0), (123457, 8)), 0)]

@@ -130,10 +130,18 @@ def test_conjugate_and_negative_views_are_digested_as_the_values_they_stand_for(
 
 
 def test_box_that_reaches_out_of_its_tensor_is_refused(form):
-    if digests._compiled is None:
-        pytest.skip("bounds are the extension's: it walks raw memory")
     with pytest.raises(ValueError, match="reaches out"):
         digest_bytes(bytes(8), Logical("w", "int8", (8,)), Box((1,), (9,)))
+
+
+@pytest.mark.skipif(not digests.compiled(), reason="the extension walks raw memory, so it looks for itself as well")
+def test_extension_refuses_what_does_not_fit_together():
+    values = np.zeros((2, 3), dtype=np.uint16)
+    for whole_of, start in (((2,), (0,)), ((2, 3), (0, 1)), ((2, 3), (-1, 0)), ((2, 3), (0,))):
+        with pytest.raises(ValueError, match=r"dimensions|reaches out"):
+            digests._compiled(values, whole_of, start)
+    with pytest.raises(ValueError, match="1, 2, 4 or 8 bytes"):
+        digests._compiled(np.zeros(2, dtype=np.complex128), (2,), (0,))
 
 
 def test_values_of_another_shape_than_their_box_are_refused(form):
