@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.checkpoint.assigning import assign
@@ -41,6 +41,7 @@ def load(pieces, layouts):
     return sum(box.count * sizes[name] for name, box in pieces)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 6))
 def test_replicated_state_is_divided_within_four_thirds_of_the_best(sizes, ranks):
     layouts = replicated(sizes, [f"n{r}" for r in range(ranks)])
@@ -54,6 +55,7 @@ def test_replicated_state_is_divided_within_four_thirds_of_the_best(sizes, ranks
     assert max(load(own, layouts) for own in found.own) <= best * 4 / 3 + len(sizes)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.integers(2, 5), st.randoms(use_true_random=False))
 def test_assignment_does_not_depend_on_the_order_in_which_tensors_are_told(sizes, ranks, chance):
     layouts = replicated(sizes, ["a"] * ranks)
@@ -77,6 +79,7 @@ def test_replicated_shards_are_shared_between_their_holders_only():
     assert sum(len(own) for own in found.own) == 4 == sum(len(second) for second in found.second)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), min_size=2, max_size=7), st.lists(st.integers(1, 9), min_size=1, max_size=9))
 def test_second_copy_is_on_another_host_where_there_is_one(nodes, sizes):
     found = assign(replicated(sizes, nodes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.checkpoint.boxes import Box, whole, without
@@ -46,11 +46,13 @@ def elements(boxes):
     return found
 
 
+@settings(deadline=None)
 @given(states())
 def test_partition_has_no_fault(state):
     assert coverage_problem(*state) == ""
 
 
+@settings(deadline=None)
 @given(states(), st.data())
 def test_each_element_that_is_missing_or_held_twice_is_in_a_fault_of_its_kind(state, data):
     logicals, boxes = state

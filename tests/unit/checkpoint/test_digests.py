@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.checkpoint import digests
@@ -79,6 +79,7 @@ def cut_tensors(draw):
     return shape, boxes
 
 
+@settings(deadline=None)
 @given(cut_tensors(), st.sampled_from(TYPES), st.booleans())
 def test_digest_of_any_partition_is_that_of_the_whole(cut, dtype, transposed):
     shape, boxes = cut
@@ -89,6 +90,7 @@ def test_digest_of_any_partition_is_that_of_the_whole(cut, dtype, transposed):
     assert tensor_digest(logical, parts) == tensor_digest(logical, [digest_in_torch(tensor, logical, whole(shape))])
 
 
+@settings(deadline=None)
 @given(st.sampled_from(TYPES), st.integers(0, 10**6), st.data())
 def test_one_flipped_bit_or_two_swapped_elements_change_it(dtype, seed, data):
     size, count = ITEMSIZES[dtype], 33

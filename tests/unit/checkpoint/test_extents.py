@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.checkpoint import fs_extents
@@ -34,6 +34,7 @@ def as_rows(extents):
     return [extents.extent(i) for i in range(len(extents))]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 7), st.integers(1, 9))
 def test_table_that_is_written_and_read_is_the_same(ranks, batch):
     rows = rows_of(LOGICALS, ranks)

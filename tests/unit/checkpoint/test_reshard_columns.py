@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.checkpoint.boxes import Box, chunk, whole
@@ -101,6 +101,7 @@ def run(logicals, copies, sources, targets, parts):
     return made
 
 
+@settings(deadline=None)
 @given(moves())
 def test_any_layout_to_any_other_equals_gather_then_scatter(move):
     logicals, sources, targets = move
