@@ -115,7 +115,7 @@ def judge(
     lost = {r: why for r, why in lost.items() if r in needed}
     chosen = [good[r] for r in sorted(good)]
     if lost:
-        found = _stood_in(lost, good, [t for t in parts if t.word.by != t.word.rank])
+        found = _stood_in(lost, good, [t for t in parts if t.word.by != t.word.rank], gone)
         if not isinstance(found, list):
             return found
         chosen += found
@@ -134,7 +134,9 @@ def _refuse_lost(lost: Mapping[int, str], parts: Sequence[Told]) -> Refuse:
     )
 
 
-def _stood_in(lost: Mapping[int, str], good: Mapping[int, Told], others: Sequence[Told]) -> list[Told] | Judgement:
+def _stood_in(
+    lost: Mapping[int, str], good: Mapping[int, Told], others: Sequence[Told], gone: frozenset[int]
+) -> list[Told] | Judgement:
     """What others wrote in the place of those that are lost, or what is to be done first."""
     asked = []
     found: list[Told] = []
@@ -146,10 +148,21 @@ def _stood_in(lost: Mapping[int, str], good: Mapping[int, Told], others: Sequenc
             return _refuse_lost(
                 {r: w or (failed[0].word.problem if failed else "") for r, w in lost.items()}, list(good.values())
             )
-        if helpers - {t.word.by for t in came}:
+        if helpers - gone - {t.word.by for t in came} or not came:
             asked.append((rank, why or f"rank {rank} was lost before it wrote"))
-        found += came
+        found += _without_doubles(came)
     return Ask(parts=tuple(asked)) if asked else found
+
+
+def _without_doubles(came: Sequence[Told]) -> list[Told]:
+    """Of several that wrote the same in a rank's place, the first."""
+    found: list[Told] = []
+    taken: set[str] = set()
+    for told in sorted(came, key=lambda t: t.word.by):
+        if not found or told.word.wrote.keys() - taken:
+            found.append(told)
+            taken |= told.word.wrote.keys()
+    return found
 
 
 def _judge_complete(

@@ -44,7 +44,7 @@ from atoll.schema.messages import TrainerFact
 __all__ = ["Handle", "State", "Writer"]
 
 # How often storage is asked while a save is undecided, and while none is.
-_POLL_S = 0.1
+_POLL_S = 0.05
 _IDLE_S = 5.0
 _SLABS = 2
 # So long a rank that may be asked to stand in waits for the decision when it ends. Longer than a decision takes once all

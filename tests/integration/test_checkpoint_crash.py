@@ -18,6 +18,7 @@ import pytest
 import torch
 from checkpoint_crews import Crew, IoFork, leaked
 
+from atoll.checkpoint import fs_writer_client
 from atoll.checkpoint import writer as writer_module
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.torch_flat import replicated
@@ -50,6 +51,8 @@ def die():
 @pytest.fixture(autouse=True)
 def _brisk(monkeypatch):
     monkeypatch.setattr(writer_module, "_POLL_S", 0.01)
+    # Forks hold each other's ends open, so an I/O process does not see its trainer's end: it is killed.
+    monkeypatch.setattr(fs_writer_client, "_LEAVE_S", 0.05)
     torch.set_num_threads(1)
     yield
     assert leaked() == []

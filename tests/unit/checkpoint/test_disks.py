@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,24 +19,22 @@ class Faulty(Disk):
     """Fails in one way for files whose name holds `part`."""
 
     def __init__(self, part, *, fails_open=0, fails_write=0, fails_sync=0, fails_link=0, at_most=None, wait=None):
-        self._part, self._paths = part, {}
+        self._part = part
         self._open, self._write, self._sync, self._link = fails_open, fails_write, fails_sync, fails_link
         self._at_most, self._wait = at_most, wait
 
     def open(self, path, flags):
         self._fail(path, self._open)
-        handle = super().open(path, flags)
-        self._paths[handle] = path
-        return handle
+        return super().open(path, flags)
 
     def write(self, handle, data, offset):
         if self._wait is not None:
             assert self._wait.wait(20)
-        self._fail(self._paths[handle], self._write)
+        self._fail(named(handle), self._write)
         return super().write(handle, data[: self._at_most], offset)
 
     def sync(self, handle):
-        self._fail(self._paths.get(handle), self._sync)
+        self._fail(named(handle), self._sync)
         super().sync(handle)
 
     def link(self, source, target):
@@ -43,8 +42,12 @@ class Faulty(Disk):
         super().link(source, target)
 
     def _fail(self, path, number):
-        if number and path is not None and self._part in path.name:
+        if number and self._part in path.name:
             raise OSError(number, os.strerror(number))
+
+
+def named(handle):
+    return Path(f"/proc/self/fd/{handle}").readlink()
 
 
 @pytest.fixture
