@@ -15,7 +15,8 @@ Arguments = Annotated[list[str] | None, typer.Argument(help="After `--`: the scr
 Workers = Annotated[int | None, typer.Option("--workers", "-w", help="Trainers with a rank.")]
 Spares = Annotated[int | None, typer.Option(help="Warm trainers without a rank.")]
 Name = Annotated[str | None, typer.Option(help="Name of the job.")]
-Every = Annotated[int | None, typer.Option(help="Steps between checkpoints, 0 for none.")]
+Every = Annotated[str | None, typer.Option(help="Steps between checkpoints, 0 for none, or `auto`.", metavar="STEPS")]
+Remote = Annotated[str | None, typer.Option(help="URI to which checkpoints are copied: s3://bucket/folder.")]
 CheckpointDir = Annotated[str | None, typer.Option(help="Where checkpoints go.")]
 Resume = Annotated[str | None, typer.Option(help="Checkpoint directory to start from.")]
 Cpus = Annotated[float | None, typer.Option(help="CPUs that each trainer holds.")]
@@ -33,6 +34,7 @@ def run_command(  # noqa: PLR0913 - one parameter a flag
     name: Name = None,
     checkpoint_every: Every = None,
     checkpoint_dir: CheckpointDir = None,
+    checkpoint_remote: Remote = None,
     resume: Resume = None,
     cpus_per_worker: Cpus = None,
     gpus_per_worker: Gpus = None,
@@ -53,6 +55,7 @@ def submit_command(  # noqa: PLR0913 - one parameter a flag
     name: Name = None,
     checkpoint_every: Every = None,
     checkpoint_dir: CheckpointDir = None,
+    checkpoint_remote: Remote = None,
     resume: Resume = None,
     cpus_per_worker: Cpus = None,
     gpus_per_worker: Gpus = None,
@@ -64,6 +67,8 @@ def submit_command(  # noqa: PLR0913 - one parameter a flag
 
 
 def _start(flags: dict[str, Any], *, print_id: bool) -> None:
+    every = flags.get("checkpoint_every")
+    flags["checkpoint_every"] = int(every) if every is not None and every.isdigit() else every
     path, arguments, settings = flags.pop("path"), flags.pop("arguments"), flags.pop("settings")
     options: Any = {key: value for key, value in flags.items() if value is not None and value is not False}
     overrides = launch.Overrides(options=options, config=parse_settings(settings or []), print_id=print_id)

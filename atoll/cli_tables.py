@@ -117,9 +117,12 @@ def _drain_text(drain: DrainView | None) -> Text:
 
 def checkpoints(views: Sequence[CheckpointView], now: float) -> Table:
     """Durable checkpoints."""
-    table = _table("STEP", "SIZE", "TOOK", "MADE", "PATH")
+    copied = any(len(view.tiers) > 1 for view in views)
+    table = _table("STEP", "SIZE", "TOOK", "MADE", *(["COPIES"] if copied else []), "PATH")
     for view in views:
-        table.add_row(str(view.step), size(view.bytes), f"{view.seconds:.2f} s", ago(view.at, now), view.path)
+        copies = [Text(", ".join(f"{t.tier} {t.state}" for t in view.tiers))] if copied else []
+        took = f"{view.seconds:.2f} s"
+        table.add_row(str(view.step), size(view.bytes), took, ago(view.at, now), *copies, view.path)
     return table
 
 

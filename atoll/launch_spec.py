@@ -40,8 +40,11 @@ class JobOptions(TypedDict, total=False):
     env: Mapping[str, str]
     seed: int
     checkpoint_dir: str | Path | None
-    checkpoint_every: int
+    checkpoint_every: int | str
+    checkpoint_remote: str | None
     keep_checkpoints: int
+    keep_every: int
+    keep_for_s: float
     resume: str | Path | None
     nonfinite: str
     chaos: bool
@@ -58,7 +61,10 @@ _PLAIN = (
     "threads_per_worker",
     "seed",
     "checkpoint_every",
+    "checkpoint_remote",
     "keep_checkpoints",
+    "keep_every",
+    "keep_for_s",
     "nonfinite",
     "chaos",
     "detach",

@@ -32,7 +32,10 @@ _WITHIN_TIMES = 3.0
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One save under way: `staged` copied, `local` durable here, `ended` committed or given up (`problem` says why)."""
+    """One save under way: `staged` copied, `local` durable here, `ended` committed or given up (`problem` says why).
+
+    `took`: seconds from its begin to its end.
+    """
 
     step: int
     epoch: int
@@ -44,6 +47,7 @@ class Handle:
     ended: threading.Event = field(default_factory=threading.Event)
     committed: bool = False
     problem: str = ""
+    took: float = 0.0
     give_up_at: float = 0.0
     asked: bool = False
 
@@ -209,5 +213,6 @@ class Committer:
             if handle.ended.is_set():
                 return False
             handle.committed, handle.problem = committed, problem
+            handle.took = self._clock.monotonic() - handle.began
             handle.ended.set()
             return True

@@ -10,7 +10,7 @@ import signal
 from typing import assert_never
 
 from atoll.control_plane import effects as fx
-from atoll.control_plane import network, rebalance, watching
+from atoll.control_plane import network, rebalance, saved, watching
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
@@ -22,7 +22,7 @@ from atoll.fault.facts import Blame
 from atoll.fault.links import MEMORY_S
 from atoll.schema import messages as m
 from atoll.schema.ids import NodeId, RunId, TrainerId
-from atoll.schema.views import CheckpointView, MetricPoint, RunState
+from atoll.schema.views import MetricPoint, RunState
 
 # Enough of a log to read the last traceback in a one-line answer.
 TAIL_CHARS = 400
@@ -42,7 +42,7 @@ def _tree(root: type[AtollError]) -> dict[str, int]:
 MEASURED = (m.StepCommitted, m.LinksObserved, m.Waiting, m.Busy)
 Measured = m.StepCommitted | m.LinksObserved | m.Waiting | m.Busy
 # What is worth knowing of a run that ended already: it happened before, and was on its way here meanwhile.
-LATE = (m.StepCommitted, m.CheckpointCommitted)
+LATE = (m.StepCommitted, m.CheckpointCommitted, m.CheckpointCopied)
 EXIT_CODES = _tree(AtollError)
 # A checkpoint that one trainer finds damaged is so for whoever takes its place.
 FATAL = frozenset({*_tree(UserError), CheckpointError.code})
@@ -204,8 +204,8 @@ def said(desk: Desk, fact: m.TrainerSaid) -> bool:
     match inner:
         case m.TrainerHello() | m.TrainerReady() | m.EpochJoined() | m.PeerDown():
             _standing_fact(desk, run, trainer, inner)
-        case m.CheckpointCommitted() | m.CheckpointFailed():
-            _checkpoint_fact(desk, run, inner)
+        case m.CheckpointCommitted() | m.CheckpointFailed() | m.CheckpointCopied() | m.CheckpointIntervalChosen():
+            saved.said(desk, run, inner)
         case m.ServerReady():
             trainer.server, trainer.ready, run.start_failures = inner, True, 0
             trainer.host, trainer.port = inner.host, inner.port
@@ -306,19 +306,6 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
         run.last = point
     desk.do(fx.ShowMetric(run=run.run, point=point))
     desk.touch(run)
-
-
-def _checkpoint_fact(desk: Desk, run: Run, fact: m.CheckpointCommitted | m.CheckpointFailed) -> None:
-    if isinstance(fact, m.CheckpointFailed):
-        desk.note(run.run, run.run, "checkpoint-failed", f"step {fact.step}: {fact.problem}")
-        return
-    if run.checkpoint is not None and run.checkpoint.step >= fact.step:
-        return
-    desk.record(r.CheckpointKept(run=run.run, step=fact.step, path=fact.path, at=desk.now))
-    run.saved = CheckpointView(
-        run=run.run, step=fact.step, path=fact.path, bytes=fact.bytes, seconds=fact.seconds, at=desk.now
-    )
-    desk.do(fx.ShowCheckpoint(view=run.saved))
 
 
 def _outcome(desk: Desk, run: Run, trainer: Trainer, fact: m.TrainerFinished | m.TrainerFailed) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 
+from atoll.checkpoint.retention import Retention
 from atoll.errors import ConnectError, NotFoundError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
@@ -140,9 +141,11 @@ class ClusterSource:
         """Durable checkpoints that the run keeps, oldest first. Raises `NotFoundError`."""
         view = await self.run(run)
         found = await self._read(CheckpointView, self._reader.checkpoints, run)
-        # The run's writers delete what is older; the history remembers that it was there.
-        keep = view.spec.keep_checkpoints if view.spec else len(found)
-        return sorted(found, key=lambda checkpoint: checkpoint.step)[-keep:]
+        if view.spec is None or not found:
+            return found
+        # The run's writers delete the others as each new one becomes durable; the history remembers them.
+        gone = Retention.of(view.spec).surplus([(c.step, c.at) for c in found], max(c.at for c in found))
+        return sorted((c for c in found if c.step not in gone), key=lambda checkpoint: checkpoint.step)
 
     async def nodes(self) -> list[NodeView]:
         """The hosts of the cluster."""

@@ -114,6 +114,7 @@ class Run:
     last: MetricPoint | None = None
     told: dict[Step, Epoch] = field(default_factory=dict)
     saved: CheckpointView | None = None
+    copies: dict[Step, CheckpointView] = field(default_factory=dict)
     blames: list[Blame] = field(default_factory=list)
     waits: dict[TrainerId, Wait] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)

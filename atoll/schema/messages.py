@@ -18,7 +18,9 @@ from atoll.schema.trainer_messages import TRAINER_COMMANDS as TRAINER_COMMANDS
 from atoll.schema.trainer_messages import TRAINER_FACTS as TRAINER_FACTS
 from atoll.schema.trainer_messages import Busy as Busy
 from atoll.schema.trainer_messages import CheckpointCommitted as CheckpointCommitted
+from atoll.schema.trainer_messages import CheckpointCopied as CheckpointCopied
 from atoll.schema.trainer_messages import CheckpointFailed as CheckpointFailed
+from atoll.schema.trainer_messages import CheckpointIntervalChosen as CheckpointIntervalChosen
 from atoll.schema.trainer_messages import EpochJoined as EpochJoined
 from atoll.schema.trainer_messages import LinksObserved as LinksObserved
 from atoll.schema.trainer_messages import Member as Member

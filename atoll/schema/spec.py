@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,10 @@ from atoll.schema.ids import RunId, is_safe_name
 DEFAULT_CPUS_PER_WORKER = 0.4
 
 
+# In the place of a number of steps: the run chooses, from what a save costs and how often members are lost.
+AUTO = "auto"
+# What `pyarrow.fs` opens and other machines may reach; a file path for a folder that is mounted everywhere.
+_REMOTE = re.compile(r"(?:(?:s3|gs|gcs|hdfs|viewfs|abfs|abfss)://[^/\s]+|file:///)\S*\Z")
 # What a step with a loss or gradient that is not finite does to its run.
 STOP, SKIP = "stop", "skip"
 
@@ -34,6 +40,9 @@ class JobSpec:
     from a checkpoint. `config` is JSON handed to the function as `ctx.config`. `nonfinite`: what a step with a loss or
     gradient that is no number does: `stop` the run, or `skip` its update and go on. `chaos`: its trainers may be hurt on
     purpose (`atoll chaos`).
+
+    `checkpoint_every`: steps, 0 for never, or `auto`. `checkpoint_remote`: a URI to which each durable checkpoint is copied.
+    Beside the last `keep_checkpoints`, steps divisible by `keep_every` stay, and those younger than `keep_for_s`.
     """
 
     name: str
@@ -53,8 +62,11 @@ class JobSpec:
     env: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     checkpoint_dir: str | None = None
-    checkpoint_every: int = 0
+    checkpoint_every: int | str = 0
+    checkpoint_remote: str | None = None
     keep_checkpoints: int = 3
+    keep_every: int = 0
+    keep_for_s: float = 0.0
     resume: str | None = None
     nonfinite: str = STOP
     chaos: bool = False
@@ -74,8 +86,17 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (spec.spares >= 0, f"spares={spec.spares}: 0 or more"),
         (spec.cpus_per_worker >= 0, f"cpus_per_worker={spec.cpus_per_worker}: 0 or more"),
         (spec.gpus_per_worker >= 0, f"gpus_per_worker={spec.gpus_per_worker}: 0 or more"),
-        (spec.checkpoint_every >= 0, f"checkpoint_every={spec.checkpoint_every}: steps, 0 for never"),
+        (
+            _is_interval(spec.checkpoint_every),
+            f"checkpoint_every={spec.checkpoint_every!r}: steps, 0 for never, or 'auto'",
+        ),
+        (
+            spec.checkpoint_remote is None or _REMOTE.match(spec.checkpoint_remote) is not None,
+            f"checkpoint_remote={spec.checkpoint_remote!r}: a URI such as s3://bucket/folder, gs://, hdfs:// or file:///path",
+        ),
         (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
+        (spec.keep_every >= 0, f"keep_every={spec.keep_every}: steps, 0 for none"),
+        (0 <= spec.keep_for_s < math.inf, f"keep_for_s={spec.keep_for_s}: seconds, 0 for none"),
         (spec.nonfinite in {STOP, SKIP}, f"nonfinite={spec.nonfinite!r}: {STOP!r} or {SKIP!r}"),
         (spec.file.endswith(".py"), f"file={spec.file!r}: a Python file"),
         (all(p.isidentifier() for p in spec.function.split(".")), f"function={spec.function!r}: a dotted name"),
@@ -85,3 +106,7 @@ def check_spec(spec: JobSpec) -> JobSpec:
         if not ok:
             raise SpecError(problem)
     return spec
+
+
+def _is_interval(every: int | str) -> bool:
+    return every == AUTO if isinstance(every, str) else every >= 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.harm import Harm
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.topology import Door, Observation, Topology
@@ -156,6 +157,27 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCopied:
+    """How the copy of `step` in one tier stands, said at each change, and now and then while it is `copying`."""
+
+    trainer: TrainerId
+    step: Step
+    tier: Tier
+    state: TierState
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointIntervalChosen:
+    """The run saves each `every` steps from now on; `reason` in words."""
+
+    trainer: TrainerId
+    step: Step
+    every: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerReady:
     """A serving replica answers at this address."""
 
@@ -205,6 +227,8 @@ TRAINER_FACTS = (
     LinksObserved,
     CheckpointCommitted,
     CheckpointFailed,
+    CheckpointCopied,
+    CheckpointIntervalChosen,
     ServerReady,
     TrainerFinished,
     TrainerFailed,
@@ -220,6 +244,8 @@ TrainerFact = (
     | LinksObserved
     | CheckpointCommitted
     | CheckpointFailed
+    | CheckpointCopied
+    | CheckpointIntervalChosen
     | ServerReady
     | TrainerFinished
     | TrainerFailed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from atoll.schema.checkpoints import TierView
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.topology import Host, Trunk
@@ -57,7 +58,7 @@ class EventView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointView:
-    """A durable checkpoint."""
+    """A durable checkpoint. `tiers`: how its copies stand, where anything is known of them."""
 
     run: RunId
     step: Step
@@ -65,6 +66,7 @@ class CheckpointView:
     bytes: int
     seconds: float
     at: float
+    tiers: tuple[TierView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

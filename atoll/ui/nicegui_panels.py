@@ -8,9 +8,9 @@ from nicegui import ui
 
 from atoll.schema.views import MetricPoint
 from atoll.ui import charts
-from atoll.ui.nicegui_parts import Empty, PillView, box, card, text, tone_class
+from atoll.ui.nicegui_parts import Empty, Keyed, PillView, box, card, text, tone_class
 from atoll.ui.steps import EpochSpan, span_words
-from atoll.ui.views import CheckpointLine, EventLine, MemberCard
+from atoll.ui.views import CheckpointLine, EventLine, MemberCard, Pill
 
 
 class MemberView:
@@ -82,12 +82,14 @@ class CheckpointRow:
             self._title = text("", "member-title")
             with box("member-text"):
                 self._note, self._path = text("", "quiet"), text("", "mono")
+                self._copies: Keyed[Pill] = Keyed(box(), PillView, lambda pill: pill.text)
 
     def show(self, model: CheckpointLine) -> None:
         """Show this checkpoint."""
         self._title.set_text(model.title)
         self._note.set_text(model.note)
         self._path.set_text(model.path.rstrip("/").rpartition("/")[2])
+        self._copies.show(model.copies)
 
 
 class ChartPanel:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from atoll.schema.checkpoints import TierState, TierView
 from atoll.schema.ids import RunId
 from atoll.schema.spec import JobKind
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunState, RunView, TrainerView
@@ -115,6 +116,7 @@ class CheckpointLine:
     title: str
     note: str
     path: str
+    copies: tuple[Pill, ...] = ()
 
 
 # -- overview --------------------------------------------------------------------------------------------------------
@@ -324,6 +326,14 @@ def checkpoint_lines(checkpoints: Iterable[CheckpointView]) -> list[CheckpointLi
             title=f"Step {c.step:,}",
             note=f"{wording.size(c.bytes)} in {wording.duration(c.seconds)}, {wording.clock_time(c.at)} UTC",
             path=c.path,
+            copies=tuple(_copy_light(tier) for tier in c.tiers),
         )
         for c in ordered
     ]
+
+
+def _copy_light(view: TierView) -> Pill:
+    tone = wording.copy_tone(view.state)
+    # How far a copy got is worth its room; where it lies is not.
+    more = f" {view.detail}" if view.state is TierState.COPYING and view.detail else ""
+    return Pill(glyph=wording.TONE_GLYPHS[tone], text=f"{view.tier} {view.state}{more}", tone=tone)

@@ -11,6 +11,7 @@ import enum
 import math
 import re
 
+from atoll.schema.checkpoints import TierState
 from atoll.schema.views import RunState
 
 NOTHING = "\u2013"
@@ -81,6 +82,15 @@ _TITLES = {
 }
 
 
+_COPY_TONES = {
+    TierState.COPYING: Tone.ACTIVE,
+    TierState.WHOLE: Tone.GOOD,
+    TierState.FAILED: Tone.BAD,
+    TierState.DAMAGED: Tone.BAD,
+    TierState.GONE: Tone.CALM,
+}
+
+
 def run_tone(state: RunState) -> Tone:
     """The tone of a run's state."""
     return _RUN_TONES[state]
@@ -89,6 +99,11 @@ def run_tone(state: RunState) -> Tone:
 def run_glyph(state: RunState) -> str:
     """A shape that tells the state without its colour."""
     return _RUN_GLYPHS[state]
+
+
+def copy_tone(state: TierState) -> Tone:
+    """The tone of a copy of a checkpoint."""
+    return _COPY_TONES[state]
 
 
 def event_tone(kind: str) -> Tone:

@@ -7,7 +7,7 @@ forward may change (buffers, schedulers), which is copied. The writer stages the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.logical import RankLayout
 from atoll.checkpoint.torch_flat import FlatState, replicated
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
-from atoll.checkpoint.writer import Writer
+from atoll.checkpoint.writer import Handle, Writer
 from atoll.clock import SystemClock
 from atoll.errors import BatchError, CheckpointError
-from atoll.schema.ids import TrainerId
+from atoll.schema.ids import Step, TrainerId
+from atoll.schema.messages import CheckpointIntervalChosen
 from atoll.workers.host import Host
+from atoll.workers.pacing import Pacing
 from atoll.workers.peers import Comm
 from atoll.workers.samples import Plan
 from atoll.workers.torch_managed import RESERVED, Managed
@@ -43,7 +45,9 @@ class Saving:
 
     def __init__(self, host: Host) -> None:
         spec = host.identity.spec
-        self._every = spec.checkpoint_every
+        self._pacing = Pacing(spec.checkpoint_every)
+        self._clock = SystemClock()
+        self._last: Handle | None = None
         self._resume = spec.resume
         self._requested = False
         self._rank = self._epoch = 0
@@ -58,9 +62,36 @@ class Saving:
         """Save at the end of the step in hand, whatever its number."""
         self._requested = True
 
-    def is_due(self, step: int) -> bool:
-        """Whether a checkpoint of `step` is wanted."""
-        return self._requested or (self._every > 0 and step % self._every == 0)
+    def is_due(self, step: int, epoch: int) -> bool:
+        """Whether a checkpoint of `step`, which was tried in `epoch`, is wanted. Asked once for each step."""
+        self._measure()
+        return self._requested or self._pacing.is_due(step, epoch)
+
+    def proposal(self, comm: Comm, step: int) -> int | None:
+        """What goes with this member's vote for `step`: rank 0 says how often to save, where that is for it to choose."""
+        if not self._pacing.chooses or comm.rank != 0:
+            return None
+        chosen = self._pacing.propose()
+        if chosen is not None:
+            identity = self._host.identity
+            self._host.tell(
+                CheckpointIntervalChosen(
+                    trainer=identity.trainer, step=Step(step), every=chosen.every, reason=chosen.text()
+                )
+            )
+        return self._pacing.current
+
+    def heard(self, epoch: int, step: int, ballots: Sequence[Mapping[str, Any]]) -> None:
+        """The votes of `step` in `epoch`, in rank order."""
+        if self._pacing.chooses:
+            self._pacing.heard(epoch, step, int(ballots[0].get("every", 0)))
+
+    def _measure(self) -> None:
+        last = self._last
+        self._pacing.passed(self._clock.monotonic(), saving=last is not None)
+        if last is not None and last.ended.is_set():
+            self._pacing.saved(last.took)
+            self._last = None
 
     def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int, holding: Holding | None = None) -> None:
         """Begin a checkpoint of what `managed` holds after `step`, which the members of `comm` computed.
@@ -89,7 +120,9 @@ class Saving:
         if found is not None:
             name, config = managed.weights()
             state, layouts = found
-            self._writer.save(state, layouts, step=step, epoch=comm.epoch, rank=rank, weights=name, config=config)
+            self._last = self._writer.save(
+                state, layouts, step=step, epoch=comm.epoch, rank=rank, weights=name, config=config
+            )
         else:
             why = "skipped: the members changed before the shards were copied"
             self._writer.skip(step=step, epoch=comm.epoch, rank=rank, size=size, problem=why)
@@ -110,7 +143,9 @@ class Saving:
         writers = self._writers[comm.epoch] = tuple(r for r in range(comm.size) if r not in learners)
         self._members[comm.epoch] = tuple(comm.members[r].trainer for r in writers)
         self._rank, self._epoch = writers.index(comm.rank) if comm.rank in writers else _NO_WRITER, comm.epoch
-        self._here = frozenset(m.trainer for m in comm.members)
+        here = frozenset(m.trainer for m in comm.members)
+        self._pacing.regrouped(len(self._here - here))
+        self._here = here
         if self._writer is not None:
             self._writer.regrouped(rank=self._rank, epoch=comm.epoch, gone=self._gone())
 

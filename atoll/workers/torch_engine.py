@@ -243,7 +243,7 @@ class Engine:
             self._buffers.rollback()
             return
         self._parts.managed.passed()
-        if saving.is_due(step.index):
+        if saving.is_due(step.index, step.transaction.epoch):
             # By its step's own members, who all name it alike, even where a regroup decided the step.
             comm = self._tried_by or self._link.comm
             sharded = self._parts.sharded
@@ -341,13 +341,15 @@ class Engine:
         failpoint("before-vote")
         step.after(StepEvent.CAST)
         stop = self._parts.host.mailbox.stop is not None
-        work = self._link.comm.all_gather(_ballot(step, stop=stop, learnt=self._parts.classroom.learnt))
+        every = self._parts.saving.proposal(self._link.comm, step.index)
+        work = self._link.comm.all_gather(_ballot(step, stop=stop, learnt=self._parts.classroom.learnt, every=every))
         passed = self._reducer.awaited(work)
         step.wait_s = self._reducer.waited_s
         failpoint("after-vote")
         if passed:
             ballots = [json.loads(b) for b in work.result]
             self._parts.classroom.heard(ballots)
+            self._parts.saving.heard(step.transaction.epoch, step.index, ballots)
             standing = self._parts.standing
             standing.stopping = standing.stopping or any(b["stop"] for b in ballots)
             self.commit_as(step, StepEvent.PASSED, reports.merge(b["sums"] for b in ballots))
@@ -434,9 +436,10 @@ def _refuse_spoilt(step: Step) -> None:
         ) from error
 
 
-def _ballot(step: Step, *, stop: bool, learnt: bool) -> bytes:
+def _ballot(step: Step, *, stop: bool, learnt: bool, every: int | None) -> bytes:
     """A vote is the statement that this member is prepared; what has to be agreed travels with it."""
     sums = step.take_reports()
     if step.skipped:
         reports.add(sums, SKIPPED, 1.0, 1.0)
-    return json.dumps({"stop": stop, "sums": sums} | ({"learnt": True} if learnt else {})).encode()
+    more = ({"learnt": True} if learnt else {}) | ({} if every is None else {"every": every})
+    return json.dumps({"stop": stop, "sums": sums} | more).encode()

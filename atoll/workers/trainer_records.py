@@ -11,7 +11,9 @@ from atoll.schema.messages import (
     AgentFact,
     Busy,
     CheckpointCommitted,
+    CheckpointCopied,
     CheckpointFailed,
+    CheckpointIntervalChosen,
     EpochJoined,
     FoundTrainer,
     LinksObserved,
@@ -73,7 +75,9 @@ def noted(found: FoundTrainer, fact: TrainerFact) -> tuple[FoundTrainer, str | N
             found = dataclasses.replace(found, outcome=fact)
         case TrainerHello() | ServerReady() | Busy():
             pass
-        case PeerDown() | StepCommitted() | Waiting() | LinksObserved() | CheckpointCommitted() | CheckpointFailed():
+        case PeerDown() | StepCommitted() | Waiting() | LinksObserved():
+            return found, None
+        case CheckpointCommitted() | CheckpointFailed() | CheckpointCopied() | CheckpointIntervalChosen():
             return found, None
         case _:
             assert_never(fact)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import sys
 import pytest
 from imagined_network import imagined_network
 
+from atoll.schema.checkpoints import Tier, TierState, TierView
 from atoll.schema.codec import to_plain
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import CheckpointView, NodeView, RunState
@@ -186,6 +188,24 @@ def test_story_doctor_and_checkpoints_print_what_the_cluster_knows(atoll, cluste
     assert "tiny-1-t0  lost: gone  [c1]" in atoll("story", "c1")[1]
     assert "disk" in atoll("doctor")[1]
     assert "2.0 KiB" in atoll("checkpoints", "ls", run)[1]
+
+
+def test_copies_of_checkpoints_are_listed_where_there_are_any(atoll, cluster):
+    run = add_run(cluster)
+    saved = CheckpointView(run=run, step=10, path="/c", bytes=2048, seconds=0.5, at=1.0)
+    local = TierView(tier=Tier.LOCAL, state=TierState.WHOLE)
+    cluster.reader.saved.append(dataclasses.replace(saved, tiers=(local,)))
+    assert "COPIES" not in atoll("checkpoints", "ls", run)[1]
+    remote = TierView(tier=Tier.REMOTE, state=TierState.FAILED)
+    cluster.reader.saved.append(dataclasses.replace(saved, step=20, tiers=(local, remote)))
+    assert "local whole, remote failed" in atoll("checkpoints", "ls", run)[1]
+
+
+@pytest.mark.parametrize(("flag", "kept"), [("auto", "auto"), ("25", 25)])
+def test_interval_of_checkpoints_is_a_number_or_auto(atoll, cluster, script, flag, kept):
+    atoll("submit", "train.py", "--checkpoint-every", flag, "--checkpoint-remote", "s3://bucket/kept")
+    spec = submitted(cluster)[0]
+    assert (spec["checkpoint_every"], spec["checkpoint_remote"]) == (kept, "s3://bucket/kept")
 
 
 def test_serve_submits_the_training_spec_with_its_checkpoint_and_prints_how_to_ask(atoll, cluster):

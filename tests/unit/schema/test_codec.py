@@ -68,7 +68,20 @@ def test_whole_numbers_serve_as_floats_and_enums_as_their_values():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"name": "a b"}, {"workers": 0}, {"spares": -1}, {"file": "a.txt"}, {"function": "a; b"}, {"run_id": "../x"}],
+    [
+        {"name": "a b"},
+        {"workers": 0},
+        {"spares": -1},
+        {"file": "a.txt"},
+        {"function": "a; b"},
+        {"run_id": "../x"},
+        {"checkpoint_every": -1},
+        {"checkpoint_every": "often"},
+        {"checkpoint_remote": "/a/folder"},
+        {"checkpoint_remote": "s3://"},
+        {"keep_every": -5},
+        {"keep_for_s": math.inf},
+    ],
 )
 def test_spec_that_cannot_run_is_refused_with_the_field_and_its_value(changes):
     from atoll.errors import SpecError

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from itertools import accumulate
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atoll.schema.checkpoints import Tier, TierState, TierView
 from atoll.schema.ids import Epoch, Step
 from atoll.schema.spec import JobKind
 from atoll.schema.views import DrainView, EventView, MetricPoint, RunState
@@ -165,6 +167,15 @@ def test_checkpoints_stand_newest_first(checkpoint):
     lines = views.checkpoint_lines([checkpoint(50), checkpoint(100)])
     assert [line.title for line in lines] == ["Step 100", "Step 50"]
     assert lines[0].note == "3.0 MiB in 500 ms, 00:02:30 UTC"
+
+
+def test_each_copy_of_a_checkpoint_has_a_light_of_its_own(checkpoint):
+    copies = (
+        TierView(tier=Tier.LOCAL, state=TierState.WHOLE, detail="/c/step-50"),
+        TierView(tier=Tier.REMOTE, state=TierState.COPYING, detail="40 %"),
+    )
+    pills = views.checkpoint_lines([dataclasses.replace(checkpoint(50), tiers=copies)])[0].copies
+    assert [(p.text, p.tone) for p in pills] == [("local whole", Tone.GOOD), ("remote copying 40 %", Tone.ACTIVE)]
 
 
 @given(st.lists(st.integers(1, 3), min_size=0, max_size=60), st.integers(4, 20))

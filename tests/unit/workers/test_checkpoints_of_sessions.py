@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from atoll.schema.messages import CheckpointCommitted, EpochJoined, StepCommitted, TrainerFailed, TrainerFinished
+from atoll.checkpoint import interval
+from atoll.checkpoint.fs_store import Store
+from atoll.schema.messages import (
+    CheckpointCommitted,
+    CheckpointIntervalChosen,
+    EpochJoined,
+    StepCommitted,
+    TrainerFailed,
+    TrainerFinished,
+)
 from atoll.workers.context import run_function
 from atoll.workers.torch_ddp import solo_group
 
@@ -58,6 +67,20 @@ def test_run_resumes_on_another_number_of_members(crew, tmp_path):
         assert [f.step for f in second.hosts["x"].facts(StepCommitted)] == [7]
         for name, value in whole["a"].items():
             torch.testing.assert_close(resumed["z"][name], value)
+
+
+def test_interval_that_the_run_chooses_is_told_and_kept_by_all_members(crew, monkeypatch, tmp_path):
+    # So short that the first save, at whatever this machine takes for a step, comes within the test.
+    monkeypatch.setattr(interval, "FIRST_S", 1e-6)
+    monkeypatch.setattr(interval, "MOST_S", 1e-6)
+    team = crew("a", "b", checkpoint_every="auto", checkpoint_dir=str(tmp_path / "kept"))
+    run_crew(team, train_with(steps=8), "a", "b")
+    told = [f for h in team.hosts.values() for f in h.facts(CheckpointIntervalChosen)]
+    assert [(f.trainer, f.every) for f in told][:1] == [("a", 1)]
+    steps = Store(tmp_path / "kept").committed_steps()
+    assert steps
+    assert min(steps) > told[0].step
+    assert all(Store(tmp_path / "kept").record(s).size == 2 for s in steps)
 
 
 def test_run_that_lost_all_members_returns_to_its_own_checkpoint(crew, tmp_path):

@@ -1,0 +1,74 @@
+"""What trainers say of their checkpoints: which are durable, how their copies stand, how often they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import assert_never
+
+from atoll.control_plane import effects as fx
+from atoll.control_plane import records as r
+from atoll.control_plane.desk import Desk
+from atoll.control_plane.state import Run
+from atoll.schema import messages as m
+from atoll.schema.checkpoints import Tier, TierState, TierView
+from atoll.schema.views import CheckpointView
+
+# Copies of older steps than these say nothing any more: an upload takes a few intervals at most.
+_REMEMBERED = 16
+# What people need not read a line about: it shows on the checkpoint itself.
+_QUIET = {TierState.COPYING, TierState.GONE}
+
+Said = m.CheckpointCommitted | m.CheckpointFailed | m.CheckpointCopied | m.CheckpointIntervalChosen
+
+
+def said(desk: Desk, run: Run, fact: Said) -> None:
+    """Take one fact."""
+    match fact:
+        case m.CheckpointFailed():
+            desk.note(run.run, run.run, "checkpoint-failed", f"step {fact.step}: {fact.problem}")
+        case m.CheckpointIntervalChosen():
+            desk.note(run.run, run.run, "checkpoint-interval", f"from step {fact.step} on {fact.reason}")
+        case m.CheckpointCommitted():
+            _committed(desk, run, fact)
+        case m.CheckpointCopied():
+            _copied(desk, run, fact)
+        case _:
+            assert_never(fact)
+
+
+def _committed(desk: Desk, run: Run, fact: m.CheckpointCommitted) -> None:
+    if run.checkpoint is not None and run.checkpoint.step >= fact.step:
+        return
+    desk.record(r.CheckpointKept(run=run.run, step=fact.step, path=fact.path, at=desk.now))
+    view = CheckpointView(
+        run=run.run,
+        step=fact.step,
+        path=fact.path,
+        bytes=fact.bytes,
+        seconds=fact.seconds,
+        at=desk.now,
+        tiers=(TierView(tier=Tier.LOCAL, state=TierState.WHOLE, detail=fact.path),),
+    )
+    _show(desk, run, view)
+
+
+def _copied(desk: Desk, run: Run, fact: m.CheckpointCopied) -> None:
+    known = run.copies.get(fact.step)
+    light = TierView(tier=fact.tier, state=fact.state, detail=fact.detail)
+    if fact.state not in _QUIET and (known is None or light not in known.tiers):
+        words = {TierState.DAMAGED: "checkpoint-damaged", TierState.FAILED: "checkpoint-copy-failed"}
+        kind = words.get(fact.state, "checkpoint-copied")
+        desk.note(run.run, run.run, kind, f"step {fact.step}, {fact.tier}: {fact.detail or fact.state}")
+    if known is not None:
+        others = [each for each in known.tiers if each.tier is not fact.tier]
+        tiers = tuple(sorted([*others, light], key=lambda each: list(Tier).index(each.tier)))
+        _show(desk, run, dataclasses.replace(known, tiers=tiers))
+
+
+def _show(desk: Desk, run: Run, view: CheckpointView) -> None:
+    run.copies[view.step] = view
+    for old in sorted(run.copies)[:-_REMEMBERED]:
+        del run.copies[old]
+    if run.saved is None or view.step >= run.saved.step:
+        run.saved = view
+    desk.do(fx.ShowCheckpoint(view=view))
