@@ -49,7 +49,7 @@ class Handle:
     problem: str = ""
     took: float = 0.0
     give_up_at: float = 0.0
-    asked: bool = False
+    asked_by: int = -1  # the epoch in whose name others were last asked for what is missing
 
 
 class Committer:
@@ -135,7 +135,7 @@ class Committer:
                 self._committed(handle, record, odd)
             case Refuse(why=why, detail=detail):
                 self.fail(handle, f"{why}: {detail}")
-            case Ask(parts=parts) if not handle.asked:
+            case Ask(parts=parts) if handle.asked_by < self._led:
                 self._ask(handle, parts)
             case Ask(parts=parts) if overdue:
                 ranks = [rank for rank, _ in parts]
@@ -159,7 +159,7 @@ class Committer:
                 why=why,
             )
             self._store.ask(stem, request)
-        handle.asked = True
+        handle.asked_by = self._led
         self._allow(handle)
 
     def _allow(self, handle: Handle) -> None:

@@ -197,12 +197,13 @@ class Store:
         return None
 
     def ask(self, stem: str, request: Request) -> None:
-        """Leave a request, once. Raises `Overtaken`."""
+        """Leave a request; one of an earlier leader, which nobody hears any more, is replaced. Raises `Overtaken`."""
         path = self.step_directory(request.step) / f"{stem}.request"
-        if self.request(request.step, stem) is not None:
+        there = self.request(request.step, stem)
+        if there is not None and there.lead >= request.lead:
             return
         failpoint("before-request")
-        self._publish(path, seal(request))
+        self._put(path, seal(request))
         failpoint("after-request")
 
     def try_commit(
@@ -231,12 +232,17 @@ class Store:
     def _put_beside(self, directory: Path, record: CommitRecord) -> None:
         """The small files for other programs' readers; those of a save that never counted are replaced."""
         for name, text in record.beside.items():
-            if self._claim is not None:
-                self._claim.replace(directory / name, text.encode())
-            else:
-                temporary = directory / f".{name}.{os.urandom(4).hex()}.tmp"
-                create(temporary, text.encode())
-                temporary.replace(directory / name)
+            self._put(directory / name, text.encode())
+
+    def _put(self, path: Path, data: bytes) -> None:
+        """Have `path` hold `data`, whatever it held before."""
+        if self._claim is not None:
+            self._claim.replace(path, data)
+            return
+        temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}.tmp"
+        create(temporary, data)
+        temporary.replace(path)
+        sync_directory(path.parent)
 
     def _publish(self, path: Path, data: bytes) -> bool:
         return publish(path, data) if self._claim is None else self._claim.publish(path, data)

@@ -188,8 +188,9 @@ class Writer:
 
         `gone` are the (epoch, rank) of trainers that are no members any more: nobody waits for their parts.
         """
-        self._committer.lost(gone)
+        # The place first: what is asked of others because of these losses is asked in the name of the new epoch.
         self._place = (rank, max(epoch, self._place[1]))
+        self._committer.lost(gone)
 
     def finish(self, timeout_s: float) -> None:
         """Wait until this rank's part is durable and, on rank 0, every save is committed or refused; then close."""
