@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,6 +136,19 @@ def commit_parts(store: Store, parts: Sequence[Part], tree: Mapping[str, Any], h
     if isinstance(judged, Refuse):
         raise CheckpointError(f"step {step} was not committed: {judged.why}: {judged.detail}")
     raise CheckpointError(f"step {step} of {store.directory} was committed by another meanwhile; take another step")
+
+
+def write_plain(path: Path, pieces: Iterable[memoryview]) -> None:
+    """A new file of these bytes, durable. Raises `FileExistsError`."""
+    handle = disk().open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        at = 0
+        for piece in pieces:
+            write_at(handle, piece, at)
+            at += len(piece)
+        disk().sync(handle)
+    finally:
+        os.close(handle)
 
 
 def free_step(store: Store, step: int) -> None:

@@ -6,18 +6,16 @@ drawn as the very files that it would write in their place.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from atoll.checkpoint.assigning import Assignment, assign
 from atoll.checkpoint.boxes import Box
+from atoll.checkpoint.hf_index import INDEX, index_text
 from atoll.checkpoint.image import Image, Piece, Weights, draw, is_run, shared_weights
 from atoll.checkpoint.logical import Logical, RankLayout
 from atoll.checkpoint.manifest import pack_stem, run_tag, state_sum
-
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +112,6 @@ class Sharing:
         if shared is None:
             return {}
         names = {name.removeprefix(f"{self._prefix}."): shared.file for name in sorted(shared.begins)}
-        size = shared.total - len(shared.header)
-        index = json.dumps({"metadata": {"total_size": size}, "weight_map": names}, separators=(",", ":"))
-        return {INDEX: index} | ({"config.json": config} if config else {})
+        return {INDEX: index_text(names, shared.total - len(shared.header))} | (
+            {"config.json": config} if config else {}
+        )
