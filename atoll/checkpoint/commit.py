@@ -141,14 +141,14 @@ def _stood_in(
     asked = []
     found: list[Told] = []
     for rank, why in sorted(lost.items()):
-        helpers = {r for r, t in good.items() if rank in t.word.standby}
+        helpers = {r for r, t in good.items() if rank in t.word.standby} - gone
         came = [t for t in others if t.word.rank == rank]
         failed = [t for t in came if t.word.problem]
-        if failed or not helpers:
+        if failed or not (helpers or came):
             return _refuse_lost(
                 {r: w or (failed[0].word.problem if failed else "") for r, w in lost.items()}, list(good.values())
             )
-        if helpers - gone - {t.word.by for t in came} or not came:
+        if helpers - {t.word.by for t in came}:
             asked.append((rank, why or f"rank {rank} was lost before it wrote"))
         found += _without_doubles(came)
     return Ask(parts=tuple(asked)) if asked else found

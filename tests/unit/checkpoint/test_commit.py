@@ -102,6 +102,12 @@ def test_part_of_a_rank_that_has_a_standby_is_asked_for_and_taken_from_it(third)
     assert {s.file for s in found.record.segments} >= {"r2by0.safetensors"}
 
 
+def test_part_whose_standby_wrote_its_own_and_was_lost_is_asked_of_nobody():
+    parts = [told(0, 3, standby=(2,)), told(1, 3)]
+    refused(judged(parts, 3, gone=[0, 2]), Refusal.WRITER_LOST, "ranks [2] of epoch 1 were lost")
+    assert isinstance(judged([*parts, told(2, 3, by=0)], 3, gone=[0, 2]), Commit)
+
+
 def test_standby_that_fails_too_refuses_the_save():
     parts = [told(0, 3, standby=(2,)), told(1, 3), failed(2, 3, "in its place rank 0: disk full", by=0)]
     refused(judged(parts, 3, gone=[2]), Refusal.WRITER_FAILED, "in its place rank 0: disk full")
