@@ -115,6 +115,18 @@ def write_at(handle: int, data: memoryview, offset: int) -> None:
         done += count
 
 
+def read_at(path: Path, view: memoryview, offset: int) -> int:
+    """Fill `view` with what lies in `path` from `offset`; how much there was, up to its length."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        done = 0
+        while done < len(view) and (count := os.preadv(handle, [view[done:]], offset + done)):
+            done += count
+        return done
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Hold `path` against deletion. Raises `CheckpointError` where it is being deleted, `OSError` where it is gone."""

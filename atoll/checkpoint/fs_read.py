@@ -9,7 +9,6 @@ for each thread.
 from __future__ import annotations
 
 import bisect
-import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import xxhash
 
 from atoll.checkpoint.boxes import Box, overlap, whole
 from atoll.checkpoint.commit import Extent
+from atoll.checkpoint.fs_sources import Folder, Source
 from atoll.checkpoint.fs_tables import table_extents
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import CommitRecord, Segment, Table
@@ -33,6 +33,12 @@ _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 # Gets a piece of a wanted box: its key, where it lies in the whole tensor, its bits. Called from several threads.
 Deliver = Callable[[Hashable, Box, np.ndarray], None]
+# Gets each source whose bytes were wrong or gone, and how. Called from several threads.
+Damaged = Callable[[Source, str], None]
+
+
+def _passed_over(_source: Source, _problem: str) -> None:
+    """Nobody wants to know: where no other source is left, the problem is raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,11 @@ class Wanted:
 
 @dataclass(slots=True)
 class Reading:
-    """One step, opened: its record and the extents of all its tables. `bytes_read` counts what came from disk."""
+    """One step, opened: its record and the extents of all its tables. `bytes_read` counts what was read.
+
+    `sources` are asked one after the other (none: the directory alone); each that gave what does not verify is told to
+    `damaged`.
+    """
 
     directory: Path
     record: CommitRecord
@@ -62,6 +72,8 @@ class Reading:
     by_file: Mapping[str, Sequence[Extent]]
     segments: Mapping[str, Sequence[tuple[int, Segment]]]
     bytes_read: int = 0
+    sources: tuple[Source, ...] = ()
+    damaged: Damaged = _passed_over
 
     # -- what to read ------------------------------------------------------------------------------------------------
 
@@ -118,13 +130,33 @@ class Reading:
     def _give(
         self, segment: Segment, index: int, keys: Mapping[str, Sequence[tuple[Hashable, Box]]], deliver: Deliver
     ) -> None:
-        data = read_block(self.directory, segment, index)
-        found = check_block(segment, index, data)
-        if found is not None:
-            raise CheckpointError(f"{self.directory / segment.file}: {self.named(segment, found).line()}")
+        data = self._block(segment, index)
         begin = segment.begin + index * segment.block_bytes
         for extent in self._extents(segment.file, begin, begin + len(data)):
             self._cut(extent, begin, data, keys.get(extent.tensor, ()), deliver)
+
+    def _block(self, segment: Segment, index: int) -> memoryview:
+        """The bytes of a block, from the first source where they are what was written."""
+        problem = f"{self.directory / segment.file}: nothing has its block {index}"
+        for source in self.sources or (Folder(self.directory),):
+            try:
+                data = source.bytes_of(segment, *block_range(segment, index))
+                if data is None:
+                    continue
+                found = check_block(segment, index, data)
+                if found is None:
+                    return data
+                problem = f"{source.where(segment.file)}: {self.named(segment, found).line()}"
+            except CheckpointError as error:
+                problem = f"{error}; {self._holds(segment, index)}"
+            self.damaged(source, problem)
+        raise CheckpointError(problem)
+
+    def _holds(self, segment: Segment, index: int) -> str:
+        """What is in a block that is not there."""
+        begin, length = block_range(segment, index)
+        names = list(dict.fromkeys(e.tensor for e in self._extents(segment.file, begin, begin + length)))
+        return f"it held tensor {names[0]!r}" if names else "it held a header"
 
     def _cut(
         self, extent: Extent, begin: int, data: memoryview, wants: Sequence[tuple[Hashable, Box]], deliver: Deliver
@@ -158,11 +190,15 @@ class Reading:
         return replace(finding, of=f"; it holds {what}{more}, written by rank {segment.rank}")
 
 
-def opened(directory: Path, record: CommitRecord) -> Reading:
+def opened(
+    directory: Path, record: CommitRecord, sources: Sequence[Source] = (), damaged: Damaged | None = None
+) -> Reading:
     """The step in `directory`, its tables verified. Raises `CheckpointError`."""
+    asked = tuple(sources) or (Folder(directory),)
+    tell = damaged or _passed_over
     by_tensor, by_file = defaultdict(list), defaultdict(list)
     for table in record.tables:
-        for extent in read_table(directory, table):
+        for extent in _table(asked, table, tell):
             by_tensor[extent.tensor].append(extent)
             by_file[extent.file].append(extent)
     segments: dict[str, list[tuple[int, Segment]]] = defaultdict(list)
@@ -175,47 +211,52 @@ def opened(directory: Path, record: CommitRecord) -> Reading:
         by_tensor,
         {file: sorted(found, key=lambda e: e.offset) for file, found in by_file.items()},
         {file: sorted(found, key=lambda s: s[1].begin) for file, found in segments.items()},
+        sources=asked,
+        damaged=tell,
     )
+
+
+def all_blocks(reading: Reading) -> list[Block]:
+    """Every block of a step, in the order of its record."""
+    return [Block(number, i) for number, s in enumerate(reading.record.segments) for i in range(len(s.blocks()))]
 
 
 def read_table(directory: Path, table: Table) -> Sequence[Extent]:
     """The extents of one table. Raises `CheckpointError` where it is not what was written."""
-    path = directory / table.file
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    found = xxhash.xxh3_64_hexdigest(data)
-    if len(data) != table.bytes or found != table.xxh3:
-        raise CheckpointError(
-            f"{path} has checksum {found} over {len(data)} bytes, {table.xxh3} over {table.bytes} was written"
-        )
-    return table_extents(data)
+    return _table((Folder(directory),), table, _passed_over)
+
+
+def _table(sources: Sequence[Source], table: Table, damaged: Damaged) -> Sequence[Extent]:
+    problem = f"{table.file} is nowhere"
+    for source in sources:
+        try:
+            data = source.small(table.file)
+            if data is None:
+                continue
+            found = xxhash.xxh3_64_hexdigest(data)
+            if len(data) == table.bytes and found == table.xxh3:
+                return table_extents(data)
+            problem = (
+                f"{source.where(table.file)} has checksum {found} over {len(data)} bytes, {table.xxh3} over "
+                f"{table.bytes} was written"
+            )
+        except CheckpointError as error:
+            problem = str(error)
+        damaged(source, problem)
+    raise CheckpointError(problem)
 
 
 def read_block(directory: Path, segment: Segment, index: int) -> memoryview:
     """The bytes of one block, unverified. Raises `CheckpointError` where they are not there."""
-    path = directory / segment.file
-    data = bytearray(_length(segment, index))
-    begin = segment.begin + index * segment.block_bytes
-    view = memoryview(data)
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            done = 0
-            while done < len(view):
-                count = os.preadv(handle, [view[done:]], begin + done)
-                if not count:
-                    raise CheckpointError(
-                        f"{path} ended {len(view) - done} bytes early; rank {segment.rank} wrote "
-                        f"{segment.begin + segment.bytes} bytes"
-                    )
-                done += count
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    return view
+    found = Folder(directory).bytes_of(segment, *block_range(segment, index))
+    if found is None:
+        raise CheckpointError(f"{directory / segment.file} is not there")
+    return found
+
+
+def block_range(segment: Segment, index: int) -> tuple[int, int]:
+    """Where a block begins in its file, and its length."""
+    return segment.begin + index * segment.block_bytes, _length(segment, index)
 
 
 def check_block(segment: Segment, index: int, data: memoryview) -> BlockFinding | None:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atoll.errors import SpecError
-from atoll.fault.places import CHECKPOINT_FAILPOINTS, FAILPOINTS, LEARNING_FAILPOINTS
+from atoll.fault.places import CHECKPOINT_FAILPOINTS, FAILPOINTS, LEARNING_FAILPOINTS, UPLOAD_FAILPOINTS
 from atoll.schema.harm import PASSING, Harm
 from atoll.schema.ids import TrainerId
 from atoll.schema.views import TrainerView
@@ -141,7 +141,7 @@ def fault(plain: Mapping[str, Any], where: str) -> Fault:
     )
     if made.for_s and made.what not in PASSING:
         raise SpecError(f"{where}: {made.what} is for good; for_s is for {', '.join(sorted(PASSING))}")
-    places = (*FAILPOINTS, *LEARNING_FAILPOINTS, *CHECKPOINT_FAILPOINTS)
+    places = (*FAILPOINTS, *LEARNING_FAILPOINTS, *CHECKPOINT_FAILPOINTS, *UPLOAD_FAILPOINTS)
     if (made.what is Harm.DIE) != (made.at in places):
         raise SpecError(f"{where}: what={made.what} at={made.at!r}: die needs, and only die has, at = one of {places}")
     return made

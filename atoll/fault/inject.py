@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from atoll.fault.places import CHECKPOINT_FAILPOINTS, FAILPOINTS, LEARNING_FAILPOINTS
+from atoll.fault.places import CHECKPOINT_FAILPOINTS, FAILPOINTS, LEARNING_FAILPOINTS, UPLOAD_FAILPOINTS
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ def _pass(name: str) -> None:
 
 def arm(name: str, action: Callable[[], None], *, skip: int = 0) -> None:
     """Have `action` run once at `name`, after `skip` passes without effect."""
-    known = (*FAILPOINTS, *LEARNING_FAILPOINTS, *CHECKPOINT_FAILPOINTS)
+    known = (*FAILPOINTS, *LEARNING_FAILPOINTS, *CHECKPOINT_FAILPOINTS, *UPLOAD_FAILPOINTS)
     if name not in known:
         raise ValueError(f"no failpoint {name!r}; there are {', '.join(known)}")
     _armed[name] = _Charge(action=action, skip=skip)

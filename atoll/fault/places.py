@@ -60,3 +60,14 @@ CHECKPOINT_FAILPOINTS = (
     "after-request",
     "before-rescue",
 )
+
+# Those that a copy to a remote store passes.
+UPLOAD_FAILPOINTS = (
+    "before-upload",
+    "in-upload",
+    "before-decision",
+    "after-decision",
+    "after-upload",
+    "before-remote-removal",
+    "after-withdrawal",
+)
