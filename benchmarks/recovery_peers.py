@@ -111,17 +111,19 @@ class _Stage:
         self._leave()
 
     def struck(self, case: Case, number: int, python: str) -> dict[str, Any]:
-        """A peer's trial. One for which the lab was no ground, or the job no job, is made once more, on another lab."""
+        """A peer's trial; made once more, on another lab if need be, where there was no job to strike."""
         if why := case.peer.missing(python):
             return {"seconds": None, "problem": why}
         for last in (False, True):
             try:
-                return struck(case, *self._here(), number, python)
+                with self._healed():
+                    return struck(case, *self._here(), number, python)
             except (LabError, NoJob) as error:
-                self._leave()
+                if isinstance(error, LabError):
+                    self._leave()
                 problem = str(error)
                 if not last:
-                    print(f"  {case.name}: {problem[:_TELL]}; on another lab", flush=True)
+                    print(f"  {time.strftime('%H:%M:%S')} {case.name}: {problem[:_TELL]}; once more", flush=True)
         return {"seconds": None, "problem": problem}
 
     def atoll_struck(self, fault: str, number: int) -> dict[str, Any]:
@@ -138,6 +140,19 @@ class _Stage:
             if not last:
                 print(f"  {own(fault)}: {trial['problem'][:_TELL]}; on another lab", flush=True)
         return {"seconds": None} | trial
+
+    @contextlib.contextmanager
+    def _healed(self) -> Iterator[None]:
+        """Mends the lab afterwards, or leaves it: what was measured on it counts all the same."""
+        try:
+            yield
+        finally:
+            try:
+                if self._lab is not None:
+                    self._lab[0].heal()
+            except LabError as error:
+                print(f"  the lab cannot be mended and is left: {str(error)[-_TELL:]}", flush=True)
+                self._leave()
 
     def _here(self) -> tuple[Lab, Path]:
         if self._lab is None:
@@ -161,18 +176,15 @@ class _Stage:
 
 
 def struck(case: Case, lab: Lab, home: Path, number: int, python: str) -> dict[str, Any]:
-    """One fault on a fresh job, mended afterwards. `seconds` None: `problem` says why. Raises `NoJob`, `LabError`."""
+    """One fault on a fresh job. `seconds` None: `problem` says why. Raises `NoJob`, `LabError`."""
     chance = random.Random(f"{case.name} {number}")
-    try:
-        with running(case.peer, lab, home, python) as job:
-            steady = job.steady()
-            time.sleep(chance.uniform(0, 0.2))  # at any moment of a step
-            victim = chance.choice(steady.members[1:])
-            fault = STRIKES[case.fault](lab, victim)
-            found = job.recovered(fault, victim, LIMIT_S)
-            over, words = job.over, "" if found else job.words()
-    finally:
-        lab.heal()
+    with running(case.peer, lab, home, python) as job:
+        steady = job.steady()
+        time.sleep(chance.uniform(0, 0.2))  # at any moment of a step
+        victim = chance.choice(steady.members[1:])
+        fault = STRIKES[case.fault](lab, victim)
+        found = job.recovered(fault, victim, LIMIT_S)
+        over, words = job.over, "" if found else job.words()
     settled = {"settled": steady.settled}
     if found is None:
         what = "its job ended" if over else f"did not recover within {LIMIT_S:g} s"

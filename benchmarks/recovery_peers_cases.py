@@ -52,14 +52,14 @@ class Case:
 _RAY_HANG = "its health check takes 10 minutes, Gloo's timeout 30"
 _GLOO_HANG = "nothing notices before Gloo's timeout of 30 minutes"
 CASES = (
-    Case(peer=TORCHFT_API, fault=KILL),
     Case(peer=TORCHFT_README, fault=KILL),
     Case(peer=TORCHFT_COMMAND, fault=KILL, times=1, quick=0),
     Case(peer=TORCHFT_TUNED, fault=KILL, times=3),
-    Case(peer=TORCHFT_API, fault=HANG, times=3),
-    Case(peer=TORCHFT_README, fault=HANG, times=1, quick=0),
+    Case(peer=TORCHFT_README, fault=HANG, times=3),
     Case(peer=TORCHFT_TUNED, fault=HANG, times=3),
     Case(peer=TORCHFT_TUNED, fault=HOST, times=2, quick=0),
+    Case(peer=TORCHFT_API, fault=KILL, times=3, quick=0),
+    Case(peer=TORCHFT_API, fault=HANG, times=1, quick=0),
     Case(peer=RAY_TRAIN, fault=KILL),
     Case(peer=RAY_TRAIN_FIXED, fault=KILL, times=2, quick=0),
     Case(peer=RAY_TRAIN, fault=HOST, times=3),

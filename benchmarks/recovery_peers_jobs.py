@@ -129,9 +129,9 @@ class Job:
 
     def steady(self) -> Steady:
         """The members, once each host has one and they train; together, if they come to that. Raises `NoJob`."""
-        until = time.monotonic() + _START_S
-        settles = None
-        while time.monotonic() < until and not self.over:
+        begun, settles = time.monotonic(), None
+        # No worker of torchft's is started again, no launcher of torchrun's, no driver of Ray Train's.
+        while time.monotonic() < begun + _START_S and all(child.poll() is None for child in self._starters):
             stamps, since = read(self.stamps), time.monotonic() - _STEADY_S
             if len(found := members_since(stamps, since, _STEADY_STEPS)) == len(self.lab.hosts):
                 return Steady(tuple(sorted(found, key=lambda m: m.host)), settled=True)
@@ -140,7 +140,8 @@ class Job:
                 if time.monotonic() > settles:
                     return Steady(tuple(sorted(found, key=lambda m: m.host)), settled=False)
             time.sleep(_LOOK_S)
-        raise NoJob(f"no four workers training within {_START_S:g} s; its last words: {self.words()}")
+        took_s = time.monotonic() - begun
+        raise NoJob(f"its four workers did not come to train in {took_s:.0f} s; its last words: {self.words()}")
 
     def recovered(self, fault: float, victim: Member, limit_s: float) -> Cost | None:
         """What the fault cost; None if that is not known `limit_s` after it, or never will be."""
@@ -186,7 +187,12 @@ class Job:
     @property
     def over(self) -> bool:
         """Nobody of it is left who could bring it back."""
-        return all(child.poll() is not None for child in self.children[-len(self.lab.hosts) :])
+        return all(child.poll() is not None for child in self._starters)
+
+    @property
+    def _starters(self) -> list[subprocess.Popen[bytes]]:
+        """One for each host, or one for all. What comes before them is a lighthouse."""
+        return self.children[-len(self.lab.hosts) :]
 
 
 @contextlib.contextmanager
