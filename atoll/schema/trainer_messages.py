@@ -92,7 +92,7 @@ class StepCommitted:
     """Measurements of one committed step, said once it is known to be decided on all members; rank 0 reports metrics.
 
     `grains` that this member computed, in `compute_s` seconds without what it waited for peers (`wait_s`). `grad_norm` of
-    the averaged gradient; 0 where it was not measured.
+    the averaged gradient; 0 where it was not measured. `again`: the step was committed before, then all went back behind it.
     """
 
     trainer: TrainerId
@@ -106,6 +106,7 @@ class StepCommitted:
     compute_s: float = 0.0
     wait_s: float = 0.0
     grad_norm: float = 0.0
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,21 +20,26 @@ from atoll.workers.samples import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """`lost` and `repeated` count samples, `gaps` are steps below the last that nobody committed."""
+    """`lost` and `repeated` count samples, `gaps` are steps below the last that nobody committed.
+
+    `again` are the steps that were committed, undone by a return to an earlier one, and done again; their samples count
+    once, as those of the try that stands.
+    """
 
     steps: int = 0
     samples: int = 0
     lost: int = 0
     repeated: int = 0
     gaps: tuple[int, ...] = ()
+    again: tuple[int, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 def plan_line(plan: Plan, *, begin: int, epoch: int) -> str:
     """What is to be fed, from the step after `begin`, as `epoch` received or restored it.
 
-    After a loss of all members the run goes on from its last checkpoint: what earlier epochs committed after that is
-    undone, and does not count.
+    After a loss of all members the run goes on from its last checkpoint, after that of a shard from its last copies: what
+    earlier epochs committed after that is undone, and does not count.
     """
     numbers = [plan.seed, plan.size, plan.global_batch, plan.micro_batch, plan.steps]
     return _line({"plan": numbers, "begin": begin, "epoch": epoch})
@@ -125,5 +130,6 @@ def _settle(books: _Books, plan: Plan) -> Account:
         lost=lost + len(gaps) * plan.global_batch,
         repeated=repeated,
         gaps=gaps,
+        again=tuple(sorted(s for s, epochs in committed.items() if books.committed[s] - epochs)),
         problems=tuple(books.problems),
     )

@@ -96,7 +96,7 @@ class Context:
         """How many steps are committed here."""
         return self._session.standing.committed
 
-    def manage(self, *objects: Any, shard: int | None = None, **named: Any) -> Any:
+    def manage(self, *objects: Any, shard: int | None = None, copy_every: int = 1, **named: Any) -> Any:
         """Hand over what makes up the run's state: model, optimizer, scheduler, scaler, or anything with a state_dict.
 
         Keyword names are the names in checkpoints; positional objects are named by kind. Returns what was given, one
@@ -106,13 +106,15 @@ class Context:
         `fully_shard(..., mesh=mesh)`, its optimizer and what else belongs to them. It is called when the members are
         known, and again when their number changes; with the same generators seeded alike on all workers, it must make
         the same initial values on all. Returns a handle: `parts.model`, `parts.optimizer` inside the loop. `shard` workers
-        hold one model together (None: all of them); more workers than that train several alike.
+        hold one model together (None: all of them); more workers than that train several alike. Another worker follows
+        each step of a shard, so that its loss loses nothing; with `copy_every=k` it gets a copy each k steps instead, and
+        a loss leads all back to the last one: at most 2k - 1 steps are done again, with `step.again` true.
         """
-        build = _build_among(objects, shard)
+        build = _build_among(objects, shard, copy_every)
         if build is not None:
             for name, item in named.items():
                 self._session.managed.add(name, item)
-            return self._session.shard(build, shard)
+            return self._session.shard(build, shard, copy_every)
         managed = self._session.managed
         for item in objects:
             managed.add(managed.name_of(item), item)
@@ -164,13 +166,15 @@ class Context:
             sys.stderr.write(f"atoll: {what} took {took:.1f} s, over its limit of {limit_s:g} s\n")
 
 
-def _build_among(objects: tuple[Any, ...], shard: int | None) -> Any:
+def _build_among(objects: tuple[Any, ...], shard: int | None, copy_every: int) -> Any:
     """The function that builds a sharded model, if that is what was given."""
     builds = [o for o in objects if inspect.isroutine(o) or isinstance(o, functools.partial)]
     if builds and len(objects) > 1:
         raise StateError("ctx.manage takes one build function and nothing beside it by position; return all from build")
     if shard is not None and (shard < 1 or not builds):
         raise StateError(f"shard={shard}: give the number of workers that hold one model, with a build function")
+    if copy_every < 1 or (copy_every > 1 and not builds):
+        raise StateError(f"copy_every={copy_every}: give a number of steps, with a build function")
     return builds[0] if builds else None
 
 

@@ -40,6 +40,7 @@ class Outcome:
     grad_norm: float = 0.0
     calls: list[Callable[[], None]] = field(default_factory=list)
     foreign: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,11 @@ class Outcomes:
 
     def regrouped(self, comm: Comm, step: int, unsettled: Iterable[tuple[int, int, int]]) -> None:
         """All members of a new epoch stand at `step`: one round settles whatever any of them had `unsettled`."""
-        # A learner may have seen a step's vote pass that the holders of the state did not, and gave up.
+        # A learner may have seen a step's vote pass that the holders of the state did not, and gave up; or the state was
+        # lost, and all go back.
         self._waiting = deque((o, around) for o, around in self._waiting if o.step <= step)
         known = {outcome.step for outcome, _ in self._waiting}
-        foreign = [_foreign(*one) for one in unsettled if one[0] not in known]
+        foreign = [_foreign(*one) for one in unsettled if one[0] not in known and one[0] <= step]
         own = {outcome.step: outcome.late for outcome, _ in self._waiting}
         around = _begin(comm, own, leader=True)
         self._regrouped, self._regrouped_at = around, step
@@ -148,6 +150,7 @@ class Outcomes:
             compute_s=outcome.compute_s,
             wait_s=outcome.wait_s,
             grad_norm=outcome.grad_norm,
+            again=outcome.again,
         )
         self._shown.append(fact)
         self._host.tell(fact if around.leader else replace(fact, metrics={}))

@@ -56,9 +56,13 @@ class Lost(BaseException):
 
 @dataclass(slots=True)
 class Standing:
-    """Where this member stands. `sums` are the reported means that came with the last vote."""
+    """Where this member stands. `sums` are the reported means that came with the last vote.
+
+    `shown`: up to here steps may have been shown outside, though all went back to an earlier one since.
+    """
 
     committed: int = 0
+    shown: int = 0
     has_state: bool = False
     stopping: bool = False
     sums: reports.Sums = field(default_factory=dict)
@@ -125,6 +129,8 @@ class Engine:
         """The next step to try, with this member's grains. What the program changes from here on belongs to it."""
         self._parts.managed.record()
         number = self._parts.standing.committed + 1
+        if self._parts.sharded is not None:
+            self._parts.sharded.make_step(number - 1)
         last, tries = self._tries
         self._tries = (number, tries + 1 if last == number else 1)
         return Step(
@@ -133,6 +139,7 @@ class Engine:
             attempt=self._tries[1] - 1,
             grains=grains,
             padding=padding,
+            again=number <= self._parts.standing.shown,
             began=self._clock.monotonic(),
         )
 
@@ -238,7 +245,7 @@ class Engine:
             raise UserError(f"step {step.index} was not entered; write `with step:` in the loop over ctx.steps")
         _refuse_spoilt(step)
         saving = self._parts.saving
-        if not step.transaction.committed:
+        if not step.transaction.committed or step.index > self._parts.standing.committed:
             self._parts.managed.put_back()
             self._buffers.rollback()
             return
@@ -276,7 +283,8 @@ class Engine:
             except Retry as retry:
                 error = retry
         if isinstance(error, Retry) and step.transaction.committed:
-            self._acknowledge(step)
+            if step.index <= self._parts.standing.committed:
+                self._acknowledge(step)
             return True
         if isinstance(error, Retry):
             self.abandon(step)
@@ -366,7 +374,7 @@ class Engine:
         standing.committed, standing.sums = step.index, sums
         self._buffers.commit()
         if self._parts.sharded is not None:
-            self._parts.sharded.committed(step.index)
+            self._parts.sharded.committed(step.index, step.transaction.epoch)
 
     def abandon(self, step: Step) -> None:
         """Put everything back as it was at the step's entry."""
@@ -418,6 +426,7 @@ class Engine:
             late=step.take_reports(),
             grad_norm=step.reduced.norm if step.reduced is not None else 0.0,
             calls=step.calls,
+            again=step.again,
         )
         self._parts.outcomes.add(outcome, self._link.comm)
         failpoint("after-ack")

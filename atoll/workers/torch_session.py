@@ -73,6 +73,7 @@ class Session:
         self._open: Step | None = None
         self._waited_s = 0.0
         self.sharded: Sharded | None = None
+        self._secure = False
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -119,14 +120,16 @@ class Session:
             if self.link.comm.size > 1:
                 self._host.heard()
             if self.standing.stopping or self.standing.committed >= plan.steps:
-                break
+                if self._is_secure() and self._outcomes.drain():
+                    break
+                self._regroup(None)  # which may lead back to an earlier step
+                continue
             if not begun:
                 begun = True
                 self.announcements.begin(FIRST_STEP, FIRST_STEP_S)
             self._open = self._next(engine)
             yield self._open
             self._pass_boundary(engine)
-        self._drain()
 
     def _next(self, engine: Engine) -> Step:
         mine = self._shares[self.link.comm.rank]
@@ -140,8 +143,16 @@ class Session:
             self._waited_s = step.wait_s
 
     def _drain(self) -> None:
-        while not self._outcomes.drain():
+        """Until every step is settled, and no loss takes one back."""
+        while not (self._is_secure() and self._outcomes.drain()):
             self._regroup(None)
+
+    def _is_secure(self) -> bool:
+        """Whether the copies of a sharded model are of its last state. False when the epoch ended."""
+        if self.sharded is not None and self.standing.has_state and not self._secure:
+            self._secure = self.link.joined and self.sharded.secure(self.standing.committed)
+            return self._secure
+        return True
 
     def finish(self) -> None:
         """After the user's function: leave together. Members that joined meanwhile stop where this one did."""
@@ -198,6 +209,7 @@ class Session:
     def _regroup(self, in_doubt: Step | None) -> None:
         """Join the newest epoch and stand where all its members stand."""
         plan, engine = self._begun()
+        self._secure = False
         while True:
             comm = self.link.join()
             failpoint("in-regroup")
@@ -206,6 +218,7 @@ class Session:
                 continue
             decision = decide([decode_as(Report, payload) for payload in work.result])
             self.classroom.close()
+            self.standing.shown = max(self.standing.shown, decision.shown)
             if self._follow(decision, comm, in_doubt):
                 break
         self.standing.stopping = self.standing.stopping or decision.stopping
@@ -230,6 +243,7 @@ class Session:
             committed=standing.committed,
             prepared=in_doubt.index if in_doubt is not None and _is_open(in_doubt) else None,
             stopping=standing.stopping,
+            shown=max(standing.shown, standing.committed),
             sums=standing.sums,
             unsettled=self._outcomes.unsettled,
             state_bytes=self._size_of_state(plan) if standing.has_state and self.sharded is None else 0,
@@ -272,8 +286,8 @@ class Session:
             self._hold(load_flat(flat, self.managed, plan), plan)
         return True
 
-    def shard(self, build: Build, size: int | None) -> Built:
-        """The model is `build`'s, sharded over `size` members (None: over all)."""
+    def shard(self, build: Build, size: int | None, copy_every: int) -> Built:
+        """The model is `build`'s, sharded over `size` members (None: over all), and copied each `copy_every` steps."""
         if self.sharded is not None or self._plan is not None:
             raise StateError("ctx.manage(build) was called twice, or after ctx.steps; build everything in one function")
         if self.device.type != "cpu":
@@ -292,7 +306,7 @@ class Session:
 
         seed = self._host.identity.spec.seed
         access = Access(state=state, load=load, found=found)
-        self.sharded = Sharded(build, size, self.managed, seed, access)
+        self.sharded = Sharded(build, size, self.managed, seed, access, copy_every=copy_every)
         return self.sharded.built
 
     def _follow_sharded(self, sharded: Sharded, decision: Decision, comm: Comm, in_doubt: Step | None) -> bool:
@@ -314,11 +328,12 @@ class Session:
             step=decision.step,
             fresh=decision.fresh,
             applying=step is not None,
+            line=step.transaction.epoch if step is not None else 0,
             update_now=update_now,
             give_up=give_up,
         )
         stand = sharded.follow(comm, task)
-        if sharded.take_new():
+        if sharded.take_new() or (stand is not None and stand != decision.step):
             engine.renew()
         if stand is None:
             return False

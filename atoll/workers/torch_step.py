@@ -31,10 +31,20 @@ class Step:
     """One try of one step. `index` counts from 1; the same index comes again if the members change meanwhile."""
 
     def __init__(
-        self, engine: Engine, *, transaction: Transaction, attempt: int, grains: range, began: float, padding: int = 0
+        self,
+        engine: Engine,
+        *,
+        transaction: Transaction,
+        attempt: int,
+        grains: range,
+        began: float,
+        padding: int = 0,
+        again: bool = False,
     ) -> None:
         self.index = transaction.step
         self.attempt = attempt
+        # The step was committed before and may have been shown; all went back behind it since.
+        self.again = again
         self.transaction = transaction
         self.grains = grains
         # Passes for company: where a model is sharded all ranks call it equally often. They have weight 0 and numbers
@@ -137,7 +147,11 @@ class Step:
             self._reports.append((name, plain, self._grain))
 
     def on_commit(self, call: Callable[[], None]) -> None:
-        """Run `call` once the step is known to be committed on all members; never for a try that was given up."""
+        """Run `call` once the step is known to be committed on all members; never for a try that was given up.
+
+        Where a loss led back to an earlier step (`copy_every`), the steps since are done again and their calls come
+        again, with `step.again` true.
+        """
         self.calls.append(call)
 
     @property

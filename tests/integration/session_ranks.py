@@ -282,6 +282,10 @@ def outcome(scenario):
             "killed": plane.killed,
             "epochs": plane.epoch,
             "losses": [losses.get(s, []) for s in range(1, STEPS + 1)],
+            "again": list(account.again),
+            "told_again": sorted(
+                {f.step for t in plane.trainers.values() for f in t.facts if getattr(f, "again", False)}
+            ),
             "account": [account.steps, account.lost, account.repeated, list(account.problems)],
             "finals": finals,
             "examined": sorted(p.name.removeprefix("examined-") for p in run_dir.glob("examined-*")),

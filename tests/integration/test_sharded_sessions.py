@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("sharded_ranks.py")
 
 
-def scenario(name, *kills, trainers="abcs", members="abc", shard=None, plain=False, spare_first=False, every=0):
+def scenario(name, *kills, trainers="abcs", members="abc", shard=None, plain=False, spare_first=False, every=0, k=1):
     told = [{"trainer": who, "at": at, "skip": skip} for who, at, skip in kills]
     return {
         "name": name,
@@ -20,7 +20,7 @@ def scenario(name, *kills, trainers="abcs", members="abc", shard=None, plain=Fal
         "kills": told,
         "ddp": False,
         "spare_first": spare_first,
-        "config": {"plain": plain, "shard": shard},
+        "config": {"plain": plain, "shard": shard, "copy_every": k},
         "checkpoint_every": every,
     }
 
@@ -49,13 +49,37 @@ LOSSES = [
     ),
     scenario("groups-alone", ("c", "after-vote", 3), trainers="abcd", members="abcd", shard=2),
 ]
+# Copies each three steps, after steps 0, 3 and 6: all go back to the last whole set, and do again what came after it.
+BACK = [
+    (scenario("k3-before-vote-spare", ("b", "before-vote", 5), k=3), [4, 5]),
+    (scenario("k3-after-vote-spare", ("b", "after-vote", 4), spare_first=True, k=3), [4, 5]),
+    (scenario("k3-in-update-spare", ("a", "in-update", 5), k=3), [4, 5, 6]),
+    (scenario("k3-alone", ("b", "before-vote", 5), trainers="abc", k=3), [4, 5]),
+    (scenario("k3-last-step", ("b", "before-ack", 7), k=3), [7, 8]),
+    (
+        scenario(
+            "k3-again-in-regroup",
+            ("b", "before-vote", 5),
+            ("d", "in-regroup", 1),
+            trainers="abcdst",
+            members="abcd",
+            k=3,
+        ),
+        [4, 5],
+    ),
+    (scenario("k3-checkpoints", ("c", "before-vote", 5), every=1, k=3), [4, 5]),
+]
+# The copy is lost as well: from the checkpoint of step 4, behind which only step 5 was committed.
+K3_PAIR = scenario(
+    "k3-rank-and-buddy", ("b", "before-vote", 5), ("c", "before-vote", 5), trainers="abcst", every=2, k=3
+)
 PAIR = scenario("rank-and-buddy", ("b", "before-vote", 3), ("c", "before-vote", 3), trainers="abcst")
 
 
 @pytest.fixture(scope="module")
 def results():
     """All scenarios, from two warm parents side by side."""
-    everything = [PLAIN, CALM, GROUPS, *LOSSES, PAIR]
+    everything = [PLAIN, CALM, GROUPS, *LOSSES, *(scene for scene, _ in BACK), K3_PAIR, PAIR]
     halves = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), json.dumps(everything[i::2])],
@@ -125,6 +149,37 @@ def test_lost_shard_changes_nothing(results, scene):
     assert {f["index"] for f in finals} == set(range(size))
     assert all(f["lr"] == results["calm"]["finals"]["a"]["lr"] for f in finals)
     same_state(assembled(finals), assembled(list(results["calm"]["finals"].values())))
+
+
+def reaches_the_undisturbed_end(result, calm):
+    assert (result["hung"], result["failed"]) == ([], []), result["errors"][-2000:]
+    assert result["account"] == [8, 0, 0, []]
+    for told, (expected, *_) in zip(result["losses"], calm["losses"], strict=True):
+        assert told
+        assert told == pytest.approx([expected] * len(told), rel=1e-4)
+    finals = list(result["finals"].values())
+    assert {f["index"] for f in finals} == set(range(finals[0]["size"]))
+    assert all(f["lr"] == calm["finals"]["a"]["lr"] for f in finals)
+    same_state(assembled(finals), assembled(list(calm["finals"].values())))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("scene", "undone"), BACK, ids=lambda s: s["name"] if isinstance(s, dict) else "")
+def test_lost_shard_that_is_copied_each_three_steps_leads_all_back_to_the_last_copies(results, scene, undone):
+    result = results[scene["name"]]
+    reaches_the_undisturbed_end(result, results["calm"])
+    assert result["killed"] == len(scene["kills"])
+    # A step that nobody saw settled before the loss was not undone, but never done.
+    assert result["again"] in (undone, undone[:-1])
+    assert set(result["again"]) <= set(result["told_again"]) <= set(undone)
+
+
+@pytest.mark.timeout(120)
+def test_lost_shard_and_its_old_copy_lead_all_back_to_the_checkpoint(results):
+    result = results[K3_PAIR["name"]]
+    reaches_the_undisturbed_end(result, results["calm"])
+    assert result["killed"] == 2
+    assert set(result["again"]) <= {3, 4, 5}
 
 
 @pytest.mark.timeout(120)

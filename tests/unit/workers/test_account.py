@@ -73,3 +73,14 @@ def test_commits_after_the_checkpoint_that_a_lost_run_returned_to_do_not_count()
     again = [plan_line(PLAN, begin=1, epoch=2), *whole(2, epoch=2), committed_line(2, 2, 0)]
     account = merge([*lines, *again])
     assert (account.steps, account.samples, account.lost, account.repeated, account.problems) == (2, 8, 0, 0, ())
+
+
+def test_steps_undone_by_a_return_to_earlier_copies_are_told_and_count_once():
+    lines = [plan_line(PLAN, begin=0, epoch=1)]
+    lines += [line for step in (1, 2, 3) for line in (*whole(step), committed_line(step, 1, 0))]
+    lines += [plan_line(PLAN, begin=1, epoch=2)]
+    lines += [line for step in (2, 3) for line in (*whole(step, 2), committed_line(step, 2, 0))]
+    account = merge(lines)
+    assert (account.steps, account.samples, account.lost, account.repeated) == (3, 12, 0, 0)
+    assert account.again == (2, 3)
+    assert not account.problems
