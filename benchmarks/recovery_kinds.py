@@ -79,8 +79,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(name="member lost while the control plane is down", strike=faults.lost_without_control, verdict=r"^lost "),
     Kind(name="head's link cut and healed", strike=faults.head_cut, shape=Shape.HELD),
     Kind(name="disk full, then a worker SIGKILL", strike=faults.disk_full, verdict=_SIGKILL),
-    Kind(name="slow worker 3x", strike=faults.slow_worker, shape=Shape.SLOW, verdict=r"slow"),
-    Kind(name="slow link 5x", strike=faults.slow_link, shape=Shape.SLOW, verdict=r"slow"),
+    Kind(name="slow worker 3x", strike=faults.slow_worker, shape=Shape.SLOW, verdict=r"^slow-worker"),
+    Kind(name="slow link 5x", strike=faults.slow_link, shape=Shape.SLOW, verdict=r"^slow-link", anew=True),
     Kind(name="gcs_server SIGKILL", strike=faults.gcs, shape=Shape.HELD, fresh=True),
 )
 

@@ -46,15 +46,20 @@ WORTH = 0.1
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """A busy edge: what it reached while busy, and over the whole window, in bytes/s."""
+    """A busy edge: what it reached while busy, over the whole window, and in its best stretch, in bytes/s."""
 
     link: Link
     rate: float
     mean: float
+    best: float = 0.0
+
+    @property
+    def reached(self) -> float:
+        return max(self.rate, self.best)
 
     @property
     def slow(self) -> bool:
-        return self.rate < SLOW * self.link.bandwidth
+        return self.reached < SLOW * self.link.bandwidth
 
     @property
     def fast(self) -> bool:
@@ -111,7 +116,7 @@ def _edges(topology: Topology, observations: tuple[Observation, ...]) -> list[_E
             or carrying < o.busy_s / 2
         ):
             continue
-        found.append(_Edge(link, o.bytes / o.busy_s, o.bytes / max(o.window_s, longest)))
+        found.append(_Edge(link, o.bytes / o.busy_s, o.bytes / max(o.window_s, longest), o.best))
     return sorted(found, key=lambda e: key(e.link))
 
 
@@ -196,7 +201,7 @@ class _Window:
 def _suspicion(
     what: What, sources: tuple[End, ...], targets: tuple[End, ...], edges: Sequence[_Edge], *, up: bool = False
 ) -> Suspicion:
-    rate = sum(e.rate for e in edges)
+    rate = sum(e.rate if up else e.reached for e in edges)
     return Suspicion(what=what, sources=sources, targets=targets, bandwidth=rate, edges=len(edges), up=up)
 
 
@@ -335,6 +340,7 @@ def merged(observations: Iterable[Observation]) -> list[Observation]:
                 rtt_s=min(before.rtt_s, o.rtt_s),
                 window_s=before.window_s + o.window_s,
                 messages=before.messages + o.messages,
+                best=max(before.best, o.best),
             )
         )
     return list(found.values())

@@ -26,7 +26,7 @@ from atoll.collectives.tcp_exchanges import Exchanges, Move, Reduction
 from atoll.collectives.tcp_links import Links
 from atoll.collectives.tcp_meeting import Meeting, Terms, checked
 from atoll.collectives.tcp_operations import Operations, ReduceOp, Request, carried, check_reducible
-from atoll.collectives.tcp_peer import EpochEnded, Ticket
+from atoll.collectives.tcp_peer import EpochEnded, Ticket, shorten_backlog
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_transport import Listener
 from atoll.collectives.tcp_waits import Told
@@ -102,6 +102,14 @@ def connect_devices(
     return comm
 
 
+def suit_backlogs(network: Network, rank: int, sockets: Mapping[int, socket.socket | Sequence[socket.socket]]) -> None:
+    """Keep the kernel's unsent backlog as short as each link allows."""
+    for peer, met in sockets.items():
+        lines = [met] if isinstance(met, socket.socket) else met
+        for line in lines:
+            shorten_backlog(line, network.fabric.routes[rank, peer].bandwidth / len(lines))
+
+
 class Communicator:
     """One rank's view of its epoch."""
 
@@ -139,6 +147,7 @@ class Communicator:
                 local=[m.rank for m in self.members if m.node == me.node and m.rank != me.rank],
                 on_wait=on_wait,
             )
+            suit_backlogs(network, self.rank, sockets)
             self._operations = Operations(self._reactor, self.rank, self.size)
             self._exchanges = Exchanges(self._reactor, self.rank, self.size)
 

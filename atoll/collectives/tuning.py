@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atoll.collectives.attribution import fold
+from atoll.collectives.attribution import MIN_BYTES, fold
 from atoll.collectives.fabric import best_links
 from atoll.collectives.knowledge import Knowledge
 from atoll.collectives.network import Network, network_on
@@ -25,9 +25,12 @@ from atoll.collectives.telemetry import Trace
 from atoll.schema.ids import NodeId
 from atoll.schema.topology import Change, Observation, Topology
 
-# A window has at least so many operations and bytes: links of 10 to 500 Mbit/s are measured well by it, and the exchange
-# of a few hundred bytes is under a hundredth of what the window itself takes.
+# A window has at least so many operations, and as many bytes as keep the slowest link busy for so long where half of the
+# ranks cross at once. Links of all speeds are measured well by it, a slow one is known after some steps of a small model,
+# and the exchange of a few hundred bytes is about a hundredth of what the window itself takes.
 WINDOW_OPERATIONS = 2
+WINDOW_BUSY_S = 0.08
+# More teaches nothing more of the fastest links.
 WINDOW_BYTES = 16 << 20
 # While operations take about what was predicted, no link is slower or faster than was thought, whatever it looks like.
 AS_PLANNED = (0.8, 1.25)
@@ -66,6 +69,8 @@ class Tuning:
         self._trial: _Trial | None = None
         self._distrusted = 0
         self._took_bytes = 0
+        # As the epoch began, whatever is learned later: all ranks must count the same windows.
+        self._window_bytes = window_bytes(self._knowledge.topology, len(network.nodes))
         self._operations, self._bytes = 0, 0
         self._took_s, self._expected_s = 0.0, 0.0
         self.windows = 0
@@ -91,7 +96,7 @@ class Tuning:
 
     def window_ends(self) -> bool:
         """True where a window is over with this operation: the caller then has the ranks exchange observations."""
-        enough = self._operations >= WINDOW_OPERATIONS and self._bytes >= WINDOW_BYTES
+        enough = self._operations >= WINDOW_OPERATIONS and self._bytes >= self._window_bytes
         if not enough or not self._network.topology.links:
             return False
         self._operations, self._bytes = 0, 0
@@ -189,6 +194,12 @@ class _Trial:
     windows: int = 0
 
 
+def window_bytes(topology: Topology, ranks: int) -> int:
+    """How many bytes of operations make a window on these links."""
+    slowest = min((k.bandwidth for k in topology.links), default=math.inf)
+    return round(min(WINDOW_BYTES, max(MIN_BYTES * ranks, WINDOW_BUSY_S * slowest * ranks / 2)))
+
+
 def in_use(topology: Topology) -> Topology:
     """The links by which the members of an epoch have met: when one of these turns slow, its pair has no other."""
     best = best_links(topology)
@@ -208,7 +219,7 @@ def fairly(topology: Topology, observations: Sequence[Observation]) -> tuple[Obs
     usual = shares[len(shares) // 2] if shares else 1.0
     if not 0.0 < usual < 1.0:
         return tuple(observations)
-    return tuple(dataclasses.replace(o, busy_s=o.busy_s * usual) for o in observations)
+    return tuple(dataclasses.replace(o, busy_s=o.busy_s * usual, best=o.best / usual) for o in observations)
 
 
 def _shares(topology: Topology, observations: Sequence[Observation]) -> list[float]:

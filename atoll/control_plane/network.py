@@ -35,7 +35,7 @@ def probed(desk: Desk, fact: PeerProbed) -> None:
 
 def observed(desk: Desk, fact: LinksObserved) -> None:
     """A trainer told what its collectives showed."""
-    desk.probes.observed(fact.observations)
+    desk.probes.observed(fact.observations, clock=desk.clock)
 
 
 def tick(desk: Desk) -> None:
@@ -86,7 +86,8 @@ def _judge(desk: Desk, change: Change) -> None:
     kind = "slow-link" if isinstance(verdict, SlowLink) else "link-restored"
     for run in desk.cluster.open_runs():
         nodes = {m.node for m in run.members}
-        if not nodes.isdisjoint(change.sources) and not nodes.isdisjoint(change.targets):
+        # What all of a NIC's links have in common has one end only.
+        if all(not ends or not nodes.isdisjoint(ends) for ends in (change.sources, change.targets)):
             desk.note(run.run, run.run, kind, verdict.evidence)
 
 

@@ -19,6 +19,7 @@ from atoll.collectives.fabric import best_links
 from atoll.collectives.islands import Island, islands
 from atoll.collectives.knowledge import Knowledge, LinkKey, Reading, key, meet, take
 from atoll.collectives.probing import Check, Lane, check_together, checks, doubtful, lane_of, lanes, side_by_side
+from atoll.fault.slow_links import RESTORED
 from atoll.schema.ids import NodeId
 from atoll.schema.messages import AgentHello, PeerProbed, ProbePeer
 from atoll.schema.topology import Change, Door, Host, Link, Observation, Topology, Trunk, What
@@ -46,8 +47,11 @@ LIMIT_S, ANSWER_S = 5.0, 3.0
 LOOK_S = 0.5
 # Traffic that reaches this share of what is known of a link confirms it.
 FRESH = 0.8
-# Windows in which the words of all trainers of a collective are taken together.
-WINDOW_S = 2.0
+# The words of all trainers of a collective on the same window come within this time of the first, and are taken together.
+# Two windows of a small model at a slow link are a second apart.
+WINDOW_S = 0.3
+# A link on which traffic was slow carries none from then on, as plans go around it: it is asked soon whether it is well.
+SLOW_AGAIN_S = 20.0
 
 
 @dataclass(slots=True)
@@ -98,6 +102,8 @@ class Probes:
         self._cleared: dict[Lane, list[float]] = {}
         # What surveys found beside others, until a check has told why.
         self._crowded: dict[LinkKey, float] = {}
+        # Links on which traffic was slow, and what they carried before.
+        self._slowed: dict[LinkKey, float] = {}
         self._looked: tuple[tuple[int, int], tuple[Check, ...]] = ((-1, 0), ())
         self._tree: tuple[Topology | None, Island] = (None, islands(Topology(hosts=())))
 
@@ -143,6 +149,7 @@ class Probes:
         lane = job.waiting.pop(fact.request, None) if job is not None else None
         if job is None or lane is None:
             return []
+        better: list[Change] = []
         for node in lane.nodes:
             if node in busy and node in self._sites:
                 self._sites[node].busy_until = clock + fact.seconds / BUSY_SHARE
@@ -153,13 +160,22 @@ class Probes:
             # A job may have begun meanwhile.
             alone = not fact.beside and not self._beside(lane, busy)
             here = [k for k in fact.links if self._joins(k)]
+            slow = {key(k) for k in self._slow_links()}
             self._take([Reading(link=k, alone=alone) for k in here], at=fact.at)
+            better = self._better(slow)
             if fact.beside and not any(n in busy for n in lane.nodes):
                 self._crowded |= {key(k): k.bandwidth for k in here}
-        return [] if job.waiting else self._finish(clock)
+        return better if job.waiting else better + self._finish(clock)
 
-    def observed(self, observations: Iterable[Observation]) -> None:
-        """Trainers told of their links; taken in with what others say at the same time."""
+    def _better(self, slow: Collection[LinkKey]) -> list[Change]:
+        """What the last readings changed of links that traffic had found slow: whoever was told of that is told of this."""
+        nodes = {(name[0], name[2]) for name in slow}
+        return [c for c in self.known.changes if (c.sources[:1] + c.targets[:1]) in nodes and c.what is What.LINK]
+
+    def observed(self, observations: Iterable[Observation], *, clock: float) -> None:
+        """A trainer told of its links; taken in with what others say at the same time."""
+        if not self._seen:
+            self._window_at = clock
         self._seen += observations
 
     def tick(
@@ -231,9 +247,21 @@ class Probes:
             self._cleared.setdefault(doubted[0], []).append(clock)
             return self._begin(doubted, clock, busy)
         self.settled = True
-        old = [w for w in self._lanes if clock - self._tried.get(w, -REFRESH_S) >= REFRESH_S and self._is_known(w)]
+        old = [w for w in self._lanes if clock - self._tried.get(w, -REFRESH_S) >= self._lasts(w) and self._is_known(w)]
         oldest = side_by_side(sorted(old, key=lambda w: self._tried.get(w, -REFRESH_S)), free)[:1]
         return self._begin(oldest, clock, busy) if oldest else []
+
+    def _lasts(self, lane: Lane) -> float:
+        """For how long a reading of it is believed."""
+        return SLOW_AGAIN_S if any(lane_of(k) == lane for k in self._slow_links()) else REFRESH_S
+
+    def _slow_links(self) -> list[Link]:
+        """Links that were found slow by traffic and are not known to be well again."""
+        if self._slowed:
+            found = [k for k in self.known.topology.links if k.bandwidth < RESTORED * self._slowed.get(key(k), 0.0)]
+            self._slowed = {key(k): self._slowed[key(k)] for k in found}
+            return found
+        return []
 
     def _next_of_check(
         self, idle: Collection[NodeId], clock: float, busy: Collection[NodeId]
@@ -348,7 +376,7 @@ class Probes:
     def _fold(self, clock: float, now: float) -> list[Change]:
         if not self._seen or clock < self._window_at + WINDOW_S:
             return []
-        seen, self._seen, self._window_at = merged(self._seen), [], clock
+        seen, self._seen = merged(self._seen), []
         bandwidths = {key(k): k.bandwidth for k in self.known.topology.links}
         for o in seen:
             name = (o.source, o.source_nic, o.target, o.target_nic)
@@ -357,6 +385,11 @@ class Probes:
                 self.measured[name] = now
                 self._refreshed(o, clock)
         self.known = fold(self.known, seen)
+        self._slowed |= {
+            name: max(bandwidths[name], self._slowed.get(name, 0.0))
+            for k in self.known.topology.links
+            if (name := key(k)) in bandwidths and k.bandwidth < bandwidths[name]
+        }
         self.changed = self.changed or bool(self.known.changes)
         return [c for c in self.known.changes if c.what is not What.FOUND]
 

@@ -7,9 +7,18 @@ import dataclasses
 import pytest
 from declared_network import MBIT, two_nics
 
+from atoll.collectives.attribution import MIN_BYTES
 from atoll.collectives.network import network_on
 from atoll.collectives.telemetry import Trace
-from atoll.collectives.tuning import DISTRUST_WINDOWS, KEPT_GENERATIONS, TRIAL_WINDOWS, WINDOW_BYTES, Told, Tuning
+from atoll.collectives.tuning import (
+    DISTRUST_WINDOWS,
+    KEPT_GENERATIONS,
+    TRIAL_WINDOWS,
+    WINDOW_BYTES,
+    Told,
+    Tuning,
+    window_bytes,
+)
 from atoll.schema.topology import Observation, Topology
 
 SLOW = {"bytes": 2_000_000, "busy_s": 2.0}  # a hundred times slower than an island's link
@@ -174,3 +183,14 @@ def test_a_pair_whose_link_turned_slow_is_not_planned_on_a_nic_by_which_it_did_n
     for _ in range(2):
         here.told(at(100.0, window(5.0)))
     assert here.network.fabric.routes[0, 1].bandwidth < 10 * MBIT
+
+
+def test_a_small_model_on_slow_links_has_windows_of_two_steps():
+    here, gradient = tuning(), 1 << 19
+    assert [(here.count(gradient), here.window_ends())[1] for _ in range(6)] == [False, True] * 3
+
+
+def test_fast_links_are_measured_by_many_bytes_and_the_slowest_by_enough_to_tell():
+    fast, slow = (two_nics(2, 2, inside=rate, across=rate) for rate in (10_000 * MBIT, 1 * MBIT))
+    assert window_bytes(fast, 4) == WINDOW_BYTES
+    assert window_bytes(slow, 4) == 4 * MIN_BYTES
