@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 from typing import assert_never
 
+from atoll.control_plane import corruption, network, rebalance, watching
 from atoll.control_plane import effects as fx
-from atoll.control_plane import network, rebalance, watching
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
@@ -39,8 +39,8 @@ def _tree(root: type[AtollError]) -> dict[str, int]:
     return found
 
 
-MEASURED = (m.StepCommitted, m.LinksObserved, m.Waiting, m.Busy)
-Measured = m.StepCommitted | m.LinksObserved | m.Waiting | m.Busy
+MEASURED = (m.StepCommitted, m.ReplicaDigested, m.LinksObserved, m.Waiting, m.Busy)
+Measured = m.StepCommitted | m.ReplicaDigested | m.LinksObserved | m.Waiting | m.Busy
 # What is worth knowing of a run that ended already: it happened before, and was on its way here meanwhile.
 LATE = (m.StepCommitted, m.CheckpointCommitted)
 EXIT_CODES = _tree(AtollError)
@@ -226,6 +226,8 @@ def _measured(desk: Desk, run: Run, trainer: Trainer, fact: Measured) -> bool:
         case m.StepCommitted():
             _committed(desk, run, trainer, fact)
             rebalance.committed(desk, run, trainer, fact)
+        case m.ReplicaDigested():
+            return corruption.digested(desk, run, fact)
         case m.LinksObserved():
             network.observed(desk, fact)
         case m.Waiting():

@@ -18,6 +18,7 @@ from atoll.fault.facts import Blame, ProcessFacts, Wait
 from atoll.fault.jumps import Jumps
 from atoll.fault.pace import Pace
 from atoll.fault.process import ProcessTrack
+from atoll.fault.replicas import Comparisons
 from atoll.fault.speeds import Speeds
 from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member, ServerReady
@@ -104,6 +105,8 @@ class Run:
     start_failures: int = 0
     losses: list[Loss] = field(default_factory=list)
     checkpoint: r.CheckpointKept | None = None
+    kept: list[r.CheckpointKept] = field(default_factory=list)
+    rewound: r.RunRewound | None = None
     stopping: r.RunStopping | None = None
     ended_at: float | None = None
     # volatile
@@ -122,6 +125,7 @@ class Run:
     apart: dict[NodeId, float] = field(default_factory=dict)
     speeds: Speeds = field(default_factory=Speeds)
     jumps: Jumps = field(default_factory=Jumps)
+    comparisons: Comparisons = field(default_factory=Comparisons)
     rhythm: Rhythm = field(default_factory=Rhythm)
     avoided: dict[NodeId, float] = field(default_factory=dict)
 
@@ -217,6 +221,10 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             _apply_epoch(run, record)
         case r.CheckpointKept():
             run.checkpoint = record
+            run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
+        case r.RunRewound():
+            run.rewound, run.kept = record, [k for k in run.kept if k.step <= record.step]
+            run.checkpoint = run.kept[-1]
         case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunEnded():
             _apply_move(run, record)
         case r.RunSubmitted():
@@ -262,6 +270,7 @@ def _count_loss(run: Run, record: r.TrainerEnded) -> None:
                 step=record.step,
                 epoch=run.epoch,
                 reason=record.reason,
+                node=run.trainers[record.trainer].node,
             )
         )
     else:

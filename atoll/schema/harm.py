@@ -12,8 +12,8 @@ from atoll.schema.ids import TrainerId
 class Harm(enum.StrEnum):
     """One way to be hurt.
 
-    `KILL` and `STOP` are signals of the agent. `GIL`, `SLOW` and `DIE` happen inside the process: its interpreter gives
-    no thread a turn; its grains take three times as long; it ends at a named failpoint. `AGENT` ends the agent of the
+    `KILL` and `STOP` are signals of the agent. `GIL`, `SLOW`, `DIE` and `FLIP` happen inside the process: its interpreter
+    gives no thread a turn; its grains take three times as long; it ends at a named failpoint; a bit of its weights flips. `AGENT` ends the agent of the
     trainer's node, and the trainer not at all.
     """
 
@@ -22,13 +22,14 @@ class Harm(enum.StrEnum):
     GIL = "gil"
     SLOW = "slow"
     DIE = "die"
+    FLIP = "flip"
     AGENT = "agent"
 
 
 # What ends by itself if it is told for how long. The others leave nothing that could go on.
 PASSING = frozenset({Harm.STOP, Harm.GIL, Harm.SLOW})
 # What the process itself has to do.
-INWARD = frozenset({Harm.GIL, Harm.SLOW, Harm.DIE})
+INWARD = frozenset({Harm.GIL, Harm.SLOW, Harm.DIE, Harm.FLIP})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

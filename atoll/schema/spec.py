@@ -15,6 +15,8 @@ DEFAULT_CPUS_PER_WORKER = 0.4
 
 # What a step with a loss or gradient that is not finite does to its run.
 STOP, SKIP = "stop", "skip"
+# What becomes of the steps that a corrupt replica had a part in: they stand, or the run goes back before them.
+EVICT, ROLLBACK = "evict", "rollback"
 
 
 class JobKind(enum.StrEnum):
@@ -32,7 +34,9 @@ class JobSpec:
     `working_dir`, never unpickled. For a training job it is called with one `Context`. `model` names a top-level
     function of the same file that takes no argument and returns the bare module: `atoll serve` builds it and fills it
     from a checkpoint. `config` is JSON handed to the function as `ctx.config`. `nonfinite`: what a step with a loss or
-    gradient that is no number does: `stop` the run, or `skip` its update and go on. `chaos`: its trainers may be hurt on
+    gradient that is no number does: `stop` the run, or `skip` its update and go on. `compare_every`: steps after which
+    workers compare what they hold, 0: never, None: as often as costs little; `corrupt`: when one holds other bits than
+    the others, `evict` it, or also `rollback` to the last checkpoint from before. `chaos`: its trainers may be hurt on
     purpose (`atoll chaos`).
     """
 
@@ -57,6 +61,8 @@ class JobSpec:
     keep_checkpoints: int = 3
     resume: str | None = None
     nonfinite: str = STOP
+    compare_every: int | None = None
+    corrupt: str = EVICT
     chaos: bool = False
     detach: bool = False
     run_id: RunId | None = None
@@ -77,6 +83,11 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (spec.checkpoint_every >= 0, f"checkpoint_every={spec.checkpoint_every}: steps, 0 for never"),
         (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
         (spec.nonfinite in {STOP, SKIP}, f"nonfinite={spec.nonfinite!r}: {STOP!r} or {SKIP!r}"),
+        (
+            spec.compare_every is None or spec.compare_every >= 0,
+            f"compare_every={spec.compare_every}: steps, 0 for never, None for as often as costs little",
+        ),
+        (spec.corrupt in {EVICT, ROLLBACK}, f"corrupt={spec.corrupt!r}: {EVICT!r} or {ROLLBACK!r}"),
         (spec.file.endswith(".py"), f"file={spec.file!r}: a Python file"),
         (all(p.isidentifier() for p in spec.function.split(".")), f"function={spec.function!r}: a dotted name"),
         (spec.run_id is None or is_safe_name(spec.run_id), f"run_id={spec.run_id!r}: no spaces or slashes"),

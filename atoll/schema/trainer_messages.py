@@ -110,6 +110,24 @@ class StepCommitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaDigested:
+    """What this trainer holds after `step`, which `of` members digest. A measurement: it may be dropped.
+
+    `weights`: of all that committed updates alone change; `rest`: of what else its modules hold. Comparable within one
+    `numeric` class and one `shard` (empty: the whole state).
+    """
+
+    trainer: TrainerId
+    epoch: Epoch
+    step: Step
+    of: int
+    numeric: str
+    weights: str
+    rest: str = ""
+    shard: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """Evidence: for `for_s` seconds an operation of this trainer has waited for others. Said again while it lasts.
 
@@ -201,6 +219,7 @@ TRAINER_FACTS = (
     EpochJoined,
     PeerDown,
     StepCommitted,
+    ReplicaDigested,
     Waiting,
     Busy,
     LinksObserved,
@@ -216,6 +235,7 @@ TrainerFact = (
     | EpochJoined
     | PeerDown
     | StepCommitted
+    | ReplicaDigested
     | Waiting
     | Busy
     | LinksObserved

@@ -25,7 +25,8 @@ class Report:
     that travelled with the vote, as [weighted sum, weight] by name) belong to the committed step: who is in doubt about
     it has not seen them. `unsettled` are its committed steps, as (step, epoch, attempt), that it could not yet put into
     the account: should all who saw them commit be lost, the others still know of them. `state_bytes` is the size of what
-    it holds, `replayable` whether optimizers alone change it, so that it can be learnt.
+    it holds, `replayable` whether optimizers alone change it, so that it can be learnt. `numeric`: with whom it may compare
+    bits (`comparing`).
     """
 
     rank: int
@@ -38,6 +39,7 @@ class Report:
     unsettled: tuple[tuple[int, int, int], ...] = ()
     state_bytes: int = 0
     replayable: bool = False
+    numeric: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,6 +141,13 @@ class Saving:
         # Nobody writes now: what lies there whole and lacks only its record is a checkpoint, too.
         store.complete(run, now=SystemClock().now())
         mine = [found for found in store.list() if found.run == run]
+        rewound = self._host.identity.rewound
+        if rewound is not None:
+            # Out of the way, so that the same steps can be saved anew.
+            spoilt = [found for found in mine if rewound.spoils(found.step, found.epoch)]
+            mine = [found for found in mine if found not in spoilt]
+            for found in spoilt:
+                store.delete(found.step)
         if mine:
             return store.open(mine[-1].step)
         return self._resumed(Path(self._resume)) if self._resume else None

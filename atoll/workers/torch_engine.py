@@ -27,9 +27,9 @@ from atoll.clock import SystemClock
 from atoll.errors import AtollError, BatchError, NonFiniteError, UserError
 from atoll.fault.inject import failpoint
 from atoll.schema.spec import SKIP
-from atoll.schema.trainer_messages import SKIPPED
 from atoll.workers import reports
 from atoll.workers.account import fed_line
+from atoll.workers.ballots import ballot
 from atoll.workers.busy_runtime import FIRST_STEP, Announcements
 from atoll.workers.epoch_runtime import EpochLink
 from atoll.workers.fs_account import AccountFile
@@ -43,6 +43,7 @@ from atoll.workers.torch_learning import Classroom
 from atoll.workers.torch_loader import Loader
 from atoll.workers.torch_managed import Managed
 from atoll.workers.torch_reducer import Reducer, told_of_leavers
+from atoll.workers.torch_replicas import Replicas
 from atoll.workers.torch_step import Retry, Step
 from atoll.workers.transaction import StepEvent, StepState, Transaction
 
@@ -83,6 +84,7 @@ class Parts:
     standing: Standing
     announcements: Announcements
     classroom: Classroom
+    replicas: Replicas
     sharded: Sharded | None = None
 
 
@@ -250,6 +252,7 @@ class Engine:
             self._buffers.rollback()
             return
         self._parts.managed.passed()
+        self._parts.replicas.boundary(step.index, learning=self._parts.classroom.studying)
         if saving.is_due(step.index):
             # By its step's own members, who all name it alike, even where a regroup decided the step.
             comm = self._tried_by or self._link.comm
@@ -347,14 +350,15 @@ class Engine:
             raise Retry
         failpoint("before-vote")
         step.after(StepEvent.CAST)
-        stop = self._parts.host.mailbox.stop is not None
-        work = self._link.comm.all_gather(_ballot(step, stop=stop, learnt=self._parts.classroom.learnt))
+        work = self._link.comm.all_gather(self._ballot(step))
         passed = self._reducer.awaited(work)
         step.wait_s = self._reducer.waited_s
         failpoint("after-vote")
         if passed:
             ballots = [json.loads(b) for b in work.result]
             self._parts.classroom.heard(ballots)
+            learners = self._parts.classroom.learners
+            self._parts.replicas.heard(step.index, step.transaction.epoch, ballots, learners)
             standing = self._parts.standing
             standing.stopping = standing.stopping or any(b["stop"] for b in ballots)
             self.commit_as(step, StepEvent.PASSED, reports.merge(b["sums"] for b in ballots))
@@ -363,6 +367,15 @@ class Engine:
         self._resolve(step)
         if self._moved or not step.transaction.committed:
             raise Retry
+
+    def _ballot(self, step: Step) -> bytes:
+        return ballot(
+            step.take_reports(),
+            skipped=step.skipped,
+            stop=self._parts.host.mailbox.stop is not None,
+            learnt=self._parts.classroom.learnt,
+            compare=self._parts.replicas.willing,
+        )
 
     def commit_as(self, step: Step, event: StepEvent, sums: reports.Sums) -> None:
         """The step is committed, by its vote or by the regroup."""
@@ -440,11 +453,3 @@ def _refuse_spoilt(step: Step) -> None:
             f"step {step.index} failed with {type(error).__name__}: {error}; do not catch it, this worker cannot go on "
             "as if nothing had happened"
         ) from error
-
-
-def _ballot(step: Step, *, stop: bool, learnt: bool) -> bytes:
-    """A vote is the statement that this member is prepared; what has to be agreed travels with it."""
-    sums = step.take_reports()
-    if step.skipped:
-        reports.add(sums, SKIPPED, 1.0, 1.0)
-    return json.dumps({"stop": stop, "sums": sums} | ({"learnt": True} if learnt else {})).encode()

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from atoll.checkpoint.torch_state import Flat
 from atoll.errors import DeviceError, InternalError, StateError, UserError
-from atoll.fault.inject import failpoint
+from atoll.fault.inject import failpoint, offer
 from atoll.schema.codec import decode_as, encode
 from atoll.schema.ids import Epoch
 from atoll.schema.ids import Step as StepNumber
@@ -41,6 +41,7 @@ from atoll.workers.torch_learning import Classroom
 from atoll.workers.torch_loader import Loader, LocalLoader, SpawnedLoader, Spot, check_rows
 from atoll.workers.torch_managed import Managed
 from atoll.workers.torch_regroup import receive_state, send_state
+from atoll.workers.torch_replicas import Replicas
 from atoll.workers.torch_step import Step
 from atoll.workers.transaction import StepEvent, StepState
 
@@ -63,6 +64,7 @@ class Session:
         self.link = EpochLink(host, connect)
         self.announcements = Announcements(host)
         self.classroom = Classroom(self.managed, self.announcements)
+        self.replicas = Replicas(host, self.managed, device)
         self._host = host
         self._account = AccountFile(host.identity.run_dir, host.identity.trainer)
         self._outcomes = Outcomes(host, self._account)
@@ -89,6 +91,9 @@ class Session:
         if self.sharded is None:
             flat_state(self.managed.state(), plan, 0)  # refuse what cannot be saved now, not at the first checkpoint
         self._plan = plan
+        self.replicas.begin()
+        if self._host.identity.spec.chaos:
+            offer(self.managed.flip_bit)
         self._outcomes.tokens_per_row = getattr(rows, "tokens_per_row", 0)
         self._loader = SpawnedLoader(rows, plan, loaders, self._following) if loaders else LocalLoader(rows, plan)
         parts = Parts(
@@ -103,6 +108,7 @@ class Session:
             standing=self.standing,
             announcements=self.announcements,
             classroom=self.classroom,
+            replicas=self.replicas,
             sharded=self.sharded,
         )
         self._engine = Engine(parts, self.device, self._resolve)
@@ -216,8 +222,10 @@ class Session:
             work = comm.all_gather(encode(self._report(comm, in_doubt, plan)))
             if not completed(work):
                 continue
-            decision = decide([decode_as(Report, payload) for payload in work.result])
+            reports = [decode_as(Report, payload) for payload in work.result]
+            decision = decide(reports)
             self.classroom.close()
+            self.replicas.regrouped(reports, decision, comm.rank, sharded=self.sharded is not None)
             self.standing.shown = max(self.standing.shown, decision.shown)
             if self._follow(decision, comm, in_doubt):
                 break
@@ -251,6 +259,7 @@ class Session:
             and self.managed.replayable
             and not standing.stopping
             and standing.committed < plan.steps,
+            numeric=self.replicas.numeric,
         )
 
     def _size_of_state(self, plan: Plan) -> int:
@@ -337,6 +346,7 @@ class Session:
             engine.renew()
         if stand is None:
             return False
+        self.replicas.shard = sharded.shard
         if not self.standing.has_state or stand != decision.step:
             self._hold(stand, plan)
         return True
@@ -367,7 +377,9 @@ class Session:
         failed = self.classroom.examine(comm, flat, due)
         if failed is None or (failed and not self._give_whole(comm, flat, failed, plan)):
             return False
-        standing.has_state = standing.has_state or comm.rank in due
+        if comm.rank in due:
+            standing.has_state = True
+            self.replicas.given(self.classroom.teacher, standing.committed)
         self._share_out(plan, comm)
         return True
 

@@ -17,6 +17,7 @@ from atoll.schema.messages import (
     LinksObserved,
     Membership,
     PeerDown,
+    ReplicaDigested,
     ServerReady,
     StepCommitted,
     StopAtBoundary,
@@ -73,7 +74,9 @@ def noted(found: FoundTrainer, fact: TrainerFact) -> tuple[FoundTrainer, str | N
             found = dataclasses.replace(found, outcome=fact)
         case TrainerHello() | ServerReady() | Busy():
             pass
-        case PeerDown() | StepCommitted() | Waiting() | LinksObserved() | CheckpointCommitted() | CheckpointFailed():
+        case PeerDown() | StepCommitted() | ReplicaDigested() | Waiting() | LinksObserved():
+            return found, None
+        case CheckpointCommitted() | CheckpointFailed():
             return found, None
         case _:
             assert_never(fact)
@@ -116,4 +119,6 @@ def status_of(found: FoundTrainer, seen: int | None) -> int:
 
 def is_measurement(fact: AgentFact) -> bool:
     """Whether it may be lost: another of its kind comes soon."""
-    return isinstance(fact, TrainerSaid) and isinstance(fact.fact, StepCommitted | Waiting | LinksObserved)
+    return isinstance(fact, TrainerSaid) and isinstance(
+        fact.fact, StepCommitted | ReplicaDigested | Waiting | LinksObserved
+    )
