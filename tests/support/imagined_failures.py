@@ -23,12 +23,13 @@ from atoll.schema.views import RunState
 READY_S = 1.0
 # What real agents and trainers do, in tenths of a second.
 DEAF_TICKS, STALL_TICKS, REPEAT_TICKS, WAIT_TICKS, DIGEST_TICKS = 5, 5, 5, 2, 10
+COMPARE_STEPS = 10
 
 
 class Cluster(Faults):
     """The first node is the control plane's own host; `h` has no room for trainers. Times are whole tenths of a second."""
 
-    def __init__(self, *, nodes=("a1", "a2", "b1", "b2", "c1"), workers=4, spares=1, cpus=1.0):
+    def __init__(self, *, nodes=("a1", "a2", "b1", "b2", "c1"), workers=4, spares=1, cpus=1.0, rollback=0):
         self.home = nodes[0]
         self.now, self.journal, self.incarnation = 0, [], 1
         self.core = Core(1, beat_key="00")
@@ -41,13 +42,20 @@ class Cluster(Faults):
         self.commits = []
         self.commit_times = []
         self.undone = 0
-        self.saved = 0
+        self.saved = self.saved_in = self.flips = 0
         self.cpus = cpus
         self.list_nodes()
         for host in self.hosts.values():
             self.attach(host)
         spec = JobSpec(
-            name=RUN, working_dir="/w", file="f.py", workers=workers, spares=spares, cpus_per_worker=1.0, detach=True
+            name=RUN,
+            working_dir="/w",
+            file="f.py",
+            workers=workers,
+            spares=spares,
+            cpus_per_worker=1.0,
+            detach=True,
+            corrupt="rollback" if rollback else "evict",
         )
         self.do(ev.RunAsked(request="q", run=RUN, spec=spec, run_dir="/r", secret="00"))
 
@@ -149,6 +157,8 @@ class Cluster(Faults):
     def obey(self, host, command):
         match command:
             case m.StartTrainer():
+                if command.rewound is not None and command.rewound.spoils(self.saved, self.saved_in):
+                    self.saved = command.rewound.step
                 self.procs[command.trainer] = Proc(
                     command.trainer, command.seat, host.name, ready_at=self.now + round(READY_S / TICK_S)
                 )
@@ -329,7 +339,10 @@ class Cluster(Faults):
             step = self.saved
             assert not any(p.alive and p.holds and p.newest.epoch < membership.epoch for p in self.procs.values())
             self.undone += max((s for s, _ in self.commits), default=0) - step
+        bits = next((p.bits for p in members if p.holds and p.step == step), 0)
         for proc in members:
+            if not (proc.holds and proc.step == step):
+                proc.bits = bits
             proc.joined, proc.step, proc.holds = membership.epoch, step, True
             self.say(proc, m.EpochJoined(trainer=proc.trainer, epoch=membership.epoch, step=step))
 
@@ -345,10 +358,18 @@ class Cluster(Faults):
         for proc in members:
             proc.step = step
             self.say(proc, self.commit_of(proc))
+            if step % COMPARE_STEPS == 0:
+                self.say(proc, self.digest_of(proc, len(members)))
 
     def commit_of(self, proc):
         return m.StepCommitted(
             trainer=proc.trainer, epoch=proc.joined, step=proc.step, at=0.0, step_s=TICK_S, samples=1, grains=1
+        )
+
+    def digest_of(self, proc, of):
+        weights = f"{(proc.step * 40503 ^ proc.bits * 2654435761) & 0xFFFFFFFF:08x}"
+        return m.ReplicaDigested(
+            trainer=proc.trainer, epoch=proc.joined, step=proc.step, of=of, numeric="cpu", weights=weights
         )
 
     def wait(self, proc, membership):
