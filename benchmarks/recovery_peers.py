@@ -35,8 +35,6 @@ from benchmarks.recovery_trials import NO_RUN, Theatre
 from benchmarks.reporting import Report
 
 _TRIALS, _QUICK_TRIALS = 5, 2
-# More than twice torchft's default timeout of 60 s, and what Ray takes to give up a host that says nothing.
-LIMIT_S = 150.0
 # A peer that did not recover twice is not asked again.
 _HOPELESS = 2
 _HOLD_S = 15.0
@@ -183,12 +181,12 @@ def struck(case: Case, lab: Lab, home: Path, number: int, python: str) -> dict[s
         time.sleep(chance.uniform(0, 0.2))  # at any moment of a step
         victim = chance.choice(steady.members[1:])
         fault = STRIKES[case.fault](lab, victim)
-        found = job.recovered(fault, victim, LIMIT_S)
+        found = job.recovered(fault, victim, case.limit_s)
         over, words = job.over, "" if found else job.words()
     settled = {"settled": steady.settled}
     if found is None:
-        what = "its job ended" if over else f"did not recover within {LIMIT_S:g} s"
-        return {"seconds": None, "at_least_s": LIMIT_S, "problem": f"{what}; its last words: {words}"} | settled
+        what = "its job ended" if over else f"did not recover within {case.limit_s:g} s"
+        return {"seconds": None, "at_least_s": case.limit_s, "problem": f"{what}; its last words: {words}"} | settled
     plain = {"raw_s": found.raw_s, "step_s": found.step_s, "members": found.members, "steps_redone": found.redone}
     return {"seconds": found.seconds} | plain | settled
 
