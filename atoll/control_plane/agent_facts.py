@@ -295,6 +295,8 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
         )
     elif odd := run.jumps.take(fact.grad_norm):
         desk.note(run.run, run.run, "gradient-jump", f"step {fact.step}: {odd}")
+    if fact.backup:
+        desk.note(run.run, run.run, "backup-workers", f"from step {fact.step} on: {fact.backup}")
     point = MetricPoint(
         step=fact.step,
         at=fact.at,

@@ -133,6 +133,15 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a committed step tells of it: so many micro-batches were left out. `words`: of a choice that is new."""
+
+    backup: int
+    left_out: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """What one member gave: the square of its mean gradient, over so many micro-batches."""
 

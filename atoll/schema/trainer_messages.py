@@ -92,7 +92,8 @@ class StepCommitted:
     """Measurements of one committed step, said once it is known to be decided on all members; rank 0 reports metrics.
 
     `grains` that this member computed, in `compute_s` seconds without what it waited for peers (`wait_s`). `grad_norm` of
-    the averaged gradient; 0 where it was not measured. `again`: the step was committed before, then all went back behind it.
+    the averaged gradient; 0 where it was not measured. `again`: it was committed before, then all went back behind it.
+    `backup`: whom a step does not wait for, where that was chosen anew; `samples` are those that count.
     """
 
     trainer: TrainerId
@@ -107,6 +108,7 @@ class StepCommitted:
     wait_s: float = 0.0
     grad_norm: float = 0.0
     again: bool = False
+    backup: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

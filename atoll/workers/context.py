@@ -31,6 +31,7 @@ from atoll.errors import (
     StateError,
     UserError,
 )
+from atoll.fault.backup import Backup, checked
 from atoll.schema.ids import RunId
 from atoll.schema.ids import Step as StepNumber
 from atoll.schema.messages import TrainerFailed, TrainerFinished
@@ -41,8 +42,8 @@ from atoll.workers.peers import Connect
 from atoll.workers.program_runtime import is_out_of_memory, user_traceback
 from atoll.workers.samples import Plan, make_plan
 from atoll.workers.torch_ddp import solo_group
-from atoll.workers.torch_engine import Lost
 from atoll.workers.torch_grains import seed_all
+from atoll.workers.torch_parts import Lost
 from atoll.workers.torch_session import Session
 
 if TYPE_CHECKING:
@@ -131,18 +132,23 @@ class Context:
         micro_batch: int | None = None,
         steps: int | None = None,
         loaders: int = 0,
+        backup: Backup = 0,
     ) -> Iterator[Step]:
         """The training loop: one `Step` for each optimizer step, `steps` in all (None: one pass over the data).
 
         Each step's `global_batch` samples are cut into micro-batches of `micro_batch` (None: one), shared among the
         members. When members change, the same step comes again. `loaders` processes read ahead.
+
+        `backup=b` waits for all members but the slowest b of each step, `backup="auto"` chooses b before each step: who is
+        late leaves out what it has not finished, so the batch is smaller then. 0: every micro-batch counts.
         """
         rows = as_rows(data)
         plan = make_plan(
             seed=self.seed, size=len(rows), global_batch=global_batch, micro_batch=micro_batch, steps=steps
         )
-        _check_shares(plan, self._host.identity.spec.workers)
-        self._session.begin(rows, plan, loaders)
+        workers = self._host.identity.spec.workers
+        _check_shares(plan, workers)
+        self._session.begin(rows, plan, loaders, checked(backup, workers))
         return self._session.steps()
 
     def checkpoint(self) -> None:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -28,64 +28,15 @@ from atoll.errors import AtollError, BatchError, NonFiniteError, UserError
 from atoll.fault.inject import failpoint
 from atoll.schema.spec import SKIP
 from atoll.workers import reports
-from atoll.workers.account import fed_line
 from atoll.workers.ballots import ballot
-from atoll.workers.busy_runtime import FIRST_STEP, Announcements
-from atoll.workers.epoch_runtime import EpochLink
-from atoll.workers.fs_account import AccountFile
-from atoll.workers.host import Host
-from atoll.workers.outcome_runtime import Outcome, Outcomes
+from atoll.workers.busy_runtime import FIRST_STEP
+from atoll.workers.outcome_runtime import Outcome
 from atoll.workers.peers import Comm, completed
-from atoll.workers.samples import Plan
-from atoll.workers.saving_runtime import Saving
 from atoll.workers.torch_grains import BEFORE_LOOP, Buffers, seed_all
-from atoll.workers.torch_learning import Classroom
-from atoll.workers.torch_loader import Loader
-from atoll.workers.torch_managed import Managed
+from atoll.workers.torch_parts import Lost, Parts, fed_of, refuse_spoilt
 from atoll.workers.torch_reducer import Reducer, told_of_leavers
-from atoll.workers.torch_replicas import Replicas
 from atoll.workers.torch_step import Retry, Step
 from atoll.workers.transaction import StepEvent, StepState, Transaction
-
-if TYPE_CHECKING:
-    from atoll.workers.torch_sharded import Sharded
-
-
-class Lost(BaseException):
-    """An update failed after its step was committed: this process no longer holds the run's state (law 3)."""
-
-
-@dataclass(slots=True)
-class Standing:
-    """Where this member stands. `sums` are the reported means that came with the last vote.
-
-    `shown`: up to here steps may have been shown outside, though all went back to an earlier one since.
-    """
-
-    committed: int = 0
-    shown: int = 0
-    has_state: bool = False
-    stopping: bool = False
-    sums: reports.Sums = field(default_factory=dict)
-
-
-@dataclass(slots=True, kw_only=True)
-class Parts:
-    """What an engine works with."""
-
-    host: Host
-    link: EpochLink
-    plan: Plan
-    managed: Managed
-    loader: Loader
-    saving: Saving
-    account: AccountFile
-    outcomes: Outcomes
-    standing: Standing
-    announcements: Announcements
-    classroom: Classroom
-    replicas: Replicas
-    sharded: Sharded | None = None
 
 
 class Engine:
@@ -181,7 +132,7 @@ class Engine:
         real = grain if grain >= 0 else step.stand_in
         ids, batch = self._parts.loader.fetch(step.index, real)
         if grain >= 0:
-            step.fed.extend(ids)
+            step.fed[grain] = ids
         seed_all(self.seed, step.index, real)
         return batch
 
@@ -192,9 +143,20 @@ class Engine:
         elif not step.reduction_over:
             self._buffers.end_grain(step.weight_of(grain))
 
+    def suffices(self, step: Step) -> bool:
+        """Whether the others suffice, so that what this member has not finished is left out."""
+        return not step.reduction_over and self._parts.backups.suffices(step.index)
+
+    def leave_out(self, step: Step, grain: int) -> None:
+        """The micro-batch in hand does not count, and none after it: give what there is."""
+        self._buffers.drop_grain()
+        del step.fed[grain]
+        self.arm(step)
+        self.reduce(step)
+
     def before_backward(self, step: Step) -> None:
         """Gradients are about to be added to, or to be final."""
-        _refuse_spoilt(step)
+        refuse_spoilt(step)
         if self._reducer.touched:
             raise UserError(
                 f"step {step.index}: gradients were changed between two micro-batches; zero_grad is Atoll's, clipping "
@@ -212,11 +174,15 @@ class Engine:
                 f"step {step.index}: requires_grad or the optimizer's groups changed inside `with step:`; change them "
                 "before it"
             )
-        self._reducer.arm(weight=step.weight, bad_losses=step.bad_losses, flags=self._buffers.flags())
+        self._reducer.measures = self._parts.backups.measures
+        left_out = len(step.grains) - len(step.fed)
+        flags = self._buffers.flags()
+        self._reducer.arm(weight=step.weight, bad_losses=step.bad_losses, flags=flags, left_out=left_out)
 
     def reduce(self, step: Step) -> None:
         """Complete the reductions; without a result when the epoch ended."""
         step.reduction_over = True
+        self._parts.backups.arrived(step.index)
         reduced = self._reducer.finish()
         step.compute_s = self._reducer.entered_s - step.began
         if reduced is None:
@@ -245,7 +211,7 @@ class Engine:
         """The program has come round to the next step, or left the loop: what it did after `with step:` counts, too."""
         if not step.entered:
             raise UserError(f"step {step.index} was not entered; write `with step:` in the loop over ctx.steps")
-        _refuse_spoilt(step)
+        refuse_spoilt(step)
         saving = self._parts.saving
         if not step.transaction.committed or step.index > self._parts.standing.committed:
             self._parts.managed.put_back()
@@ -338,13 +304,13 @@ class Engine:
         """Vote. Returns when the step is committed, raises `Retry` when it is not."""
         if step.transaction.committed:
             return
-        _refuse_spoilt(step)
+        refuse_spoilt(step)
         if not step.reduction_over:
             raise UserError(f"step {step.index}: run `for batch in step:` to its end before optimizer.step()")
         if step.reduced is None:
             raise Retry
         self._refuse(step)
-        self._parts.account.write(fed_line(step.index, step.transaction.epoch, step.attempt, step.fed))
+        self._parts.account.write(fed_of(step, self._parts.plan))
         updating = self._updating and not step.skipped
         if self._parts.sharded is not None and not self._parts.sharded.prepare(step.index, updating=updating):
             raise Retry
@@ -359,6 +325,8 @@ class Engine:
             self._parts.classroom.heard(ballots)
             learners = self._parts.classroom.learners
             self._parts.replicas.heard(step.index, step.transaction.epoch, ballots, learners)
+            step.backup = self._parts.backups.told(step.reduced.left_out if step.reduced is not None else 0)
+            self._parts.backups.heard(step.index, ballots, step.reduced.norm if step.reduced is not None else math.nan)
             standing = self._parts.standing
             standing.stopping = standing.stopping or any(b["stop"] for b in ballots)
             self.commit_as(step, StepEvent.PASSED, reports.merge(b["sums"] for b in ballots))
@@ -375,6 +343,7 @@ class Engine:
             stop=self._parts.host.mailbox.stop is not None,
             learnt=self._parts.classroom.learnt,
             compare=self._parts.replicas.willing,
+            given=self._parts.backups.given(len(step.fed), step.weight, self._reducer.square),
         )
 
     def commit_as(self, step: Step, event: StepEvent, sums: reports.Sums) -> None:
@@ -426,13 +395,14 @@ class Engine:
 
     def _acknowledge(self, step: Step) -> None:
         failpoint("before-ack")
+        left_out = step.reduced.left_out if step.reduced is not None else 0
         outcome = Outcome(
             step=step.index,
             epoch=step.transaction.epoch,
             attempt=step.attempt,
             seconds=step.ended - step.began,
-            samples=self._parts.plan.global_batch,
-            grains=len(step.grains),
+            samples=self._parts.plan.global_batch - left_out * self._parts.plan.micro_batch,
+            grains=len(step.fed),
             compute_s=step.compute_s,
             wait_s=step.wait_s,
             voted=step.voted,
@@ -440,16 +410,7 @@ class Engine:
             grad_norm=step.reduced.norm if step.reduced is not None else 0.0,
             calls=step.calls,
             again=step.again,
+            backup=step.backup,
         )
         self._parts.outcomes.add(outcome, self._link.comm)
         failpoint("after-ack")
-
-
-def _refuse_spoilt(step: Step) -> None:
-    """A step that failed here is at odds with the other members: a program that caught the error cannot go on."""
-    if step.problem is not None:
-        error = step.problem
-        raise UserError(
-            f"step {step.index} failed with {type(error).__name__}: {error}; do not catch it, this worker cannot go on "
-            "as if nothing had happened"
-        ) from error

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from atoll.checkpoint.torch_state import Flat
 from atoll.errors import DeviceError, InternalError, StateError, UserError
+from atoll.fault.backup import Backup
 from atoll.fault.inject import failpoint, offer
 from atoll.schema.codec import decode_as, encode
 from atoll.schema.ids import Epoch
@@ -36,10 +37,12 @@ from atoll.workers.peers import Comm, Connect, completed
 from atoll.workers.regroup import Decision, Report, decide
 from atoll.workers.samples import Plan, share
 from atoll.workers.saving_runtime import Saving, flat_state, load_flat, with_standing
-from atoll.workers.torch_engine import Engine, Parts, Standing
+from atoll.workers.torch_backup import Backups
+from atoll.workers.torch_engine import Engine
 from atoll.workers.torch_learning import Classroom
 from atoll.workers.torch_loader import Loader, LocalLoader, SpawnedLoader, Spot, check_rows
 from atoll.workers.torch_managed import Managed
+from atoll.workers.torch_parts import Parts, Standing
 from atoll.workers.torch_regroup import receive_state, send_state
 from atoll.workers.torch_replicas import Replicas
 from atoll.workers.torch_step import Step
@@ -76,10 +79,11 @@ class Session:
         self._waited_s = 0.0
         self.sharded: Sharded | None = None
         self._secure = False
+        self._backups = Backups()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def begin(self, rows: Rows, plan: Plan, loaders: int) -> None:
+    def begin(self, rows: Rows, plan: Plan, loaders: int, backup: Backup = 0) -> None:
         """The managed objects are complete and the data known: ready for a membership."""
         if self._plan is not None:
             raise UserError(
@@ -90,7 +94,9 @@ class Session:
         check_rows(rows)
         if self.sharded is None:
             flat_state(self.managed.state(), plan, 0)  # refuse what cannot be saved now, not at the first checkpoint
-        self._plan = plan
+        if self.sharded is not None and backup != 0:
+            raise UserError(f"backup={backup!r}: every worker needs every other where they hold one model together")
+        self._plan, self._backups = plan, Backups(backup)
         self.replicas.begin()
         if self._host.identity.spec.chaos:
             offer(self.managed.flip_bit)
@@ -109,6 +115,7 @@ class Session:
             announcements=self.announcements,
             classroom=self.classroom,
             replicas=self.replicas,
+            backups=self._backups,
             sharded=self.sharded,
         )
         self._engine = Engine(parts, self.device, self._resolve)
@@ -267,6 +274,7 @@ class Session:
 
     def _share_out(self, plan: Plan, comm: Comm) -> None:
         self._shares = share(plan.grains, self.classroom.weights(comm))
+        self._backups.regrouped(comm, [len(s) for s in self._shares], self.standing.committed)
         if self._loader is not None:
             self._loader.restart()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from atoll.errors import BatchError, DeviceError, UserError
+from atoll.fault.backup import Told
 from atoll.fault.inject import failpoint
 from atoll.workers.reports import Sums, add
 from atoll.workers.torch_grains import AFTER_LOOP, seed_all
@@ -54,7 +55,8 @@ class Step:
         self.began = began
         self.ended = began
         self.compute_s, self.wait_s = 0.0, 0.0
-        self.fed: list[int] = []
+        # The rows of each micro-batch that counts, so far.
+        self.fed: dict[int, tuple[int, ...]] = {}
         self.bad_losses = 0
         self.calls: list[Callable[[], None]] = []
         self.reduced: Reduced | None = None
@@ -62,6 +64,7 @@ class Step:
         self.entered = False
         # Committed without an update, since a loss or gradient was not finite.
         self.skipped = False
+        self.backup: Told | None = None
         self.voted: Sums = {}
         # What went wrong here, to be said again should the program go on as if it had not.
         self.problem: BaseException | None = None
@@ -92,10 +95,14 @@ class Step:
             raise UserError("iterate a step once, inside `with step:`")
         self._looped = True
         for grain in self.passes:
+            if self._engine.suffices(self):
+                break
             batch = self._engine.begin_grain(self, grain)
             self._grain = grain
             yield batch
             self._engine.end_grain(self, grain)
+            if self.reduction_over:
+                break
         self._grain = None
         if not self.reduction_over:
             self._engine.before_backward(self)
@@ -117,6 +124,10 @@ class Step:
         self._engine.before_backward(self)
         amount = amount if grain >= 0 else 0.0
         self._weights[grain] = amount
+        if self._engine.suffices(self):
+            self._weights[grain] = 0.0
+            self._engine.leave_out(self, grain)
+            return
         if grain >= 0 and not bool(torch.isfinite(loss.detach())):
             self.bad_losses += 1
         last = grain == self.passes[-1]
