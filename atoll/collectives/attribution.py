@@ -7,8 +7,8 @@ all edges between two sides: the trunk (a block of the matrix); all edges of a s
 receiving NIC: that one (a column); else the link itself. An edge, or the edges of a trunk together, that carry a quarter
 more than was thought possible prove that it is possible.
 
-A finding must hold for two windows in a row before anything changes; a window that shows its edges to be well clears it.
-Edges that carried little, or mostly waited for round trips, say nothing.
+A finding must hold for two windows in a row, at about the same rate, before anything changes; a window that shows its
+edges to be well clears it. Edges that carried little, or mostly waited for round trips, say nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ SLOW = 0.6
 # From this share on a NIC or trunk explains that its edges are slow.
 FULL = 0.7
 WINDOWS = 2
+# A link that became slow carries about the same in both; what overloaded hosts feed it differs.
+STEADY = 1.5
 # Less, or in less time, is a matter of latency and of single segments.
 MIN_BYTES = 128 * 1024
 MIN_BUSY_S = 20e-3
@@ -95,7 +97,8 @@ def _name(suspicion: Suspicion) -> tuple[str, bool, tuple[End, ...], tuple[End, 
 
 def _held_on(before: Suspicion | None, now: Suspicion) -> Suspicion:
     """Rates are lower bounds of what the thing can do, so the best one counts."""
-    if before is None:
+    rates = sorted((now.bandwidth, before.bandwidth)) if before is not None else [0.0, 0.0]
+    if before is None or (not now.up and rates[1] > STEADY * rates[0]):
         return now
     return dataclasses.replace(
         now, bandwidth=max(before.bandwidth, now.bandwidth), windows=before.windows + 1, edges=now.edges

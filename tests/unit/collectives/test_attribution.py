@@ -222,3 +222,10 @@ def test_a_link_that_was_well_in_one_stretch_of_the_window_is_not_slow():
     state, changes = folded(known(), *[[hiccup, *(seen(*e, 50 * MB) for e in RING[1:])]] * 4)
     assert changes == []
     assert bandwidth(state, "a", "b") == FAST
+
+
+def test_a_link_whose_slowness_differs_from_window_to_window_is_not_blamed():
+    others = [seen(*e, 50 * MB) for e in RING[1:]]
+    rates = (3, 9, 30, 12, 5) * 2
+    _, changes = folded(known(), *[[seen("a", "b", rate * MB), *others] for rate in rates])
+    assert changes == []
