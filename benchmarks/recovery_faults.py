@@ -103,6 +103,11 @@ def gil(scene: Scene) -> None:
     _ordered(scene, victim, "gil")
 
 
+def flip(scene: Scene) -> None:
+    """As above. The replicas are compared as often as a run at default settings does."""
+    _ordered(scene, scene.pick(), "flip")
+
+
 def host(scene: Scene) -> float:
     moment = time.monotonic()
     scene.ground.lab.kill(scene.pick().host)

@@ -51,6 +51,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(name="rank 0 SIGKILL", strike=faults.kill_rank0, verdict=_SIGKILL),
     Kind(name="worker SIGSTOP", strike=faults.stop, verdict=r"^lost .*hung.*stop", figure="hang_s", bar=1.5),
     Kind(name="GIL held forever", strike=faults.gil, verdict=r"^lost .*hung", figure="gil_s", bar=2.0),
+    Kind(name="bit flipped in a replica", strike=faults.flip, verdict=r"^lost .*corrupt", anew=True),
     Kind(name="host killed", strike=faults.host, verdict=r"^lost .*node", figure="host_s", bar=1.5),
     Kind(name="link cut", strike=faults.cut, verdict=r"^(epoch|lost) ", figure="cut_s", bar=1.5, anew=True),
     Kind(name="one-way cut", strike=faults.cut_one_way, verdict=r"^(epoch|lost) ", anew=True),

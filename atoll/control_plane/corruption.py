@@ -56,7 +56,8 @@ def corrupt(desk: Desk, run: Run, verdict: Corrupt) -> None:
     members = set(run.member_ids())
     for name in verdict.trainers:
         trainer = run.trainers[name]
-        end_trainer(desk, run, trainer, End.LOST, f"corrupt: {verdict.evidence}", Cause.CORRUPT)
+        cause = Cause.HARDWARE if trainer.flipped else Cause.CORRUPT
+        end_trainer(desk, run, trainer, End.LOST, f"corrupt: {verdict.evidence}", cause)
         _blame(desk, run, name, members)
     back = _checkpoint(run, verdict.agreed) if run.spec.corrupt == ROLLBACK else None
     if back is not None:

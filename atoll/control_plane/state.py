@@ -57,6 +57,7 @@ class Trainer:
     process: ProcessFacts | None = None
     steps: bool = False
     busy_until: float = 0.0
+    flipped: bool = False
 
     @property
     def active(self) -> bool:

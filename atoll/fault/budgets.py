@@ -71,7 +71,9 @@ def cause_of_failure(code: str) -> Cause:
 
 def allowed(cause: Cause, workers: int) -> int:
     """Losses of this cause without one committed step between them that end the run."""
-    return {Cause.HARDWARE: 4 * workers + 8, Cause.CRASH: workers + 1, Cause.MEMORY: 2, Cause.CORRUPT: 4}[cause]
+    return {Cause.HARDWARE: 4 * workers + 8, Cause.CRASH: workers + 1, Cause.MEMORY: 2, Cause.CORRUPT: 2 * workers + 4}[
+        cause
+    ]
 
 
 def after_commit(losses: Sequence[Loss]) -> list[Loss]:

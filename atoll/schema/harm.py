@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 from atoll.errors import SpecError
@@ -44,7 +45,7 @@ class HarmWish:
 
 def check_wish(wish: HarmWish) -> HarmWish:
     """`wish` itself. Raises `SpecError` with what contradicts itself."""
-    if wish.for_s < 0 or (wish.for_s > 0 and wish.harm not in PASSING):
+    if not 0 <= wish.for_s < math.inf or (wish.for_s > 0 and wish.harm not in PASSING):
         raise SpecError(f"{wish.harm} for {wish.for_s:g} s: only {', '.join(sorted(PASSING))} pass, 0 is for good")
     if bool(wish.place) != (wish.harm is Harm.DIE):
         raise SpecError(f"{wish.harm} at {wish.place!r}: die needs a failpoint, and nothing else has one")

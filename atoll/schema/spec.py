@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,8 +79,8 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (is_safe_name(spec.name), f"name={spec.name!r}: use letters, digits, '_', '.' and '-' only"),
         (spec.workers >= 1, f"workers={spec.workers}: at least 1"),
         (spec.spares >= 0, f"spares={spec.spares}: 0 or more"),
-        (spec.cpus_per_worker >= 0, f"cpus_per_worker={spec.cpus_per_worker}: 0 or more"),
-        (spec.gpus_per_worker >= 0, f"gpus_per_worker={spec.gpus_per_worker}: 0 or more"),
+        (0 <= spec.cpus_per_worker < math.inf, f"cpus_per_worker={spec.cpus_per_worker}: a number, 0 or more"),
+        (0 <= spec.gpus_per_worker < math.inf, f"gpus_per_worker={spec.gpus_per_worker}: a number, 0 or more"),
         (spec.checkpoint_every >= 0, f"checkpoint_every={spec.checkpoint_every}: steps, 0 for never"),
         (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
         (spec.nonfinite in {STOP, SKIP}, f"nonfinite={spec.nonfinite!r}: {STOP!r} or {SKIP!r}"),

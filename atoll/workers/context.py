@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import os
 import sys
 import sysconfig
@@ -161,6 +162,10 @@ class Context:
 
         Without it a worker that does not come to a step while the others wait may be taken for hung, and replaced.
         """
+        if not (math.isfinite(limit_s) and limit_s > 0):
+            raise UserError(
+                f"ctx.busy({what!r}, limit_s={limit_s}): give the most seconds, more than 0, that it may take"
+            )
         began = self._clock.monotonic()
         self._session.announcements.begin(what, limit_s)
         try:
