@@ -1,8 +1,9 @@
 """Which peers are struck by what, how often, and the ratios and rows made of it. Pure.
 
 A ratio is the peer's median over Atoll's. Where a peer has several settings that could be called its defaults, the
-ratio uses the one that serves it best, and shows the others; but not one with which its members never settled in one
-membership before the fault: there was nothing to come back to. What has not recovered within the limit enters with the limit: a lower
+ratio uses the one that serves it best, and shows the others. Trials in which its members never settled in one membership
+before the fault had nothing to come back to: they count only for a setting that has no others, and no ratio uses that
+where there is a better one. What has not recovered within the limit enters with the limit: a lower
 bound, which is said as well. A trial whose job did not come to train measured nothing and enters nowhere.
 """
 
@@ -58,13 +59,13 @@ class Case:
 _RAY_HANG = "its health check takes 10 minutes, Gloo's timeout 30"
 _GLOO_HANG = "nothing notices before Gloo's timeout of 30 minutes"
 CASES = (
+    Case(peer=TORCHFT_API, fault=KILL),
     Case(peer=TORCHFT_README, fault=KILL),
     Case(peer=TORCHFT_COMMAND, fault=KILL, times=1, quick=0),
     Case(peer=TORCHFT_TUNED, fault=KILL, times=3),
     Case(peer=TORCHFT_README, fault=HANG, times=3),
     Case(peer=TORCHFT_TUNED, fault=HANG, times=3),
     Case(peer=TORCHFT_TUNED, fault=HOST, times=1, quick=0),
-    Case(peer=TORCHFT_API, fault=KILL, times=1, quick=0),
     Case(peer=TORCHFT_API, fault=HANG, times=1, quick=0),
     Case(peer=RAY_TRAIN, fault=KILL, times=3),
     Case(peer=RAY_TRAIN_FIXED, fault=KILL, times=1, quick=0),
@@ -119,28 +120,31 @@ def _ratio(name: str, found: Trials) -> Figure:
     return Figure(name=name, value=medians[best] / max(atoll_s, _LEAST_S), bar=1.0, note=note)
 
 
-def _settled(trials: Sequence[Mapping[str, Any]]) -> bool:
-    return all(t.get("settled", True) for t in trials)
+def _settled(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [t for t in trials if t.get("settled", True) and ("at_least_s" in t or t.get("seconds") is not None)]
 
 
 def _bounds(trials: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The seconds of those that trained and were struck; of one that did not recover in time, the limit."""
-    bounds = [t["seconds"] if t.get("seconds") is not None else t.get("at_least_s") for t in trials]
+    """The seconds of those that trained together and were struck; of one that did not recover in time, the limit."""
+    counted = _settled(trials) or trials
+    bounds = [t["seconds"] if t.get("seconds") is not None else t.get("at_least_s") for t in counted]
     return [b for b in bounds if b is not None]
 
 
 def _said(trials: Sequence[Mapping[str, Any]]) -> str:
     bounds = _bounds(trials)
-    late = sum(t.get("seconds") is None and "at_least_s" in t for t in trials)
+    late = sum(t.get("seconds") is None and "at_least_s" in t for t in _settled(trials) or trials)
+    loose = sum(not t.get("settled", True) for t in trials)
     words = f"{'at least ' if late else ''}{statistics.median(bounds):.3g} s, median of {len(bounds)}"
     words += f", {late} of which had not recovered by then" if late else ""
-    return words + ("" if _settled(trials) else f" ({UNSETTLED})")
+    return words + (f" (in {loose} of {len(trials)} trials {UNSETTLED})" if loose else "")
 
 
 def _row(trials: Sequence[Mapping[str, Any]], note: str) -> dict[str, Any]:
     known = [t["seconds"] for t in trials if t.get("seconds") is not None]
     # Of Atoll the account of samples says it.
     redone = max((t.get("steps_redone", t.get("steps_lost", 0)) for t in trials), default=0)
+    loose = UNSETTLED if not all(t.get("settled", True) for t in trials) else ""
     problem = next((str(t["problem"])[:_PROBLEM] for t in trials if t.get("problem")), "")
     return {
         "n": len(trials),
@@ -149,5 +153,5 @@ def _row(trials: Sequence[Mapping[str, Any]], note: str) -> dict[str, Any]:
         "not_in_time": len(trials) - len(known),
         "members": min((t["members"] for t in trials if t.get("members")), default=None),
         "steps_redone": redone if known else None,
-        "note": "; ".join(filter(None, (problem, note, "" if _settled(trials) else UNSETTLED))),
+        "note": "; ".join(filter(None, (problem, note, loose))),
     }

@@ -73,7 +73,7 @@ def _importing(python: str, module: str) -> str:
 
 # What torchft calls its defaults differs by the way that a lighthouse is started: how long it waits for stragglers is
 # 10 s in the command of its README, 60 s in that command without options and 0.1 s in its Python API. The last is less
-# than a step, so whoever is left out of one waits longer than that for the next, which then leaves out another, for ever.
+# than a step: whoever is left out of one waits longer than that for the next, which then leaves out another, and so on.
 # A replica that falls silent is given up after 5 s by all three, and a collective after 60 s.
 TORCHFT_README = Peer(
     name="torchft, its README's lighthouse",

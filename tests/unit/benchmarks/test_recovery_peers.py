@@ -146,6 +146,13 @@ def test_setting_without_a_lasting_membership_is_shown_but_does_not_count():
     assert UNSETTLED in found.note
 
 
+def test_trials_with_a_lasting_membership_count_and_those_without_are_told():
+    loose = [*trials(0.1, settled=False), *trials(5.0, settled=True)]
+    found = figure(trials(0.5), {TORCHFT_API: loose, TORCHFT_README: trials(10.0)})
+    assert found.value == pytest.approx(10)
+    assert f"in 1 of 2 trials {UNSETTLED}" in found.note
+
+
 def test_peer_without_hope_is_not_asked_again():
     case = Case(peer=TORCHFT_README, fault=KILL)
     assert list(_numbers(case, {}, quick=False)) == [0, 1, 2, 3, 4]
