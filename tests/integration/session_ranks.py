@@ -142,6 +142,7 @@ def run_trainer(name, scenario, run_dir, line) -> int:
         working_dir=str(run_dir),
         file="t.py",
         seed=11,
+        workers=len(scenario["members"]),
         config={"ddp": scenario["ddp"], "learn": scenario.get("learn"), **scenario.get("config", {})},
         checkpoint_every=scenario.get("checkpoint_every", 0),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atoll.errors import UserError
-from atoll.schema.messages import StepCommitted, TrainerFailed, TrainerFinished
+from atoll.schema.messages import StepCommitted, TrainerFailed, TrainerFinished, TrainerReady
 from atoll.workers.fs_account import read_account
 from atoll.workers.samples import Plan
 from atoll.workers.torch_ddp import solo_group
@@ -243,3 +243,17 @@ def test_sharded_model_waits_for_all(lone_host):
 def test_all_finish_together(crew):
     team = run(crew, train_with("c", into={}))
     assert {h.told[-1] for h in team.hosts.values()} == {TrainerFinished(trainer=n, step=STEPS) for n in "abc"}
+
+
+@pytest.mark.parametrize("slow", ["a", "c"])
+def test_over_sockets_the_slow_member_hears_that_the_others_suffice(connected, slow, tmp_path):
+    finals = {}
+    connected.start(train_with(slow, into=finals))
+    connected.until(lambda: all(h.facts(TrainerReady) for h in connected.hosts.values()))
+    connected.meet(1, "a", "b", "c")
+    connected.join()
+    assert alike(finals)
+    account = read_account(tmp_path)
+    assert (account.steps, account.lost, account.repeated, account.problems) == (STEPS, 0, 0, ())
+    assert account.left_out == STEPS * (SHARE - 1) * MICRO
+    assert not any(w.operation == "recv" for n in "abc" for w in connected.waits(n))
