@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from atoll.collectives.call import Call
-from atoll.collectives.network import Network, network_of
+from atoll.collectives.network import Network, network_of, ways
 from atoll.collectives.plan import Plan
 from atoll.collectives.plan_shapes import Recipe
 from atoll.collectives.planner import Choice
@@ -43,7 +43,7 @@ from atoll.errors import InternalError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
-from atoll.schema.topology import Change, Observation
+from atoll.schema.topology import Change, Detour, Observation
 
 if TYPE_CHECKING:
     from atoll.collectives.nccl_island import NcclIsland
@@ -130,6 +130,10 @@ class Communicator:
         self._tuning = Tuning(network, {name: ratio(name) for name in CODECS})
         self._tuned: dict[int, Ticket] = {}
         self._links = Links(network.nodes, self.rank, network.topology)
+        # The higher rank dials, so it alone knows which way came first.
+        dialled = {r: _first(s) for r, s in sockets.items() if r < self.rank and _first(s) is not None}
+        first = {r: ways(me, self.members[r], network.topology)[0] for r in dialled}
+        self._detours = self._links.detours({r: (s, first[r]) for r, s in dialled.items() if s is not None})
         self._observed: list[Observation] = []
         self._island: NcclIsland | None = None
         self.poisoned: Poison | None = None
@@ -224,6 +228,10 @@ class Communicator:
     def waiting(self) -> Wait | None:
         """Whom the oldest operation in flight waits for, if that is for long, as of some hundredths of a second ago."""
         return self._reactor.waiting
+
+    def detours(self) -> tuple[Detour, ...]:
+        """Where this rank reached others by other NICs than the best known: those did not answer."""
+        return self._detours
 
     def observations(self) -> tuple[Observation, ...]:
         """What this rank's links carried in windows that did not go as planned, each told once."""
@@ -381,3 +389,7 @@ class Communicator:
             work.trace.ended_s = time.monotonic()
             self._tuning.took(work.trace)
             self.telemetry.add(work.trace)
+
+
+def _first(found: socket.socket | Sequence[socket.socket]) -> socket.socket | None:
+    return found if isinstance(found, socket.socket) else next(iter(found), None)

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from atoll.collectives.network import Way
 from atoll.schema.ids import NodeId
-from atoll.schema.topology import Observation, Topology
+from atoll.schema.topology import Detour, Observation, Topology
 
 # bytes_acked u64 at 120, min_rtt u32 at 148, busy_time u64 at 168, rwnd_limited u64 at 176; times in microseconds.
 _INFO = struct.Struct("=120xQ20xI16xQQ")
@@ -113,6 +114,16 @@ class Links:
         window, self._since = now - self._since, now
         found = (self._of(rank, met, now, window) for rank, met in lines.items())
         return tuple(o for o in found if o is not None)
+
+    def detours(self, met: Mapping[int, tuple[socket.socket, Way]]) -> tuple[Detour, ...]:
+        """Where the connection to a rank is not by the way that was tried first."""
+        found = []
+        for rank, (sock, first) in met.items():
+            ends = self._ends(rank, sock)
+            if ends is not None and sock.getpeername()[0] != first.host:
+                here, there = self._nodes[self._rank], self._nodes[rank]
+                found.append(Detour(source=here, source_nic=ends[0], target=there, target_nic=ends[1]))
+        return tuple(dict.fromkeys(found))
 
     def _of(self, rank: int, met: Iterable[Line], now: float, window_s: float) -> Observation | None:
         size, seconds, best, rtts, ends = 0, 0.0, 0.0, [0.0], None

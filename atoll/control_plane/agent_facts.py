@@ -257,6 +257,8 @@ def _standing_fact(
         case m.EpochJoined():
             if fact.epoch > trainer.joined:
                 desk.note(run.run, trainer.trainer, "joined", f"epoch {fact.epoch} from step {fact.step}")
+                if fact.epoch == run.epoch:
+                    network.joined(desk, run, fact)
             trainer.joined = max(trainer.joined, fact.epoch)
         case m.PeerDown():
             _blame(desk, run, trainer, fact)
@@ -289,6 +291,10 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
     run.told[fact.step] = fact.epoch
     if len(run.told) > REMEMBERED_STEPS:
         del run.told[next(iter(run.told))]
+    if fact.again:
+        desk.note(
+            run.run, run.run, "step-again", f"step {fact.step}: undone by a return to an earlier one, now done again"
+        )
     if fact.metrics.get(m.SKIPPED):
         desk.note(
             run.run, run.run, "step-skipped", f"step {fact.step}: a loss or gradient was not finite, so no update"

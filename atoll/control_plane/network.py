@@ -10,7 +10,7 @@ from atoll.control_plane.projection import topology_view
 from atoll.control_plane.state import Run
 from atoll.fault.slow_links import SlowLink
 from atoll.schema.ids import NodeId
-from atoll.schema.messages import AgentHello, LinksObserved, PeerProbed
+from atoll.schema.messages import AgentHello, EpochJoined, LinksObserved, PeerProbed
 from atoll.schema.spec import JobKind
 from atoll.schema.topology import Change, What
 from atoll.schema.views import RunState
@@ -39,6 +39,11 @@ def observed(desk: Desk, fact: LinksObserved) -> None:
     """A trainer told what its collectives showed. Hosts that are starved of processor time feed all links too slowly."""
     if desk.strain.worst(now=desk.clock) < STARVED_S:
         desk.probes.observed(fact.observations, clock=desk.clock)
+
+
+def joined(desk: Desk, run: Run, fact: EpochJoined) -> None:
+    """A member met the others, some of them by other NICs than it should have."""
+    desk.probes.met(run.run, fact.epoch, fact.detours, clock=desk.clock)
 
 
 def tick(desk: Desk) -> None:

@@ -15,14 +15,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from atoll.collectives.attribution import fold, merged
-from atoll.collectives.fabric import best_links
 from atoll.collectives.islands import Island, islands
 from atoll.collectives.knowledge import Knowledge, LinkKey, Reading, key, meet, take
 from atoll.collectives.probing import Check, Lane, check_together, checks, doubtful, lane_of, lanes, side_by_side
+from atoll.control_plane.suspects import SUSPECT_LIMIT_S, Suspects, told_of
 from atoll.fault.slow_links import RESTORED
-from atoll.schema.ids import NodeId
+from atoll.schema.ids import NodeId, RunId
 from atoll.schema.messages import AgentHello, PeerProbed, ProbePeer
-from atoll.schema.topology import Change, Door, Host, Link, Observation, Topology, Trunk, What
+from atoll.schema.topology import Change, Detour, Door, Host, Link, Observation, Topology, What
 
 # Agents that come together are surveyed together.
 SETTLE_S = 1.0
@@ -32,8 +32,6 @@ REFRESH_S = 300.0
 RETRY_S = 120.0
 # Trunks are asked after as seldom as they change; their checks are the longest probes.
 RECHECK_S = 1800.0
-# Members of a larger run are told the best link of each pair only: it goes into the journal with their epoch.
-ALL_LINKS = 32
 # So many doubtful readings are cleared up, one by one, before trunks are looked for; more than that point to trunks.
 DOUBTS_FIRST = 64
 # A link that reads slow twice in a row is slow.
@@ -104,6 +102,7 @@ class Probes:
         self._crowded: dict[LinkKey, float] = {}
         # Links on which traffic was slow, and what they carried before.
         self._slowed: dict[LinkKey, float] = {}
+        self.suspects = Suspects()
         self._looked: tuple[tuple[int, int], tuple[Check, ...]] = ((-1, 0), ())
         self._tree: tuple[Topology | None, Island] = (None, islands(Topology(hosts=())))
 
@@ -151,8 +150,10 @@ class Probes:
             return []
         better: list[Change] = []
         for node in lane.nodes:
-            if node in busy and node in self._sites:
+            if node in busy and node in self._sites and (fact.links or lane not in self.suspects):
                 self._sites[node].busy_until = clock + fact.seconds / BUSY_SHARE
+        if self.suspects.probed(lane, fact.links):
+            self._revise()
         self._note_problem(lane, fact)
         if job.check is not None:
             job.answers += fact.links
@@ -178,6 +179,11 @@ class Probes:
             self._window_at = clock
         self._seen += observations
 
+    def met(self, run: RunId, epoch: int, detours: Iterable[Detour], *, clock: float) -> None:
+        """Members of a run met around links that should have carried them: these are suspect."""
+        if self.suspects.met(run, epoch, detours, self.known.topology, clock):
+            self._revise()
+
     def tick(
         self, *, clock: float, now: float, busy: Collection[NodeId]
     ) -> tuple[list[Change], list[tuple[NodeId, ProbePeer]]]:
@@ -190,6 +196,10 @@ class Probes:
         if clock < self._idle_until:
             return changes, []
         free = {n for n, s in self._sites.items() if self._free(n, s, clock, busy)}
+        ill = self.suspects.due(clock, [n for n, s in self._sites.items() if s.attached])
+        if ill is not None:
+            self.suspects.asked(ill, clock)
+            return changes, self._begin((ill,), clock, busy, limit_s=SUSPECT_LIMIT_S)
         orders = self._next(free, clock, busy) if len(free) > 1 else []
         self._idle_until = clock if orders else clock + LOOK_S
         return changes, orders
@@ -213,17 +223,7 @@ class Probes:
 
     def part(self, nodes: Collection[NodeId]) -> Topology | None:
         """What is known of the network among `nodes`, or None while that is nothing."""
-        whole = self.known.topology
-        kept = whole.links if len(nodes) <= ALL_LINKS else tuple(best_links(whole).values())
-        links = tuple(k for k in kept if k.source in nodes and k.target in nodes)
-        if not links:
-            return None
-        return Topology(
-            hosts=tuple(h for h in whole.hosts if h.node in nodes),
-            links=links,
-            trunks=tuple(t for t in (_within(t, nodes) for t in whole.trunks) if t is not None),
-            version=whole.version,
-        )
+        return told_of(self.known.topology, nodes, self.suspects)
 
     # -- choosing ----------------------------------------------------------------------------------------------------
 
@@ -300,9 +300,15 @@ class Probes:
         return [(w, first) for w, first in self._doubted[1] if len(spans[w]) < DOUBTS]
 
     def _begin(
-        self, chosen: Sequence[Lane], clock: float, busy: Collection[NodeId], check: Check | None = None
+        self,
+        chosen: Sequence[Lane],
+        clock: float,
+        busy: Collection[NodeId],
+        check: Check | None = None,
+        *,
+        limit_s: float = LIMIT_S,
     ) -> list[tuple[NodeId, ProbePeer]]:
-        job = self._job = _Job(waiting={}, until=clock + LIMIT_S + ANSWER_S, check=check)
+        job = self._job = _Job(waiting={}, until=clock + limit_s + ANSWER_S, check=check)
         orders = []
         for lane in chosen:
             door = self._sites[lane.target].doors.get(lane.target_nic)
@@ -317,7 +323,7 @@ class Probes:
                 host=self._address(lane),
                 door=door,
                 burst_s=CHECK_BURST_S if check else BURST_S,
-                limit_s=LIMIT_S,
+                limit_s=limit_s,
                 steady=check is not None,
                 beside=len(chosen) > 1 or self._beside(lane, busy),
             )
@@ -419,11 +425,20 @@ class Probes:
             return
         self.changed = True
         self._lanes = lanes(hosts)
+        self.suspects.keep(self._lanes)
         alive = {key(k) for k in self.known.topology.links}
         self._crowded = {name: rate for name, rate in self._crowded.items() if name in alive}
         self.measured = {name: at for name, at in self.measured.items() if name in alive}
         self._tried = {w: at for w, at in self._tried.items() if w in set(self._lanes) and self._is_known(w)}
         self.problems = {pair: p for pair, p in self.problems.items() if all(n in self._sites for n in pair)}
+
+    def _revise(self) -> None:
+        """What members are told has changed."""
+        topology = self.known.topology
+        self.known = dataclasses.replace(
+            self.known, topology=dataclasses.replace(topology, version=topology.version + 1)
+        )
+        self.changed = True
 
     def _is_known(self, lane: Lane) -> bool:
         return (lane.source, lane.source_nic, lane.target, lane.target_nic) in self.measured
@@ -431,8 +446,3 @@ class Probes:
 
 def _pair(check: Check) -> frozenset[tuple[NodeId, ...]]:
     return frozenset((check.inside, check.outside))
-
-
-def _within(trunk: Trunk, nodes: Collection[NodeId]) -> Trunk | None:
-    sources, targets = (tuple(n for n in side if n in nodes) for side in (trunk.sources, trunk.targets))
-    return Trunk(sources=sources, targets=targets, bandwidth=trunk.bandwidth) if sources and targets else None

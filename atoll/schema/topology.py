@@ -94,6 +94,16 @@ class Observation:
     best: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detour:
+    """Two nodes whose members met by these NICs, though better ones are known: those did not answer."""
+
+    source: NodeId
+    source_nic: str
+    target: NodeId
+    target_nic: str
+
+
 class What(enum.StrEnum):
     """What a change is about."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from atoll.schema.harm import Harm
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
-from atoll.schema.topology import Door, Observation, Topology
+from atoll.schema.topology import Detour, Door, Observation, Topology
 
 # The metric of a committed step whose update was left out, since a loss or gradient was not finite.
 SKIPPED = "skipped"
@@ -70,11 +70,12 @@ class TrainerReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochJoined:
-    """The trainer regrouped into `epoch` and goes on at `step`."""
+    """The trainer regrouped into `epoch` and goes on at `step`. `detours`: links that it met around."""
 
     trainer: TrainerId
     epoch: Epoch
     step: Step
+    detours: tuple[Detour, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
-from atoll.schema.topology import Observation
+from atoll.schema.topology import Detour, Observation
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +106,10 @@ class Comm(Protocol):
     @property
     def members(self) -> tuple[Member, ...]:
         """In rank order."""
+        ...
+
+    def detours(self) -> tuple[Detour, ...]:
+        """Where this rank reached others by other NICs than the best known: those did not answer."""
         ...
 
     def observations(self) -> tuple[Observation, ...]:

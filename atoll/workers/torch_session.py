@@ -247,6 +247,7 @@ class Session:
                 trainer=self._host.identity.trainer,
                 epoch=Epoch(comm.epoch),
                 step=StepNumber(self.standing.committed + 1),
+                detours=comm.detours(),
             )
         )
 

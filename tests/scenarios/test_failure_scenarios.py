@@ -13,6 +13,8 @@ stall 3 | restart 3              the control plane is stopped for so long, or di
 flip t3                          a bit of its weights; replicas are compared each 10 steps
 overload | save                  both from now on: everything late; a durable checkpoint
 go 3                             seconds pass
+cluster h a1 a2 nics=2           every host has a fast NIC and a slow one
+cutfast a1 a2 | healfast         the fast network between two hosts
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 import pytest
 from imagined_failures import Cluster
 from imagined_faults import TICK_S
+from imagined_nics import TwoNics
 
 HERE = Path(__file__).parent / "failures"
 # What does not concern the fault, or follows from the lines shown.
@@ -65,10 +68,8 @@ class Stage:
                 at = rest.index("from")
                 ones, others = rest[:at], rest[at + 1 :]
                 cluster.cut(*((ones, others) if word == "cut" else (others, ones)), both=word == "cut")
-            case "heal":
-                cluster.heal()
-            case "save":
-                cluster.save()
+            case "heal" | "save" | "cutfast" | "healfast":
+                getattr(cluster, word)(*rest)
             case "overload":
                 cluster.overloaded = True
             case "go" | "stall" | "restart":
@@ -104,7 +105,8 @@ def play(text):
                 options = {k: int(v) for k, v in (w.split("=") for w in words if "=" in w)}
                 if nodes := tuple(w for w in words if "=" not in w):
                     options["nodes"] = nodes
-            stage = Stage(Cluster(**options))
+            kind = TwoNics if options.pop("nics", 1) == 2 else Cluster
+            stage = Stage(kind(**options))
         out.append("\n".join([*said, "----", *stage.block(lines)]))
     return "\n\n".join(out) + "\n"
 

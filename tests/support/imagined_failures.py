@@ -133,14 +133,21 @@ class Cluster(Faults):
             versions=m.Versions(atoll="0", protocol=1, python="3"),
             last_incarnation=0,
             trainers=found,
-            # All of one address: there is nothing to probe.
-            nics=(Nic(name="eth0", host="host"),),
+            nics=self.nics_of(host.name),
+            doors=self.doors_of(host.name),
             beats=(door,),
         )
         self.do(ev.AgentAttached(hello=hello))
         for proc in self.procs.values():
             if proc.node == host.name and proc.alive and proc.step:
                 self.say(proc, self.commit_of(proc))
+
+    def nics_of(self, _node):
+        """All of one address: there is nothing to probe."""
+        return (Nic(name="eth0", host="host"),)
+
+    def doors_of(self, _node):
+        return ()
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -316,8 +323,15 @@ class Cluster(Faults):
 
     def all_meet(self, procs):
         return all(p.able for p in procs) and all(
-            self.both_ways(p.node, q.node) for p in procs for q in procs if p is not q
+            self.connected(p.node, q.node) for p in procs for q in procs if p is not q
         )
+
+    def connected(self, one, other):
+        """Whether what trainers of one send over the connections that they have reaches the other, both ways."""
+        return self.both_ways(one, other)
+
+    def detours(self, _node, _membership):
+        return ()
 
     def together(self, membership, members):
         if any(p.joined != membership.epoch for p in members):
@@ -344,7 +358,11 @@ class Cluster(Faults):
             if not (proc.holds and proc.step == step):
                 proc.bits = bits
             proc.joined, proc.step, proc.holds = membership.epoch, step, True
-            self.say(proc, m.EpochJoined(trainer=proc.trainer, epoch=membership.epoch, step=step))
+            self.say(proc, self.joined(proc, membership, step))
+
+    def joined(self, proc, membership, step):
+        detours = self.detours(proc.node, membership)
+        return m.EpochJoined(trainer=proc.trainer, epoch=membership.epoch, step=step, detours=detours)
 
     def commit(self, membership, members):
         last = self.commits[-1] if self.commits else (0, 0)
@@ -386,7 +404,7 @@ class Cluster(Faults):
             peer = self.procs.get(member.trainer)
             if member.trainer == proc.trainer:
                 continue
-            if peer is None or not self.both_ways(proc.node, member.node):
+            if peer is None or not self.connected(proc.node, member.node):
                 silent.append(member.trainer)
             elif not peer.able:
                 missing.append(member.trainer)

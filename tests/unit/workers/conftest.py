@@ -121,6 +121,9 @@ class FakeGroup:
 
 
 class FakeComm:
+    def detours(self):
+        return ()
+
     def observations(self):
         return ()
 
