@@ -22,6 +22,8 @@ BYTES_PER_S = 0.28e9
 # A small state is digested in no time; to tell of it more often than once a second would be news to nobody.
 LEAST_S = 1.0
 _SINCE = " since "
+# Of so many terms the sum is the same in any order.
+_ANY_ORDER = 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,3 +58,11 @@ def received(own: str, source: str, step: int) -> str:
 def together(classes: Sequence[str]) -> str:
     """The one class of all members, where their shards move between them; empty, and so for good, if they differ."""
     return classes[0] if len(set(classes)) == 1 else ""
+
+
+def comparable(index: int, size: int) -> str | None:
+    """The name of one of `size` shards; None where its owners may differ by rounding.
+
+    Programs clip by a norm over all shards, which each replica group adds up in the order that its own links call for.
+    """
+    return f"{index + 1} of {size}" if size <= _ANY_ORDER else None

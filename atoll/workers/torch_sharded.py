@@ -14,8 +14,7 @@ that was copied, and the session goes back to its step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -47,6 +46,7 @@ from atoll.workers.buddies import (
     recovery,
     shard_size,
 )
+from atoll.workers.comparing import comparable
 from atoll.workers.peers import Comm, completed
 from atoll.workers.torch_built import Build, Built, made_of
 from atoll.workers.torch_copies import Shadow, Trained, empty_parts
@@ -55,6 +55,7 @@ from atoll.workers.torch_holdings import LIVE, Holdings
 from atoll.workers.torch_managed import Managed
 from atoll.workers.torch_moves import Held, exchange
 from atoll.workers.torch_reducer import Reducer
+from atoll.workers.torch_shard_access import Access, Task
 from atoll.workers.torch_shard_plans import (
     boxed,
     gathered,
@@ -73,36 +74,6 @@ from atoll.workers.torch_snapshots import Own
 
 DIMENSION = "shard"
 _FILE = "file"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What a regroup has decided: all stand after `step`. `applying`: this member has yet to apply that step's update.
-
-    It was voted on in epoch `line`.
-    `fresh`: nobody holds a state. `update_now` applies it at once, where the model will not be the same afterwards;
-    `give_up` lets go of the step, where the state is lost and all return to a checkpoint.
-    """
-
-    step: int
-    fresh: bool
-    applying: bool
-    line: int
-    update_now: Callable[[], None]
-    give_up: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """The way to the session's whole state.
-
-    `state` gives it, `load` fills it and returns the step of what it was filled with; `found` reads the checkpoint to
-    begin with in an epoch, if there is one.
-    """
-
-    state: Callable[[], Mapping[str, Any]]
-    load: Callable[[Flat], int]
-    found: Callable[[int], Flat | None]
 
 
 class Sharded:
@@ -338,9 +309,9 @@ class Sharded:
 
     @property
     def shard(self) -> str | None:
-        """Which part this rank holds; None where nobody else holds the same."""
-        place = self._place
-        return f"{place.index + 1} of {place.size}" if place is not None and self.column is not None else None
+        """Which part this rank holds, where others hold the same, bit by bit."""
+        place = self._place if self.column is not None else None
+        return comparable(place.index, place.size) if place is not None else None
 
     @property
     def column(self) -> Subset | None:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import session_ranks
+import sharded_ranks
 import torch
 from session_ranks import SECRET, ControlPlane, PipeHost, train
 
@@ -40,7 +41,7 @@ def run_trainer(name, scenario, run_dir, line) -> int:
         working_dir=str(run_dir),
         file="t.py",
         seed=11,
-        config={"ddp": False},
+        config={"ddp": False, "plain": False, "shard": scenario.get("shard")},
         chaos=True,
         compare_every=scenario["every"],
     )
@@ -48,7 +49,7 @@ def run_trainer(name, scenario, run_dir, line) -> int:
         run=RunId("run"), trainer=TrainerId(name), node=NodeId("n"), spec=spec, run_dir=run_dir, secret=SECRET
     )
     host = PipeHost(identity, line)
-    status = run_function(host, train)
+    status = run_function(host, sharded_ranks.train if scenario.get("shard") else train)
     host.listener.close()
     return status
 
@@ -70,7 +71,9 @@ class Comparing(ControlPlane):
         super().appoint()
 
     def take(self, fact):
-        digest = Digest(trainer=fact.trainer, numeric=fact.numeric, value=fact.weights, rest=fact.rest)
+        digest = Digest(
+            trainer=fact.trainer, numeric=fact.numeric, value=fact.weights, rest=fact.rest, shard=fact.shard
+        )
         compared = self.comparisons.take(fact.epoch, fact.step, fact.of, digest)
         if compared is None:
             return
@@ -89,13 +92,18 @@ class Comparing(ControlPlane):
                     os.kill(self.alive[name].pid, signal.SIGKILL)
 
 
+def _final(told):
+    """Of a whole state its digest, of a shard its place and values."""
+    return told.get("digest") or [told["index"], hash(json.dumps([told["shards"], told["same"]]))]
+
+
 def outcome(scenario):
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder)
         plane = Comparing({"spare_first": False, "kills": [], "ddp": False, **scenario}, run_dir)
         hung = plane.run()
         account = read_account(run_dir)
-        finals = {p.stem: json.loads(p.read_text())["digest"] for p in sorted((run_dir / "final").glob("*.json"))}
+        finals = {p.stem: _final(json.loads(p.read_text())) for p in sorted((run_dir / "final").glob("*.json"))}
         return {
             "name": scenario["name"],
             "hung": hung,
@@ -111,6 +119,7 @@ def outcome(scenario):
 
 
 if __name__ == "__main__":
-    session_ranks.STEPS, session_ranks.run_trainer = STEPS, run_trainer
+    session_ranks.STEPS = sharded_ranks.STEPS = STEPS
+    session_ranks.run_trainer = run_trainer
     for each in json.loads(sys.argv[1]):
         print(json.dumps(outcome(each)), flush=True)  # noqa: T201 - the result

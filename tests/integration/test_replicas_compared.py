@@ -28,6 +28,9 @@ SCENARIOS = [
     scenario("flipped", ["b", FLIP]),
     scenario("rank-0", ["a", FLIP]),
     scenario("replaced-by-a-learner", ["b", FLIP], learn=True),
+    scenario("sharded", trainers=list("abcdef"), members=list("abcdef"), shard=2),
+    scenario("shard-flipped", ["d", FLIP], trainers=list("abcdefs"), members=list("abcdef"), shard=2),
+    scenario("one-replica-group", trainers=list("ab"), members=list("ab"), shard=2),
     scenario("two-of-two", ["b", FLIP], members=["a", "b"]),
 ]
 
@@ -76,3 +79,21 @@ def test_replacement_is_compared_with_the_others(results, name):
 def test_two_that_differ_name_nobody(results):
     found = results["two-of-two"]["named"]
     assert found[0] == ["Divided", FLIP + EVERY - 1, FLIP - 1, []]
+
+
+def test_owners_of_the_same_shard_are_compared(results):
+    calm = results["sharded"]
+    assert (len(calm["compared"]), calm["named"]) == (STEPS // EVERY, [])
+    finals = list(calm["finals"].values())
+    assert len(finals) == 6
+    assert len({tuple(f) for f in finals}) == 2
+
+
+def test_flipped_shard_is_named_by_those_who_hold_the_same(results):
+    found = results["shard-flipped"]
+    assert found["named"] == [["Corrupt", FLIP + EVERY - 1, FLIP - 1, ["d"]]]
+    assert len({tuple(f) for f in found["finals"].values()}) == 2
+
+
+def test_shards_without_a_second_owner_are_not_compared(results):
+    assert results["one-replica-group"]["compared"] == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from atoll.workers.comparing import LEAST_S, SHARE, Turns, received, together
+from atoll.workers.comparing import LEAST_S, SHARE, Turns, comparable, received, together
 
 
 def test_member_is_willing_once_a_digest_takes_its_share_of_the_time():
@@ -55,3 +55,7 @@ def test_shards_move_between_all_so_that_unlike_members_never_compare_again():
     assert together(["a", "a"]) == "a"
     assert together(["a", "b"]) == ""
     assert together(["", ""]) == ""
+
+
+def test_norm_over_many_shards_is_added_in_another_order_elsewhere():
+    assert [comparable(1, size) for size in (2, 3)] == ["2 of 2", None]
