@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from benchmarks.recovery_peers import _numbers
+from benchmarks import recovery_peers
+from benchmarks.recovery_peers import STRIKES, _numbers
 from benchmarks.recovery_peers_account import Member, Stamp, cost, members_since, read
 from benchmarks.recovery_peers_cases import CASES, KILL, RATIOS, UNSETTLED, Case, own, report
 from benchmarks.recovery_peers_jobs import RAY_TRAIN, TORCHFT_API, TORCHFT_README, Peer
@@ -169,3 +170,43 @@ def test_every_ratio_has_a_case_in_a_quick_run():
     for fault, settings in RATIOS.values():
         assert any((peer, fault) in asked for peer in settings)
     assert any(RAY_TRAIN in settings for _, settings in RATIOS.values())
+
+
+class Stage:
+    """Strikes nothing, and breaks down after `left` trials."""
+
+    left, asked = 0, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def struck(self, case, number, python):
+        return self._trial(case.name, 9.0)
+
+    def atoll_struck(self, fault, number):
+        return self._trial(own(fault), 0.5)
+
+    def _trial(self, name, seconds):
+        if not Stage.left:
+            raise KeyboardInterrupt
+        Stage.left -= 1
+        Stage.asked.append(name)
+        return {"seconds": seconds}
+
+
+def test_run_that_was_ended_goes_on_with_the_trials_that_are_left(tmp_path, monkeypatch):
+    notes = tmp_path / "notes"
+    monkeypatch.setattr(recovery_peers, "_Stage", Stage)
+    Stage.left, Stage.asked = 3, []
+    with pytest.raises(KeyboardInterrupt):
+        recovery_peers.peers(quick=True, notes=notes)
+    Stage.left = 100
+    found = recovery_peers.peers(quick=True, notes=notes)
+    assert sorted(Stage.asked) == sorted(
+        [c.name for c in CASES if c.quick] + [own(f) for f in STRIKES for _ in range(2)]
+    )
+    assert [f.value for f in found.figures] == [18.0] * len(RATIOS)
+    assert not notes.exists()
