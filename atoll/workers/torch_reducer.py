@@ -31,7 +31,7 @@ from atoll.fault.inject import failpoint
 from atoll.workers.peers import Comm, Pending, completed
 
 # Large enough to fill a link for milliseconds, small enough that the last one adds little after backward ends.
-BUCKET_BYTES = 4 << 20
+BUCKET_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
