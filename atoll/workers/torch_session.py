@@ -311,7 +311,8 @@ class Session:
         if self.device.type != "cpu":
             raise DeviceError(f"a sharded model is trained on CPUs only so far, and this worker has {self.device}")
 
-        from atoll.workers.torch_sharded import Access, Sharded  # noqa: PLC0415 - torch's sharding takes a second to import
+        from atoll.workers.torch_shard_access import Access  # noqa: PLC0415 - as below
+        from atoll.workers.torch_sharded import Sharded  # noqa: PLC0415 - torch's sharding takes a second to import
 
         def state() -> dict[str, Any]:
             return with_standing(self.managed.state(), self._begun()[0], self.standing.committed)
@@ -329,7 +330,7 @@ class Session:
 
     def _follow_sharded(self, sharded: Sharded, decision: Decision, comm: Comm, in_doubt: Step | None) -> bool:
         """As `_follow`, where each member holds a shard. False when the epoch ended meanwhile."""
-        from atoll.workers.torch_sharded import Task  # noqa: PLC0415 - as in `shard`
+        from atoll.workers.torch_shard_access import Task  # noqa: PLC0415 - as in `shard`
 
         plan, engine = self._begun()
         step = in_doubt if in_doubt is not None and _is_open(in_doubt) else None
