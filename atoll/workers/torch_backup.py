@@ -2,9 +2,10 @@
 
 Beside the collectives go messages of one number, the step: from a member to rank 0 once it has given all that it has to
 the step's sums, and from rank 0 to those who are still on their way once the fastest n - b have come (`fault.backup`
-chooses b before each step). A member that was told stops where Atoll owns the stack: before its next micro-batch, or
-before the backward of the one in hand. What it gives then has its true weight, so the sums agree on all members as in
-every step, whoever was told what and when: a message that is late or lost changes how long a step takes, and nothing else.
+chooses b before each step). A member that was told stops where Atoll owns the stack: before its next micro-batch, if it
+has had one, or before the backward of the one in hand. What it gives then has its true weight, so the sums agree on all
+members as in every step, whoever was told what and when: a message that is late or lost changes how long a step takes,
+and nothing else.
 
 Messages are received by callbacks on the communicator's thread, so that rank 0 hears of others while it computes. They
 are receives from anybody: nobody is accused of keeping them waiting. What rank 0 measured ends with the epoch.
@@ -78,7 +79,9 @@ class Backups:
         with self._lock:
             if comm is not self._comm:
                 self._posted = self._enough = 0
-            self._comm, self._book = comm, _Book(tuple(counts))
+            # Where a learner becomes a member within an epoch, others may have come to the next step already.
+            came = self._book.came if comm is self._comm else {}
+            self._comm, self._book = comm, _Book(tuple(counts), came=came)
             self.choice = self.choice if comm.rank == 0 else None
         self._await(step + 1)
 

@@ -95,7 +95,8 @@ class Step:
             raise UserError("iterate a step once, inside `with step:`")
         self._looped = True
         for grain in self.passes:
-            if self._engine.suffices(self):
+            # What a program uses after the loop is bound in its body, so that one micro-batch comes in any case.
+            if self._grain is not None and self._engine.suffices(self):
                 break
             batch = self._engine.begin_grain(self, grain)
             self._grain = grain

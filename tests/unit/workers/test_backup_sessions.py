@@ -12,6 +12,7 @@ from atoll.errors import UserError
 from atoll.schema.messages import StepCommitted, TrainerFailed, TrainerFinished, TrainerReady
 from atoll.workers.fs_account import read_account
 from atoll.workers.samples import Plan
+from atoll.workers.torch_backup import Backups
 from atoll.workers.torch_ddp import solo_group
 
 GRAINS, MICRO, STEPS = 12, 2, 5
@@ -144,6 +145,25 @@ def test_member_told_before_its_first_micro_batch_gives_nothing(crew, tmp_path):
     assert read_account(tmp_path).left_out == STEPS * SHARE * MICRO
 
 
+def test_what_the_body_binds_is_there_after_the_loop_of_whoever_was_told_before(crew, tmp_path):
+    def train(ctx):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        ctx.manage(model=model, optimizer=optimizer)
+        for step in ctx.steps(rows(), global_batch=BATCH, micro_batch=MICRO, steps=STEPS, backup=1):
+            with step:
+                if ctx._host.identity.trainer == "c":
+                    until_told(ctx, step)
+                for x, y in step:
+                    loss = ((model(x) - y) ** 2).mean()
+                    step.backward(loss)
+                step.report(last_loss=loss.detach())
+                optimizer.step()
+
+    run(crew, train)
+    assert read_account(tmp_path).left_out == STEPS * SHARE * MICRO
+
+
 def test_what_is_left_out_leaves_no_trace_in_buffers(crew):
     finals = {}
     run(crew, train_with("b", into=finals, norm=True))
@@ -216,6 +236,35 @@ def test_lost_member_makes_the_others_retry_without_what_was_told_before(crew, g
     account = read_account(tmp_path)
     assert (account.steps, account.lost, account.repeated, account.problems) == (STEPS, 0, 0, ())
     assert account.left_out == (2 * (SHARE - 1) + 3 * (GRAINS // 2 - 1)) * MICRO
+
+
+class Ear:
+    """A communicator of three that keeps what rank 0 sends."""
+
+    rank, size = 0, 3
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, buffer, *, to, tag):
+        self.sent.append((to, int(buffer.item())))
+
+    def recv(self, buffer, *, source, tag):
+        return self
+
+    def add_done_callback(self, call):
+        """Nothing comes by itself."""
+
+
+def test_who_came_while_the_shares_changed_within_an_epoch_counts_as_come():
+    comm, backups = Ear(), Backups(1)
+    backups.regrouped(comm, (2, 2, 0), 4)
+    backups._note(comm, 5, 1)
+    backups.regrouped(comm, (2, 2, 2), 4)
+    backups.arrived(5)
+    assert comm.sent == [(2, 5)]
+    backups.regrouped(Ear(), (2, 2, 2), 4)
+    assert backups._book.came == {}
 
 
 def test_alone_a_run_leaves_nothing_out(crew, tmp_path):
