@@ -146,13 +146,13 @@ class HistoryWriter:
             self.problem = str(error)
             with contextlib.suppress(SQLAlchemyError):  # SQLite may have rolled back by itself
                 connection.execute(text("ROLLBACK"))
-            return wanted
+            return last(wanted)
         widen(log_of(self._path), LOG_BYTES)
         return []
 
 
 def newest(batch: list[Shown]) -> list[Shown]:
-    """Of each run's, node's and network's view the last one alone, of lines and points no more than the last `KEPT`."""
+    """Lines and points, and of each run's, node's and network's view the last one alone."""
     views: dict[object, Shown] = {}
     lines: list[Shown] = []
     for effect in batch:
@@ -165,7 +165,13 @@ def newest(batch: list[Shown]) -> list[Shown]:
                 views[fx.ShowTopology] = effect
             case _:
                 lines.append(effect)
-    return lines[-KEPT:] + list(views.values())
+    return lines + list(views.values())
+
+
+def last(batch: list[Shown]) -> list[Shown]:
+    """What waits for a disk that is full: of lines and points no more than the last `KEPT`."""
+    views = [e for e in batch if isinstance(e, fx.ShowRun | fx.ShowNode | fx.ShowTopology)]
+    return [e for e in batch if not isinstance(e, fx.ShowRun | fx.ShowNode | fx.ShowTopology)][-KEPT:] + views
 
 
 class HistoryReader:

@@ -163,4 +163,12 @@ def test_full_disk_keeps_no_history_writer_from_beginning(tmp_path, monkeypatch)
 def test_of_views_the_newest_waits_and_of_lines_the_last():
     views = [fx.ShowRun(view=run_view(step=step)) for step in range(3)]
     lines = [note(str(n)) for n in range(sql_history.KEPT + 5)]
-    assert sql_history.newest([*views, *lines]) == [*lines[5:], views[-1]]
+    assert sql_history.newest([*views, *lines]) == [*lines, views[-1]]
+    assert sql_history.last([*lines, views[-1]]) == [*lines[5:], views[-1]]
+
+
+def test_disk_with_room_keeps_a_burst_of_any_length(written, monkeypatch):
+    monkeypatch.setattr(sql_history, "KEPT", 3)
+    reader = written(*(note(str(n)) for n in range(10)))
+    assert len(reader.events()) == 10
+    reader.close()
