@@ -4,7 +4,7 @@ import pytest
 
 from atoll.collectives.probing import Lane
 from atoll.control_plane.probes import Probes
-from atoll.control_plane.returns import RETURN_S, Gain, Return, Returns, Stay, _Last, decide, gain_of
+from atoll.control_plane.returns import PLANNED_MEMBERS, RETURN_S, Gain, Return, Returns, Stay, _Last, decide, gain_of
 from atoll.control_plane.suspects import ASK_S, GOOD, SUSPECT_LIMIT_S
 from atoll.schema.messages import AgentHello, PeerProbed, Versions
 from atoll.schema.topology import Detour, Door, Link, Nic
@@ -149,6 +149,11 @@ def test_more_members_than_can_be_planned_for_go_back_to_any_better_link():
     assert decide([LANE], Gain(without_s=None, with_s=None), None) == Return(
         reason="a link is well again: a ib0 - b ib0"
     )
+
+
+def test_plans_of_many_members_are_not_compared(world):
+    many = list("abc" * PLANNED_MEMBERS)[: PLANNED_MEMBERS + 1]
+    assert gain_of(many, world.probes.part(frozenset(NODES)), [LANE]) == Gain(without_s=None, with_s=None)
 
 
 def test_lane_that_answers_probes_but_takes_no_members_is_tried_less_and_less_often():
