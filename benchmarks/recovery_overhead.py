@@ -48,8 +48,8 @@ class Size:
 
 
 _SIZES = (
-    Size(name="overhead", width=256, depth=6, rows=32, pairs=150, quick_pairs=20, series=30),
-    Size(name="overhead_small_model", width=192, depth=4, rows=4, pairs=150, quick_pairs=30, series=100),
+    Size(name="overhead", width=256, depth=6, rows=32, pairs=200, quick_pairs=20, series=30),
+    Size(name="overhead_small_model", width=192, depth=4, rows=4, pairs=200, quick_pairs=30, series=100),
 )
 _BAR = 0.02
 _TURN = 3

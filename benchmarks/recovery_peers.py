@@ -81,7 +81,8 @@ def _noted(notes: Path | None) -> Found:
 
 
 def _measured(trial: dict[str, Any]) -> bool:
-    return trial.get("seconds") is not None or "at_least_s" in trial
+    """Of a peer that did not recover a bound is known. Of Atoll there is a verdict then, right or wrong: it is kept as well."""
+    return trial.get("seconds") is not None or "at_least_s" in trial or "verdict" in trial
 
 
 def _told(name: str, trial: dict[str, Any]) -> dict[str, Any]:

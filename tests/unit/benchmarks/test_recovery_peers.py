@@ -172,6 +172,11 @@ def test_every_ratio_has_a_case_in_a_quick_run():
     assert any(RAY_TRAIN in settings for _, settings in RATIOS.values())
 
 
+def test_own_trial_that_did_not_recover_is_kept_over_a_resumed_run():
+    assert recovery_peers._measured({"seconds": None, "verdict": True, "problem": "no step of new members within 60 s"})
+    assert not recovery_peers._measured({"seconds": None, "problem": "no steady run to strike: no room"})
+
+
 class Stage:
     """Strikes nothing, and breaks down after `left` trials."""
 
