@@ -24,13 +24,20 @@ def attached(cluster, tmp_path):
         return answer
 
     cluster.control._submit = submit
-    process = subprocess.Popen([sys.executable, "train.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    # A suite that was started in the background ignores SIGINT, and what it starts would, too.
+    process = subprocess.Popen(
+        [sys.executable, "train.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    )
     while "epoch 1" not in process.stdout.readline():
         assert process.poll() is None
     yield process
     process.kill()
     process.wait(10)
     process.stdout.close()
+
+
+def _interruptible():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stops(cluster):
