@@ -135,7 +135,7 @@ class Sharded:
         self._rebuild_for(places[comm.rank])
         step: int | None = task.step
         if task.fresh or (wanting and found is None):
-            step = self._restart(comm, standings, places, fresh=task.fresh, step=task.step)
+            step = self._restart(comm, standings, places, task.step)
         elif found is not None:
             step = found.step if self._fill(comm, standings, places, wanting, found) else None
         if step is None:
@@ -247,10 +247,10 @@ class Sharded:
             return None
         return Flat(tensors={**like, **mine}, meta=own.flat.meta)
 
-    def _restart(
-        self, comm: Comm, standings: Sequence[Standing], places: Sequence[Place], *, fresh: bool, step: int
-    ) -> int | None:
-        """Nobody holds the state, or nobody all of it: all begin from a checkpoint. The step; None when the epoch ended.
+    def _restart(self, comm: Comm, standings: Sequence[Standing], places: Sequence[Place], step: int) -> int | None:
+        """Nobody holds the state after `step`, or nobody all of it: all begin from a checkpoint, or at 0 as built.
+
+        The step; None when the epoch ended.
 
         One member reads and sends to the others: two might find two different checkpoints to be the newest.
         """
@@ -260,9 +260,9 @@ class Sharded:
         if not completed(work):
             return None
         if not work.result[0]:
-            if not fresh:
+            if step:
                 raise CheckpointError(told_of_holes(standings, step))
-            return 0
+            return 0  # nothing was computed yet: what `build` makes is that state
         specs, meta = heard(work.result[0])
         copies = scattered(specs, (0, _FILE), places)
         sources = {_FILE: {n: (t, whole(t.shape)) for n, t in read.tensors.items()}} if read is not None else {}

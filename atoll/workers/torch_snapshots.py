@@ -71,12 +71,12 @@ class Snapshots:
         self._pending: tuple[int, int | None] | None = None
 
     def own(self) -> dict[str, Own]:
-        """This rank's shard as it was, by key."""
-        return {f"kept-{own.step}-{own.line}": own for own, _ in self._own}
+        """This rank's shard as it was, by key. Of one step it may hold several, where the number of shards changed."""
+        return {f"kept-{_named(o.step, o.line, o.place.size, o.place.index)}": o for o, _ in self._own}
 
     def shadows(self) -> dict[str, Shadow]:
-        """The ward's, by key."""
-        return {f"copy-{s.step}-{s.line}": s for s in self._copies}
+        """The ward's, by key, and those of earlier wards that may still be needed."""
+        return {f"copy-{_named(s.step, s.line, s.size, s.index)}": s for s in self._copies}
 
     # -- epochs --------------------------------------------------------------------------------------------------------
 
@@ -210,6 +210,10 @@ class Snapshots:
                 f"the shard of rank {self._ward} after step {flight.step} changed on its way to its buddy"
             )
         self._copies.append(shadow)
+
+
+def _named(step: int, line: int, size: int, index: int) -> str:
+    return f"{step}-{line}-{index}of{size}"
 
 
 def _piece(memory: torch.Tensor, at: int, count: int) -> torch.Tensor:

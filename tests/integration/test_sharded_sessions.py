@@ -34,6 +34,9 @@ LOSSES = [
     scenario("before-vote-spare", ("a", "before-vote", 3), spare_first=True),
     scenario("in-update-spare", ("a", "in-update", 3)),
     scenario("first-step-after-vote-spare", ("b", "after-vote", 0)),
+    # Before anybody had a copy: nothing was computed yet, and all begin as built.
+    scenario("first-backward-spare", ("b", "before-backward", 0)),
+    scenario("first-backward-alone", ("b", "before-backward", 0), trainers="abc"),
     scenario("two-steps-apart", ("a", "before-vote", 2), ("b", "after-backward", 11), trainers="abcst"),
     # Nobody takes it: everything is resharded onto fewer.
     scenario("after-vote-alone", ("b", "after-vote", 3), trainers="abc"),
@@ -62,6 +65,18 @@ BACK = [
             ("b", "before-vote", 5),
             ("d", "in-regroup", 1),
             trainers="abcdst",
+            members="abcd",
+            k=3,
+        ),
+        [4, 5],
+    ),
+    # The second is lost when the shards of another shape are not copied yet: those of the shape before are there still.
+    (
+        scenario(
+            "k3-two-shapes",
+            ("b", "before-vote", 5),
+            ("d", "step-entry", 6),
+            trainers="abcd",
             members="abcd",
             k=3,
         ),

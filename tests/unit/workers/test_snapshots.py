@@ -193,6 +193,34 @@ def test_copies_of_the_step_that_all_stand_at_are_not_sent_again(ranks):
     assert [r.copied() for r in ranks] == [{0: 20.0}, {0: 0.0}, {0: 10.0}]
 
 
+def test_shards_of_two_shapes_of_one_step_are_kept_side_by_side(ranks):
+    train(ranks, 1, 6)
+    snapshots, shape = ranks[0].snapshots, Place(size=2, group=0, index=1)
+    ranks[0].comm.end()
+    snapshots.collect()
+    snapshots.regrouped(buddy=1, ward=1, sends=True, keeps=True, active=True, step=4, line=1)
+    flat = Flat(tensors={"model.w": torch.zeros(3, 5), "scale": torch.zeros(2)}, meta={})
+    own = Own(shards=Shards(flat, SPECS), place=shape, step=4, line=1)
+    snapshots.take(own, TRAINED, Place(size=2, group=0, index=0))
+    assert sorted((o.step, o.place.size) for o in snapshots.own().values()) == [(0, 3), (4, 2), (4, 3)]
+
+
+def test_copies_for_two_wards_of_one_step_are_kept_side_by_side(ranks):
+    for rank in ranks:
+        rank.begin(0)
+    for rank in ranks:
+        rank.comm.end()
+        rank.snapshots.collect()
+    meet(ranks, 0)
+    for rank in ranks:
+        shards = Shards(Flat(tensors=rank.live, meta={}), SPECS)
+        own = Own(shards=shards, place=Place(size=SIZE, group=0, index=rank.index), step=0, line=1)
+        rank.snapshots.take(own, TRAINED, Place(size=SIZE, group=0, index=(rank.index + 1) % SIZE))
+        rank.snapshots.move(rank.comm)
+    assert ranks[0].snapshots.land(ranks[0].comm)
+    assert sorted(s.index for s in ranks[0].snapshots.shadows().values()) == [1, 2]
+
+
 def test_memory_of_copies_that_went_is_used_again(ranks):
     train(ranks, 1, 9)
     before = {s.memory.data_ptr() for r in ranks for s in r.snapshots.shadows().values()}
