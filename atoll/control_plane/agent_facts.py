@@ -43,6 +43,8 @@ MEASURED = (m.StepCommitted, m.ReplicaDigested, m.LinksObserved, m.Waiting, m.Bu
 Measured = m.StepCommitted | m.ReplicaDigested | m.LinksObserved | m.Waiting | m.Busy
 # What is worth knowing of a run that ended already: it happened before, and was on its way here meanwhile.
 LATE = (m.StepCommitted, m.CheckpointCommitted)
+# What says nothing of a run that went back since.
+UNDONE = (m.StepCommitted, m.CheckpointCommitted, m.ReplicaDigested)
 EXIT_CODES = _tree(AtollError)
 # A checkpoint that one trainer finds damaged is so for whoever takes its place.
 FATAL = frozenset({*_tree(UserError), CheckpointError.code})
@@ -199,6 +201,8 @@ def said(desk: Desk, fact: m.TrainerSaid) -> bool:
     inner = fact.fact
     if run is None or trainer is None or (run.state.ended and not isinstance(inner, LATE)):
         return False
+    if isinstance(inner, UNDONE) and corruption.undone(run, trainer):
+        return False
     if isinstance(inner, MEASURED):
         return _measured(desk, run, trainer, inner)
     match inner:
@@ -259,6 +263,7 @@ def _standing_fact(
                 desk.note(run.run, trainer.trainer, "joined", f"epoch {fact.epoch} from step {fact.step}")
                 if fact.epoch == run.epoch:
                     network.joined(desk, run, fact)
+                    run.comparisons.stood(fact.step - 1)
             trainer.joined = max(trainer.joined, fact.epoch)
         case m.PeerDown():
             _blame(desk, run, trainer, fact)

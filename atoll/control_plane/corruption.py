@@ -3,8 +3,8 @@
 A corrupt replica is lost like any other: the majority goes on and a spare takes its place. What the run committed since
 its replicas last agreed holds gradients that were computed from the corrupt weights; all members applied the same sums,
 so they are one state, but a tainted one. By default the story says so and the run goes on. With `corrupt="rollback"` it
-returns to its newest checkpoint from before, and so it does where no majority can tell who is right. Without such a
-checkpoint a divided run stops: to go on would be to choose a state by lot.
+returns to its newest checkpoint from before, and so it does where no majority can tell who is right, a few times. Without
+such a checkpoint a divided run stops: to go on would be to choose a state by lot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.records import CheckpointKept, End, RunRewound
 from atoll.control_plane.settle import begin_stop, end_trainer
-from atoll.control_plane.state import Run
+from atoll.control_plane.state import Run, Trainer
 from atoll.errors import InternalError
 from atoll.fault.budgets import Cause
 from atoll.fault.facts import Digest
@@ -27,6 +27,9 @@ from atoll.schema.views import RunState
 BLAMED_AFTER = 2
 # For the rest of nearly any run; who repairs a host restarts it, and with it its name.
 BLAMED_S = 7 * 24 * 3600.0
+# Where nobody can be named, nobody is replaced: what divides replicas again and again, between the same two
+# checkpoints, is the program or a host that stays.
+RETURNS = 3
 
 
 def digested(desk: Desk, run: Run, fact: ReplicaDigested) -> bool:
@@ -59,7 +62,7 @@ def corrupt(desk: Desk, run: Run, verdict: Corrupt) -> None:
         cause = Cause.HARDWARE if trainer.flipped else Cause.CORRUPT
         end_trainer(desk, run, trainer, End.LOST, f"corrupt: {verdict.evidence}", cause)
         _blame(desk, run, name, members)
-    back = _checkpoint(run, verdict.agreed) if run.spec.corrupt == ROLLBACK else None
+    back = _checkpoint(run, verdict.agreed) if run.spec.corrupt == ROLLBACK and not run.finished() else None
     if back is not None:
         _rewind(desk, run, back, verdict.evidence)
         return
@@ -76,7 +79,8 @@ def divided(desk: Desk, run: Run, verdict: Divided) -> None:
     if run.state is not RunState.RUNNING:
         return
     back = _checkpoint(run, verdict.agreed)
-    if run.spec.corrupt == ROLLBACK and back is not None:
+    returns = run.rewinds if back is not None and run.rewound is not None and run.rewound.step == back.step else 0
+    if run.spec.corrupt == ROLLBACK and back is not None and returns < RETURNS and not run.finished():
         _rewind(desk, run, back, verdict.evidence)
         return
     known = (
@@ -84,8 +88,14 @@ def divided(desk: Desk, run: Run, verdict: Divided) -> None:
         if back is not None
         else "no checkpoint is known to be from before"
     )
+    known += f", and it went back there {returns} times" if returns else ""
     reason = f"its replicas differ and nobody can tell which is right: {verdict.evidence}; {known}"
     begin_stop(desk, run, RunState.FAILED, reason, InternalError.exit_code)
+
+
+def undone(run: Run, trainer: Trainer) -> bool:
+    """Whether the trainer's part ended before the run went back: what it tells now is of steps that do not count."""
+    return run.rewound is not None and trainer.ended is not None and trainer.ended.at <= run.rewound.at
 
 
 def _blame(desk: Desk, run: Run, name: TrainerId, members: set[TrainerId]) -> None:

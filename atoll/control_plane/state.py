@@ -108,6 +108,8 @@ class Run:
     checkpoint: r.CheckpointKept | None = None
     kept: list[r.CheckpointKept] = field(default_factory=list)
     rewound: r.RunRewound | None = None
+    # How often in a row to the checkpoint of that step.
+    rewinds: int = 0
     stopping: r.RunStopping | None = None
     ended_at: float | None = None
     # volatile
@@ -224,6 +226,8 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             run.checkpoint = record
             run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
         case r.RunRewound():
+            same = run.rewound is not None and run.rewound.step == record.step
+            run.rewinds = run.rewinds + 1 if same else 1
             run.rewound, run.kept = record, [k for k in run.kept if k.step <= record.step]
             run.checkpoint = run.kept[-1]
         case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunEnded():

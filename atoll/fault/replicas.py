@@ -18,8 +18,9 @@ from atoll.fault.facts import Compared, Digest, RunFacts
 from atoll.fault.verdicts import Corrupt, Divided
 from atoll.schema.ids import Epoch, Step, TrainerId
 
-# Members are at most two steps apart; what is older than a few comparisons will never be complete.
-_REMEMBERED = 4
+# Members are at most two steps apart, but their agents tell at their own pace: of a hundred steps a second that is the
+# last second. What is older will never be complete.
+_REMEMBERED = 128
 
 
 @dataclass(slots=True)
@@ -49,6 +50,10 @@ class Comparisons:
         else:
             self.agreed = max(self.agreed, step)
         return compared
+
+    def stood(self, step: int) -> None:
+        """A member began an epoch after `step`: what all held the same after a later one was undone since."""
+        self.agreed = min(self.agreed, step)
 
     def concluded(self) -> None:
         """What was found has had its consequences."""

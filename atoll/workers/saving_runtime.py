@@ -143,10 +143,12 @@ class Saving:
         mine = [found for found in store.list() if found.run == run]
         rewound = self._host.identity.rewound
         if rewound is not None:
-            # Out of the way, so that the same steps can be saved anew.
             spoilt = [found for found in mine if rewound.spoils(found.step, found.epoch)]
-            mine = [found for found in mine if found not in spoilt]
-            for found in spoilt:
+            sound = [found for found in mine if found not in spoilt]
+            # Where the one to go back to is gone, a state in doubt is better than none.
+            mine = sound or mine
+            # Out of the way, so that the same steps can be saved anew.
+            for found in spoilt if sound else ():
                 store.delete(found.step)
         if mine:
             return store.open(mine[-1].step)

@@ -81,9 +81,26 @@ def test_digest_said_again_counts_once():
 
 def test_comparisons_that_are_never_complete_are_forgotten():
     seen = Comparisons()
-    for step in range(100):
+    for step in range(1000):
         seen.take(1, step, 2, digests("x")[0])
-    assert len(seen.told) < 10
+    assert len(seen.told) < 200
+
+
+def test_member_whose_agent_tells_late_is_compared_all_the_same():
+    seen, (one, other) = Comparisons(), digests("x", "y")
+    for step in range(50):
+        seen.take(1, step, 2, one)
+    assert seen.take(1, 0, 2, other).step == 0
+
+
+def test_agreement_about_steps_that_were_undone_does_not_count():
+    seen = Comparisons(agreed=9)
+    seen.stood(9)
+    assert seen.agreed == 9
+    seen.stood(4)
+    for told in digests("x", "y", "x"):
+        seen.take(2, 6, 3, told)
+    assert seen.found.agreed == 4
 
 
 def test_what_was_found_lasts_until_it_had_consequences():

@@ -89,6 +89,16 @@ def test_checkpoints_in_doubt_do_not_count_and_their_steps_are_saved_anew(crew, 
     assert [f.step for f in host.facts(CheckpointCommitted)] == [4, 6]
 
 
+def test_checkpoints_in_doubt_are_better_than_none(crew, tmp_path):
+    kept = str(tmp_path / "kept")
+    run_crew(crew("a", checkpoint_every=2, checkpoint_dir=kept, keep_checkpoints=1), train_with(steps=4), "a")
+    again = crew("b", checkpoint_dir=kept)
+    host = again.hosts["b"]
+    host.identity = dataclasses.replace(host.identity, rewound=Rewound(step=2, epoch=1))
+    run_crew(again, train_with(steps=6), "b")
+    assert host.facts(EpochJoined)[0].step == 5
+
+
 def test_checkpoints_of_later_epochs_are_in_no_doubt():
     rewound = Rewound(step=3, epoch=2)
     assert [rewound.spoils(*c) for c in ((3, 1), (4, 2), (4, 3))] == [False, True, False]
