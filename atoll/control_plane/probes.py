@@ -102,7 +102,7 @@ class Probes:
         self._crowded: dict[LinkKey, float] = {}
         # Links on which traffic was slow, and what they carried before.
         self._slowed: dict[LinkKey, float] = {}
-        self.suspects = Suspects()
+        self.suspects, self._asked_ill = Suspects(), False
         self._looked: tuple[tuple[int, int], tuple[Check, ...]] = ((-1, 0), ())
         self._tree: tuple[Topology | None, Island] = (None, islands(Topology(hosts=())))
 
@@ -197,10 +197,12 @@ class Probes:
             return changes, []
         free = {n for n, s in self._sites.items() if self._free(n, s, clock, busy)}
         ill = self.suspects.due(clock, [n for n, s in self._sites.items() if s.attached])
-        if ill is not None:
+        # Turn about: while much of a network is cut there is always one to ask, and others wait for their first probe.
+        self._asked_ill = ill is not None and not self._asked_ill
+        orders = self._next(free, clock, busy) if len(free) > 1 and not self._asked_ill else []
+        if ill is not None and not orders:
             self.suspects.asked(ill, clock)
             return changes, self._begin((ill,), clock, busy, limit_s=SUSPECT_LIMIT_S)
-        orders = self._next(free, clock, busy) if len(free) > 1 else []
         self._idle_until = clock if orders else clock + LOOK_S
         return changes, orders
 

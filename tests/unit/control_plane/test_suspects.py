@@ -20,30 +20,37 @@ class World:
 
     def __init__(self):
         self.probes, self.clock, self.cut, self.asked = Probes(), 100.0, set(), []
+        self.slow_answers = False
         for at, node in enumerate(NODES):
-            nics = tuple(Nic(name=n, host=f"10.{k}.0.{at + 1}", prefix=24) for k, n in enumerate(("ib0", "eth0")))
-            hello = AgentHello(
-                node=node,
-                pid=1,
-                address=nics[1].host,
-                state_dir="/",
-                versions=Versions(atoll="0", protocol=1, python="3"),
-                last_incarnation=0,
-                nics=nics,
-                doors=tuple(Door(nic=n.name, host=n.host, port=1) for n in nics),
-            )
-            self.probes.attached(hello, {}, clock=self.clock, now=self.clock)
+            self.attach(node, at)
         self.busy = set()
         self.go(60)
         self.busy, self.asked = set(NODES), []
 
+    def attach(self, node, at):
+        nics = tuple(Nic(name=n, host=f"10.{k}.0.{at + 1}", prefix=24) for k, n in enumerate(("ib0", "eth0")))
+        hello = AgentHello(
+            node=node,
+            pid=1,
+            address=nics[1].host,
+            state_dir="/",
+            versions=Versions(atoll="0", protocol=1, python="3"),
+            last_incarnation=0,
+            nics=nics,
+            doors=tuple(Door(nic=n.name, host=n.host, port=1) for n in nics),
+        )
+        self.probes.attached(hello, {}, clock=self.clock, now=self.clock)
+
     def go(self, seconds):
-        for _ in range(round(seconds * 10)):
+        until = self.clock + seconds - 0.05
+        while self.clock < until:
             self.clock += 0.1
             _, orders = self.probes.tick(clock=self.clock, now=self.clock, busy=self.busy)
             for node, order in orders:
                 self.asked.append((node, order.peer, order.nic, order.limit_s))
-                self.probes.probed(self.answer(node, order), clock=self.clock, busy=self.busy)
+                found = self.answer(node, order)
+                self.clock += found.seconds if self.slow_answers else 0.0
+                self.probes.probed(found, clock=self.clock, busy=self.busy)
 
     def answer(self, node, order):
         rate = FAST if order.nic == "ib0" else SLOW
@@ -92,6 +99,18 @@ def test_suspect_is_asked_every_few_seconds_with_a_short_limit_though_its_nodes_
     world.go(6 * ASK_S)
     assert world.asked.count(("a", "b", "ib0", SUSPECT_LIMIT_S)) == 5
     assert LANE in world.probes.suspects
+
+
+def test_nodes_are_measured_while_many_lanes_are_suspect(world):
+    for nic in ("ib0", "eth0"):
+        for a, b in (("a", "b"), ("a", "c"), ("b", "c")):
+            world.cut.add((a, b, nic))
+            world.probes.suspects.add(Lane(source=a, source_nic=nic, target=b, target_nic=nic), FAST, world.clock)
+    world.slow_answers = True
+    world.go(2 * ASK_S)
+    world.attach("d", len(NODES))
+    world.go(20)
+    assert ("a", "ib0", "d") in world.told("a", "d")
 
 
 def test_suspect_that_answers_twice_counts_again(world):
