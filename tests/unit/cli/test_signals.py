@@ -9,7 +9,19 @@ import pytest
 
 from atoll.schema.views import RunState
 
-SCRIPT = "import atoll\n\ndef train(ctx):\n    pass\n\nif __name__ == '__main__':\n    atoll.run(train, workers=2)\n"
+# A suite that was started in the background ignores interrupts, and so would what it starts.
+SCRIPT = """
+import signal
+
+import atoll
+
+def train(ctx):
+    pass
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    atoll.run(train, workers=2)
+"""
 
 
 @pytest.fixture
@@ -24,20 +36,13 @@ def attached(cluster, tmp_path):
         return answer
 
     cluster.control._submit = submit
-    # A suite that was started in the background ignores SIGINT, and what it starts would, too.
-    process = subprocess.Popen(
-        [sys.executable, "train.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=_interruptible
-    )
+    process = subprocess.Popen([sys.executable, "train.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     while "epoch 1" not in process.stdout.readline():
         assert process.poll() is None
     yield process
     process.kill()
     process.wait(10)
     process.stdout.close()
-
-
-def _interruptible():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stops(cluster):
