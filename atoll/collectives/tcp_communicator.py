@@ -34,8 +34,8 @@ from atoll.collectives.telemetry import Telemetry, Trace
 from atoll.collectives.torch_codecs import CODECS, ratio
 from atoll.collectives.torch_codecs import codec as codec_named
 from atoll.collectives.torch_residuals import Residuals
-from atoll.collectives.tuning import KEPT_GENERATIONS, Tuning
 from atoll.collectives.tuning import Told as Tuned
+from atoll.collectives.tuning import Tuning
 from atoll.collectives.waits import Wait
 from atoll.collectives.wire import LANES, Abort, Kind
 from atoll.collectives.work import Poison, Work
@@ -253,8 +253,10 @@ class Communicator:
 
     def _tune(self) -> None:
         """The ranks tell each other what their links carried; plans of a later window follow it."""
+        before = self._tuned.get(self._tuning.windows - 1)
         done = self._tuned[self._tuning.windows] = Ticket()
-        self._tuned.pop(self._tuning.windows - KEPT_GENERATIONS, None)
+        # Operations begin by the window before the newest.
+        self._tuned.pop(self._tuning.windows - 2, None)
 
         own = Tuned(pace=None, observations=())
 
@@ -268,7 +270,9 @@ class Communicator:
                 self._observed.extend(own.observations)
             self._reactor.complete(done)
 
-        self._start(work := Work(), self._operations.exchange(say, hear, self._next(), work))
+        # All ranks must learn of the windows in their order, or they would plan differently.
+        after = () if before is None else (before,)
+        self._start(work := Work(), self._operations.exchange(say, hear, self._next(), work, after))
 
     def all_gather(self, payload: bytes) -> Work:
         """`result` is the list of every rank's payload, in rank order; lengths may differ."""

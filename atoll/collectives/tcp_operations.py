@@ -7,7 +7,7 @@ bool in int32. CUDA buffers pass through pinned memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,10 +103,19 @@ class Operations:
         work.finish(found)
 
     def exchange(
-        self, say: Callable[[], bytes], hear: Callable[[list[bytes]], None], sequence: int, work: Work
+        self,
+        say: Callable[[], bytes],
+        hear: Callable[[list[bytes]], None],
+        sequence: int,
+        work: Work,
+        after: Sequence[Ticket] = (),
     ) -> Operation:
-        """All ranks tell all what `say` gives when the operation begins; `hear` gets what all told, in rank order."""
+        """All ranks tell all what `say` gives when the operation begins; `hear` gets what all told, in rank order.
+
+        `after`: tickets that must be done before it hears. Over several connections a later exchange may be through first.
+        """
         found = yield from self._gathered(say(), sequence)
+        yield [*after]
         hear(found)
         work.finish()
 

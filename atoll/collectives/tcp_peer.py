@@ -64,7 +64,7 @@ class EpochEnded(Exception):
 class Ticket:
     """A send, a receive (then with its memory) or a part of the work that an operation waits for."""
 
-    __slots__ = ("borrows", "done", "edge", "free", "lent", "owner", "rank", "view")
+    __slots__ = ("also", "borrows", "done", "edge", "free", "lent", "owner", "rank", "view")
 
     def __init__(self, view: memoryview | None = None, edge: Edge | None = None, *, borrows: bool = False) -> None:
         self.view, self.edge = view, edge
@@ -75,6 +75,7 @@ class Ticket:
         self.done = False
         self.rank = -1  # of a receive from any rank: who sent it
         self.owner: Waiter | None = None
+        self.also: tuple[Waiter, ...] = ()  # who else waits for it: all operations of a window for what it tells
 
 
 class Waiter(Protocol):

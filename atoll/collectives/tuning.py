@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,8 +40,6 @@ WORTH = 1.05
 # One until they are in use, two for what they show to be sure, two more: one cause may hide behind another.
 TRIAL_WINDOWS = 5
 DISTRUST_WINDOWS = 16
-# An operation begins before the window after its own ends, so older plans than a few windows are never asked for.
-KEPT_GENERATIONS = 8
 # Smaller operations are ruled by latency: they are not counted.
 COUNTED_BYTES = 256 << 10
 
@@ -65,6 +64,9 @@ class Tuning:
         self._network, self._coded = network, coded
         self._knowledge = Knowledge(topology=in_use(network.topology))
         self._planners = {0: Planner(network.fabric, network.groups, coded=coded)}
+        # By generation, how many operations will ask for plans. Behind a slow link they may be many windows' worth.
+        self._asking: Counter[int] = Counter()
+        self._lock = threading.Lock()
         self._told = 0
         self._trial: _Trial | None = None
         self._distrusted = 0
@@ -92,7 +94,10 @@ class Tuning:
         if size_bytes >= COUNTED_BYTES:
             self._operations += 1
             self._bytes += size_bytes
-        return max(0, self.windows - 1)
+        generation = max(0, self.windows - 1)
+        with self._lock:
+            self._asking[generation] += 1
+        return generation
 
     def window_ends(self) -> bool:
         """True where a window is over with this operation: the caller then has the ranks exchange observations."""
@@ -106,7 +111,9 @@ class Tuning:
     # -- on the loop's thread ----------------------------------------------------------------------------------------
 
     def planner(self, generation: int) -> Planner:
-        """The planner of a generation; its window must have been told."""
+        """The planner of a generation, once for each operation of it; its window must have been told."""
+        with self._lock:
+            self._asking[generation] -= 1
         return self._planners[generation]
 
     def took(self, trace: Trace) -> None:
@@ -137,8 +144,16 @@ class Tuning:
             planner = self._tried(rate)
         self._told += 1
         self._planners[self._told] = planner or self._planners[self._told - 1]
-        self._planners.pop(self._told - KEPT_GENERATIONS, None)
+        self._forget()
         return telling
+
+    def _forget(self) -> None:
+        """What nobody will ask for any more: the windows that are over are those told here or more."""
+        with self._lock:
+            self._asking = +self._asking
+            oldest = min([*self._asking, self._told - 1])
+        for generation in [g for g in self._planners if g < oldest]:
+            del self._planners[generation]
 
     def _learned(self, said: Sequence[Told], rate: float) -> Planner | None:
         """The planner for what the window shows, where that is new."""

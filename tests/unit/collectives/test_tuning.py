@@ -12,7 +12,6 @@ from atoll.collectives.network import network_on
 from atoll.collectives.telemetry import Trace
 from atoll.collectives.tuning import (
     DISTRUST_WINDOWS,
-    KEPT_GENERATIONS,
     TRIAL_WINDOWS,
     WINDOW_BYTES,
     Told,
@@ -72,6 +71,7 @@ def test_operations_that_take_what_was_planned_change_nothing(pace):
 def test_a_link_that_is_slow_for_two_windows_is_planned_around():
     here = tuning()
     first = here.newest
+    here.count(WINDOW_BYTES)
     assert here.told(window(5.0))
     assert (here.newest, here.changes) == (first, [])
     assert here.told(window(5.0))
@@ -101,14 +101,18 @@ def test_who_comes_last_tells_the_pace():
     assert here.changes == []
 
 
-def test_old_generations_are_forgotten_and_the_last_few_are_kept():
+def test_generations_that_nobody_will_ask_for_are_forgotten_however_far_the_windows_ran_ahead():
     here = tuning()
-    for _ in range(KEPT_GENERATIONS + 4):
+    assert [here.count(WINDOW_BYTES) for _ in range(2)] == [0, 0]
+    for _ in range(20):
+        here.windows += 1
         here.told(window(None, seen=False))
-    newest = KEPT_GENERATIONS + 4
-    assert all(here.planner(g) is here.newest for g in range(newest - KEPT_GENERATIONS + 1, newest + 1))
+    assert [here.planner(0) is here.newest for _ in range(2)] == [True, True]
+    here.windows += 1
+    here.told(window(None, seen=False))
     with pytest.raises(KeyError):
-        here.planner(newest - KEPT_GENERATIONS)
+        here.planner(0)
+    assert here.planner(here.count(WINDOW_BYTES)) is here.newest
 
 
 def test_pace_and_rate_are_of_operations_since_last_asked():
