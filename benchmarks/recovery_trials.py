@@ -31,6 +31,8 @@ NO_RUN = "no steady run to strike"
 _TOLD_S = 0.3
 # A slow part is to be named within so many steps; then so many more show what is left.
 SLOW_STEPS, _AFTER_STEPS = 10, 30
+# The longest gap in so long a time without a fault is the usual one; in a longer time it would only be longer.
+_USUAL_S = 20.0
 
 
 class Theatre:
@@ -152,15 +154,15 @@ def _recovered(scene: Scene, fault: float | None) -> Cost | None:
 
 
 def _held(scene: Scene, kind: Kind) -> dict[str, Any]:
-    """The longest time without a commit while the fault lasts, against one in as long a time before it."""
+    """The longest time without a commit while the fault lasts, against one in a shorter time before it."""
     window = scene.hold_s
-    time.sleep(window / 2)
+    time.sleep(min(window / 2, _USUAL_S))
     before = _seq(scene)
     fault = scene.struck_by(kind.strike) or time.monotonic()
     time.sleep(window)
     end = time.monotonic()
     books = scene.run.books()
-    plain = _pauses(books, fault, end, window / 2, scene.epoch)
+    plain = _pauses(books, fault, end, min(window / 2, _USUAL_S), scene.epoch)
     scene.mend()
     time.sleep(_TOLD_S)
     try:

@@ -73,7 +73,10 @@ class Running:
         for ticket in tickets:
             if not ticket.done:
                 self.missing += 1
-                ticket.owner = self
+                if ticket.owner is None:
+                    ticket.owner = self
+                else:
+                    ticket.also += (self,)
                 if ticket.edge is not None and ticket.view is not None:
                     ticket.edge.waits(self.reactor.now)
         return self.missing > 0
@@ -336,6 +339,8 @@ class Reactor:
         ticket.done = True
         if ticket.owner is not None:
             ticket.owner.told(ticket)
+        for waiter in ticket.also:
+            waiter.told(ticket)
 
     def _flush(self, peer: Peer) -> None:
         """Send what the socket takes; for the rest the loop is woken."""

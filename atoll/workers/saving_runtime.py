@@ -35,9 +35,9 @@ _NO_WRITER = -1
 
 
 # What this member holds of a state that is spread over all, and the layouts of all members.
-Holdings = tuple[FlatState, tuple[RankLayout, ...]]
+Portion = tuple[FlatState, tuple[RankLayout, ...]]
 # None where their epoch has ended.
-Holding = Callable[[Comm], Holdings | None]
+PortionOf = Callable[[Comm], Portion | None]
 
 
 class Saving:
@@ -93,7 +93,7 @@ class Saving:
             self._pacing.saved(last.took)
             self._last = None
 
-    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int, holding: Holding | None = None) -> None:
+    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int, holding: PortionOf | None = None) -> None:
         """Begin a checkpoint of what `managed` holds after `step`, which the members of `comm` computed.
 
         Where each member holds a part only, `holding` says which.
@@ -114,11 +114,11 @@ class Saving:
         rank, size = writers.index(comm.rank), len(writers)
         if holding is None:
             nodes = [nodes_of(comm)[r] for r in writers]
-            found: Holdings | None = replicated(flat_state(managed.frozen(), plan, step), rank, nodes)
+            found: Portion | None = replicated(flat_state(managed.frozen(), plan, step), rank, nodes)
         else:
             found = holding(comm)
         if found is not None:
-            name, config = managed.weights()
+            name, config = managed.readable()
             state, layouts = found
             self._last = self._writer.save(
                 state, layouts, step=step, epoch=comm.epoch, rank=rank, weights=name, config=config
@@ -186,6 +186,15 @@ class Saving:
         # Nobody writes now: what lies there whole and lacks only its record is a checkpoint, too.
         store.complete(run, now=SystemClock().now())
         mine = [found for found in store.list() if found.run == run]
+        rewound = self._host.identity.rewound
+        if rewound is not None:
+            spoilt = [found for found in mine if rewound.spoils(found.step, found.epoch)]
+            sound = [found for found in mine if found not in spoilt]
+            # Where the one to go back to is gone, a state in doubt is better than none.
+            mine = sound or mine
+            # Out of the way, so that the same steps can be saved anew.
+            for found in spoilt if sound else ():
+                store.delete(found.step)
         if mine:
             return store.open(mine[-1].step)
         return self._resumed(Path(self._resume)) if self._resume else None
