@@ -273,17 +273,36 @@ def _crossed(scene: Scene) -> tuple[str, str]:
     return scene.chance.choice(sorted(pair for pair, many in sent.items() if many > max(sent.values()) / 2))
 
 
+def on_fast_nics(ground: Ground, members: list[Worker]) -> bool:
+    """Whether every member is joined by its fast NIC with its island's other member. After a cut that may take a while."""
+    fast = {n.address for m in members for n in ground.lab.layout.nics[m.host] if n.name == _fast(ground, m.host)}
+    hosts = {n.address: m.host for m in members for n in ground.lab.layout.nics[m.host]}
+    joined = {
+        frozenset((name, hosts[peer]))
+        for name in set(hosts.values())
+        for peer, _ in _connections(ground, name)
+        if peer in fast and hosts[peer][0] == name[0]
+    }
+    return len(joined) == len({name[0] for name in hosts.values()})
+
+
 def _sent(scene: Scene) -> dict[tuple[str, str], int]:
     """What the connections that are open now have carried from host to host."""
     ground, sent = scene.ground, dict[tuple[str, str], int]()
     hosts = {nic.address: m.host for m in scene.members for nic in ground.lab.layout.nics[m.host]}
     for name in {m.host for m in scene.members}:
-        words = ground.lab.words(name, ["ss", "-tinHO"])
-        told = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
-        for peer, many in re.findall(r"\S+:\d+ +(\S+):\d+ .*bytes_acked:(\d+)", told):
-            if (target := hosts.get(peer.removeprefix("[::ffff:").removesuffix("]"))) not in (None, name):
-                sent[name, target] = sent.get((name, target), 0) + int(many)
+        for peer, many in _connections(ground, name):
+            if (target := hosts.get(peer)) not in (None, name):
+                sent[name, target] = sent.get((name, target), 0) + many
     return sent
+
+
+def _connections(ground: Ground, host: str) -> list[tuple[str, int]]:
+    """Of each open connection of a host that carried something: the peer's address, and the bytes sent to it."""
+    words = ground.lab.words(host, ["ss", "-tinHO"])
+    told = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
+    found = re.findall(r"\S+:\d+ +(\S+):\d+ .*bytes_acked:(\d+)", told)
+    return [(peer.removeprefix("[::ffff:").removesuffix("]"), int(many)) for peer, many in found]
 
 
 def _well_again(ground: Ground, first: str, second: str) -> None:

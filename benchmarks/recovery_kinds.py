@@ -30,7 +30,8 @@ class Shape(enum.StrEnum):
 class Kind:
     """One kind. `figure`: the name and bar in seconds of the issue's own figures; `fresh`: it ends its ground.
 
-    `anew`: on a new run each time, as members that once connected around a dead NIC may stay there.
+    `anew`: on a new run each time, and once its members are joined by their fast NICs: a link that was cut before is
+    left out until it was probed again, and cutting a NIC that carries nothing costs nothing.
     """
 
     name: str

@@ -38,14 +38,15 @@ class Account:
     problems: tuple[str, ...] = ()
 
 
-def plan_line(plan: Plan, *, begin: int, epoch: int) -> str:
+def plan_line(plan: Plan, *, begin: int, epoch: int, line: int | None = None) -> str:
     """What is to be fed, from the step after `begin`, as `epoch` received or restored it.
 
     After a loss of all members the run goes on from its last checkpoint, after that of a shard from its last copies: what
-    earlier epochs committed after that is undone, and does not count.
+    earlier epochs committed after that is undone, and does not count. `line` is the epoch that wrote the checkpoint: where
+    copies led back behind it, what was done again since is undone in its turn, and what it holds counts after all.
     """
     numbers = [plan.seed, plan.size, plan.global_batch, plan.micro_batch, plan.steps]
-    return _line({"plan": numbers, "begin": begin, "epoch": epoch})
+    return _line({"plan": numbers, "begin": begin, "epoch": epoch} | ({"line": line} if line is not None else {}))
 
 
 def fed_line(step: int, epoch: int, attempt: int, ids: Iterable[int], left_out: Iterable[int] = ()) -> str:
@@ -63,6 +64,23 @@ def _line(plain: dict[str, Any]) -> str:
     return json.dumps(plain, separators=(",", ":")) + "\n"
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where `epoch` began, for somebody: after step `begin`, as the checkpoint of epoch `line` holds it, if one does."""
+
+    epoch: int
+    begin: int
+    line: int | None
+
+    def undoes(self, step: int, epoch: int) -> bool:
+        """Whether what `epoch` committed as `step` is no part of the state from there on."""
+        return epoch < self.epoch and (step > self.begin or (self.line is not None and epoch > self.line))
+
+    def passes_over(self, other: _Start) -> bool:
+        """Whether the state is from before the other start, so that what that undid is part of it."""
+        return self.line is not None and self.line < other.epoch < self.epoch
+
+
 @dataclass(slots=True)
 class _Books:
     plan: Plan | None = None
@@ -70,7 +88,7 @@ class _Books:
     fed: dict[tuple[int, int], Counter[int]] = field(default_factory=dict)
     left: dict[tuple[int, int], Counter[int]] = field(default_factory=dict)
     committed: dict[int, set[int]] = field(default_factory=dict)
-    restored: set[tuple[int, int]] = field(default_factory=set)
+    restored: set[_Start] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
     def enter(self, line: str) -> None:
@@ -96,12 +114,13 @@ class _Books:
         # A trainer that joins later begins later; the run begins with the first.
         self.begin = begin if self.plan is None else min(self.begin, begin)
         self.plan = plan
-        self.restored.add((plain.get("epoch", 0), begin))
+        self.restored.add(_Start(plain.get("epoch", 0), begin, plain.get("line")))
 
     def valid(self) -> dict[int, set[int]]:
         """The epochs in which each step was committed, without those undone by a later return to a checkpoint."""
+        starts = [s for s in self.restored if not any(other.passes_over(s) for other in self.restored)]
         kept = {
-            step: {e for e in epochs if not any(e < epoch and step > begin for epoch, begin in self.restored)}
+            step: {e for e in epochs if not any(start.undoes(step, e) for start in starts)}
             for step, epochs in self.committed.items()
         }
         return {step: epochs for step, epochs in kept.items() if epochs}

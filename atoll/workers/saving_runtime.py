@@ -57,6 +57,7 @@ class Saving:
         self._members: dict[int, tuple[TrainerId, ...]] = {}
         self._writers: dict[int, tuple[int, ...]] = {}
         self._here: frozenset[TrainerId] = frozenset()
+        self._read: tuple[int, int] | None = None
 
     def request(self) -> None:
         """Save at the end of the step in hand, whatever its number."""
@@ -196,8 +197,13 @@ class Saving:
             for found in spoilt if sound else ():
                 store.delete(found.step)
         if mine:
+            self._read = (epoch, mine[-1].epoch)
             return store.open(mine[-1].step)
         return self._resumed(Path(self._resume)) if self._resume else None
+
+    def line(self, epoch: int) -> int | None:
+        """Which epoch of this run wrote the checkpoint that was read here to begin `epoch`, if one was."""
+        return self._read[1] if self._read is not None and self._read[0] == epoch else None
 
     def _resumed(self, path: Path) -> Flat:
         if not path.is_dir():

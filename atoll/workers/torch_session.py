@@ -409,7 +409,8 @@ class Session:
         """This member has the state after `step` now, or learns it from here on."""
         self.standing.has_state = whole
         self.standing.committed = step
-        self._account.write(plan_line(plan, begin=step, epoch=self.link.epoch))
+        epoch = self.link.epoch
+        self._account.write(plan_line(plan, begin=step, epoch=epoch, line=self.saving.line(epoch)))
 
 
 def _is_open(step: Step) -> bool:

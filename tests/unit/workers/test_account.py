@@ -86,6 +86,27 @@ def test_steps_undone_by_a_return_to_earlier_copies_are_told_and_count_once():
     assert not account.problems
 
 
+def done(epoch, *steps):
+    return [line for step in steps for line in (*whole(step, epoch), committed_line(step, epoch, 0))]
+
+
+def test_checkpoint_from_before_a_return_to_copies_holds_what_that_return_undid():
+    lines = [plan_line(PLAN, begin=0, epoch=1), *done(1, 1, 2, 3, 4)]
+    lines += [plan_line(PLAN, begin=1, epoch=2), *done(2, 2)]
+    lines += [plan_line(PLAN, begin=3, epoch=3, line=1), plan_line(PLAN, begin=3, epoch=3), *done(3, 4)]
+    account = merge(lines)
+    assert (account.steps, account.samples, account.lost, account.repeated) == (4, 16, 0, 0)
+    assert (account.gaps, account.again, account.problems) == ((), (2, 4), ())
+
+
+def test_checkpoint_from_after_a_return_to_copies_does_not_bring_back_what_that_undid():
+    lines = [plan_line(PLAN, begin=0, epoch=1), *done(1, 1, 2, 3, 4)]
+    lines += [plan_line(PLAN, begin=1, epoch=2), *done(2, 2)]
+    lines += [plan_line(PLAN, begin=2, epoch=3, line=2), *done(3, 4)]
+    account = merge(lines)
+    assert (account.gaps, account.lost) == ((3,), 4)
+
+
 def test_rows_left_out_are_told_apart_from_lost_ones():
     first, second = PLAN.grain(1, 0), PLAN.grain(1, 1)
     account = merge([plan_line(PLAN, begin=0, epoch=1), fed_line(1, 1, 0, first, second), committed_line(1, 1, 0)])
