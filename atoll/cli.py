@@ -17,7 +17,7 @@ import typer
 
 from atoll import config, launch
 from atoll.cli_chaos import chaos_app
-from atoll.cli_checkpoints import checkpoints_app
+from atoll.cli_checkpoints_files import checkpoints_app
 from atoll.cli_drain import drain, undrain
 from atoll.cli_lab import lab_app
 from atoll.cli_run import run_command, submit_command

@@ -1,22 +1,22 @@
-"""`atoll checkpoints ls|verify`: what is durable, and whether it still reads as it was written."""
+"""`atoll checkpoints ls|verify`: what is durable, and whether it still reads as it was written.
+
+The other commands of the group are in `cli_checkpoints_files`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from atoll.cli_bars import bar
 from atoll.clock import SystemClock
 from atoll.errors import CheckpointError, NotFoundError
 from atoll.schema.views import RunView
-
-if TYPE_CHECKING:
-    from atoll.checkpoint.report import Report
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -24,18 +24,44 @@ checkpoints_app = typer.Typer(help="List and verify checkpoints.", no_args_is_he
 
 
 @checkpoints_app.command(name="ls")
-def list_checkpoints(run: Annotated[str, typer.Argument(help="Run id.")]) -> None:
-    """List the durable checkpoints of a run."""
+def list_checkpoints(source: Annotated[str, typer.Argument(help="Run id, or a folder.", metavar="RUN|DIR")]) -> None:
+    """List the durable checkpoints of a run, or in a folder."""
     from rich.console import Console  # noqa: PLC0415 - rich only where tables are printed
 
     from atoll import cli_tables  # noqa: PLC0415 - likewise
+
+    if Path(source).is_dir():
+        _list_folder(Path(source))
+        return
+    if "/" in source:
+        raise NotFoundError(f"no directory {Path(source).absolute()}; give a checkpoint directory or a run id")
     from atoll.client import Client  # noqa: PLC0415 - httpx costs 150 ms
 
     with Client() as client:
-        found = client.checkpoints(run)
+        found = client.checkpoints(source)
     Console().print(
-        cli_tables.checkpoints(found, SystemClock().now()) if found else f"{run} has no durable checkpoint yet"
+        cli_tables.checkpoints(found, SystemClock().now()) if found else f"{source} has no durable checkpoint yet"
     )
+
+
+def _list_folder(path: Path) -> None:
+    from rich.console import Console  # noqa: PLC0415 - as above
+    from rich.table import Table  # noqa: PLC0415 - likewise
+
+    from atoll.checkpoint.fs_inspect import list_checkpoints as stored  # noqa: PLC0415 - only for folders
+    from atoll.checkpoint.fs_inspect import unreadable  # noqa: PLC0415 - likewise
+    from atoll.cli_tables import ago, size  # noqa: PLC0415 - likewise
+
+    found, bad = stored(path), unreadable(path)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("STEP", "RUN", "EPOCH", "SIZE", "MADE"):
+        table.add_column(column, overflow="fold", no_wrap=column == "RUN")
+    for one in found:
+        made = ago(one.at, SystemClock().now())
+        table.add_row(str(one.step), one.run, str(one.epoch), size(one.bytes), made)
+    Console().print(table if found else f"{path} has no durable checkpoint")
+    if bad:
+        raise CheckpointError("; ".join(bad))
 
 
 @checkpoints_app.command()
@@ -44,11 +70,18 @@ def verify(
     step: Annotated[int | None, typer.Option(help="Only this step.")] = None,
 ) -> None:
     """Read every block of the checkpoints and compare it with its checksum. Exit code 3 where one is damaged."""
+    from atoll.checkpoint.fs_inspect import to_verify  # noqa: PLC0415 - only where something is read
+
     place = find_checkpoints(source)
+    store, steps = to_verify(place.directory, step if step is not None else place.step)
+    sizes = {s.step: s.bytes for s in store.list()}
+    total = sum(sizes.get(each, 0) for each in steps)
     bad = 0
-    for report in _reports(place.directory, step if step is not None else place.step):
-        typer.echo(report.line())
-        bad += not report.ok
+    with bar("verifying") as told:
+        for each in steps:
+            report = store.verify(each, lambda count: told(count, total))
+            typer.echo(report.line())
+            bad += not report.ok
     if bad:
         raise CheckpointError(f"{bad} checkpoint(s) under {place.directory} do not read as they were written")
 
@@ -82,9 +115,3 @@ def place_of(path: Path) -> Place:
     """`path` as a folder of checkpoints, or as one checkpoint in its folder."""
     match = _STEP.fullmatch(path.name)
     return Place(directory=path.parent, step=int(match[1])) if match else Place(directory=path)
-
-
-def _reports(directory: Path, step: int | None) -> Sequence[Report]:
-    from atoll.checkpoint.fs_inspect import verify as read_back  # noqa: PLC0415 - torch takes seconds
-
-    return read_back(directory, step)

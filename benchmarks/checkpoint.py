@@ -16,13 +16,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import checkpoint_parts_reshard as resharding
 from benchmarks import checkpoint_parts_save as saving
+from benchmarks import checkpoint_parts_tables as tables
 from benchmarks.command import Command, Part
 
 PARTS: dict[str, Part] = {
     "stall": saving.stall,
     "share": saving.share,
     "write": saving.write,
+    "manifest": tables.manifest,
+    "digest": tables.digest,
+    "reshard": resharding.reshard,
 }
 
 

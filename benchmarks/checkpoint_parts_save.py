@@ -111,7 +111,20 @@ def write(*, quick: bool, place: Path) -> Report:
     gigabytes = sum(sizes) / 1e9
     details = {f"{name}_s": timing.spread(values).plain() for name, values in seconds.items()}
     rates = {f"{name}_gb_s": timing.rounded(gigabytes / timing.spread(v).median) for name, v in seconds.items()}
-    return Report(figures=tuple(figures), details=details | rates | {"state_bytes": sizes})
+    return Report(
+        figures=tuple(figures), details=details | rates | {"state_bytes": sizes, "phases": phases(found["atoll"])}
+    )
+
+
+def phases(saves: Sequence[Sequence[dict[str, Any]]]) -> dict[str, dict[str, float | int]]:
+    """Where ours spends its time, after the first slab is full: waiting for the last slab, writing, and the record."""
+    spans: dict[str, list[float]] = {"last_slab_s": [], "parts_s": [], "record_s": []}
+    for answers in saves:
+        staged, local = [a["staged"] for a in answers], [a["local"] for a in answers]
+        spans["last_slab_s"].append(max(staged) - min(staged))
+        spans["parts_s"].append(max(local) - max(staged))
+        spans["record_s"].append(_ended(answers) - max(local))
+    return {name: timing.spread(values).plain() for name, values in spans.items()}
 
 
 def held_up(answers: Sequence[dict[str, Any]]) -> float:

@@ -40,10 +40,10 @@ def join(rank: Rank, *, folder: str, size: int) -> None:
     """The first `size` ranks form torch's group; the others stay out of it."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    met = rank.things["met"] = rank.things.get("met", 0) + 1
     if rank.number < size:
         # torch and the processes that it starts ask the environment where to meet.
         os.environ.update(GLOO_SOCKET_IFNAME="lo", MASTER_ADDR="127.0.0.1")  # noqa: TID251
-        met = rank.things["met"] = rank.things.get("met", 0) + 1
         store = dist.FileStore(f"{folder}/meet-{met}-{size}", size)
         dist.init_process_group("gloo", store=store, rank=rank.number, world_size=size)
 
@@ -137,7 +137,7 @@ def ours(rank: Rank, step: int, compute_s: float = 0.0, rest_s: float = 0.0) -> 
         rank.things["laid"], rank.things["layouts"], step=step, epoch=1, rank=rank.number, weights="model"
     )
     called = time.monotonic()
-    staged, ended = Watch(handle.staged), Watch(handle.ended)
+    staged, local_, ended = Watch(handle.staged), Watch(handle.local), Watch(handle.ended)
     time.sleep(compute_s)
     computed = time.monotonic()
     writer.before_update()
@@ -147,7 +147,8 @@ def ours(rank: Rank, step: int, compute_s: float = 0.0, rest_s: float = 0.0) -> 
     if not handle.committed:
         raise RuntimeError(f"step {step} was not committed: {handle.problem}")
     blocked = (called - began) + (updating - computed)
-    return {"call_s": called - began, "blocked_s": blocked, "staged": staged.moment(), "durable": durable}
+    moments = {"staged": staged.moment(), "local": local_.moment(), "durable": durable}
+    return {"call_s": called - began, "blocked_s": blocked, **moments}
 
 
 def _async(rank: Rank, step: int, folder: str, compute_s: float, rest_s: float, kind: Any) -> dict[str, Any]:

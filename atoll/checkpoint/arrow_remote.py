@@ -54,36 +54,29 @@ class RemoteRecord:
 class Remote:
     """The copies of one run under `base` of `files`; `uri` is what people call it."""
 
-    def __init__(self, files: fs.FileSystem, base: str, *, run: str, uri: str = "") -> None:
-        self._files, self._base, self.uri = files, f"{base.rstrip('/')}/{run}", uri or base
+    def __init__(self, open_: Callable[[], tuple[fs.FileSystem, str]], *, run: str, uri: str) -> None:
+        self._open, self._run, self.uri = open_, run, uri
+        self._opened: tuple[fs.FileSystem, str] | None = None
 
     @classmethod
     def at(cls, uri: str, *, run: str) -> Remote:
-        """The store at `uri`. Raises `CheckpointError` where it is none."""
-        try:
-            files, base = fs.FileSystem.from_uri(uri)
-            if files.type_name == "s3":
-                # In the background Arrow queues as many parts as it is given, which is all of a file.
-                make, (options,) = files.__reduce__()
-                files = make({**options, "background_writes": False})
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise CheckpointError(f"checkpoint_remote={uri!r}: {error}") from None
-        return cls(files, base, run=run, uri=uri)
+        """The store at `uri`, which is opened when it is first used: that may ask the network."""
+        return cls(lambda: _open(uri), run=run, uri=uri)
 
     def where(self, step: int, file: str = "") -> str:
         """For a person."""
-        return f"{self.uri.rstrip('/')}/{self._base.rpartition('/')[2]}/{_folder(step)}{'/' if file else ''}{file}"
+        return f"{self.uri.rstrip('/')}/{self._run}/{_folder(step)}{'/' if file else ''}{file}"
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
         """Steps of which anything is there, oldest first."""
-        found = (_STEP.fullmatch(info.base_name) for info in self._list(self._base))
+        found = (_STEP.fullmatch(info.base_name) for info in self._list())
         return sorted(int(match[1]) for match in found if match)
 
     def records(self, step: int) -> list[RemoteRecord]:
         """The records of a step; one counts at most."""
-        found = (_RECORD.fullmatch(info.base_name) for info in self._list(self._path(step)))
+        found = (_RECORD.fullmatch(info.base_name) for info in self._list(step))
         return [RemoteRecord(step=step, epoch=int(m[1]), at=int(m[2]), digest=m[3]) for m in found if m]
 
     def record(self, record: RemoteRecord) -> CommitRecord:
@@ -97,19 +90,19 @@ class Remote:
     def size(self, step: int, file: str) -> int | None:
         """Bytes of a file; None where there is none."""
         with _failing(self.where(step, file)):
-            info = self._files.get_file_info(self._path(step, file))
+            info = self._files().get_file_info(self._path(step, file))
             return int(info.size or 0) if info.type == fs.FileType.File else None
 
     def read(self, step: int, file: str) -> bytes:
         """All of a small file."""
-        with _failing(self.where(step, file)), self._files.open_input_file(self._path(step, file)) as source:
+        with _failing(self.where(step, file)), self._files().open_input_file(self._path(step, file)) as source:
             return bytes(source.read())
 
     def read_at(self, step: int, file: str, begin: int, length: int) -> memoryview:
         """`length` bytes from `begin`, however little the store gives at once."""
         found = memoryview(bytearray(length))
         done = 0
-        with _failing(self.where(step, file)), self._files.open_input_file(self._path(step, file)) as source:
+        with _failing(self.where(step, file)), self._files().open_input_file(self._path(step, file)) as source:
             while done < length:
                 piece = source.read_at(length - done, begin + done)
                 if not piece:
@@ -124,8 +117,8 @@ class Remote:
         """Make a file of `pieces`; `done` is told the length of each. What raised leaves nothing that counts."""
         total = 0
         with _failing(self.where(step, file)):
-            self._files.create_dir(self._path(step), recursive=True)
-            with self._files.open_output_stream(self._path(step, file)) as sink:
+            self._files().create_dir(self._path(step), recursive=True)
+            with self._files().open_output_stream(self._path(step, file)) as sink:
                 for piece in pieces:
                     sink.write(piece)
                     total += len(piece)
@@ -138,19 +131,29 @@ class Remote:
         """Remove a step: its records first, so that half a deletion is a leftover and no checkpoint."""
         with _failing(self.where(step)):
             for record in self.records(step):
-                self._files.delete_file(self._path(step, record.name))
+                self._files().delete_file(self._path(step, record.name))
             with suppress(FileNotFoundError):
-                self._files.delete_dir(self._path(step))
+                self._files().delete_dir(self._path(step))
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _list(self, path: str) -> Sequence[fs.FileInfo]:
-        with _failing(f"{self.uri}: {path}"):
-            found: Sequence[fs.FileInfo] = self._files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    def _list(self, step: int | None = None) -> Sequence[fs.FileInfo]:
+        with _failing(self.uri):
+            path = self._base() if step is None else self._path(step)
+            found: Sequence[fs.FileInfo] = self._files().get_file_info(fs.FileSelector(path, allow_not_found=True))
             return found
 
+    def _files(self) -> fs.FileSystem:
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened[0]
+
+    def _base(self) -> str:
+        self._files()
+        return f"{self._opened[1].rstrip('/')}/{self._run}" if self._opened is not None else ""
+
     def _path(self, step: int, file: str = "") -> str:
-        return f"{self._base}/{_folder(step)}{'/' if file else ''}{file}"
+        return f"{self._base()}/{_folder(step)}{'/' if file else ''}{file}"
 
 
 class RemoteCopy:
@@ -178,9 +181,18 @@ class RemoteCopy:
 def _failing(where: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise RemoteError(f"{where}: {text}") from None
+
+
+def _open(uri: str) -> tuple[fs.FileSystem, str]:
+    files, base = fs.FileSystem.from_uri(uri)
+    if files.type_name == "s3":
+        # In the background Arrow queues as many parts as it is given, which is all of a file.
+        make, (options,) = files.__reduce__()
+        files = make({**options, "background_writes": False})
+    return files, base
 
 
 def _folder(step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from atoll.checkpoint.fs_read import Reading, check_block, opened, read_block
@@ -10,20 +11,20 @@ from atoll.checkpoint.report import BlockFinding, PackReport
 from atoll.errors import CheckpointError
 
 
-def check_step(directory: Path, record: CommitRecord) -> list[PackReport]:
-    """One report for each file that `record` names."""
+def check_step(directory: Path, record: CommitRecord, told: Callable[[int], None] = lambda _: None) -> list[PackReport]:
+    """One report for each file that `record` names; `told` gets the bytes of each block that was read."""
     try:
         reading = opened(directory, record)
     except CheckpointError as error:
         return [PackReport(file="the tables of extents", bytes=0, checked=0, problem=str(error))]
-    files = [_check_file(reading, file) for file in dict.fromkeys(s.file for s in record.segments)]
+    files = [_check_file(reading, file, told) for file in dict.fromkeys(s.file for s in record.segments)]
     tables = [PackReport(file=t.file, bytes=t.bytes, checked=0) for t in record.tables]
     words = [_check_word(directory / name, record) for name in record.words]
     beside = [_check_beside(directory / name, text) for name, text in record.beside.items()]
     return [*files, *tables, *words, *beside]
 
 
-def _check_file(reading: Reading, file: str) -> PackReport:
+def _check_file(reading: Reading, file: str, told: Callable[[int], None]) -> PackReport:
     segments = [segment for _, segment in reading.segments[file]]
     size = max(s.begin + s.bytes for s in segments)
     findings: list[BlockFinding] = []
@@ -36,7 +37,9 @@ def _check_file(reading: Reading, file: str) -> PackReport:
             problem = f"{there} bytes are there, {size} were written by rank {ranks}: {_held(reading, file, there)}"
         for segment in segments if not problem else ():
             for index in range(len(segment.blocks())):
-                finding = check_block(segment, index, read_block(reading.directory, segment, index))
+                data = read_block(reading.directory, segment, index)
+                finding = check_block(segment, index, data)
+                told(len(data))
                 checked += 1
                 findings += [reading.named(segment, finding)] if finding is not None else []
     except OSError as error:

@@ -17,9 +17,12 @@ from pathlib import Path
 from atoll.checkpoint import format1
 from atoll.checkpoint.commit import Ask, Commit, Refuse, Wait
 from atoll.checkpoint.fs_claims import Claim, Overtaken
+from atoll.checkpoint.fs_futures import Future
 from atoll.checkpoint.fs_retention import retain
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.fs_uploader import Uploader
 from atoll.checkpoint.manifest import CommitRecord, Request, pack_stem
+from atoll.checkpoint.retention import Retention
 from atoll.clock import Clock
 from atoll.fault.inject import failpoint
 from atoll.schema.ids import RunId, Step, TrainerId
@@ -32,8 +35,11 @@ _WITHIN_TIMES = 3.0
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One save under way: `staged` copied, `local` durable here, `ended` committed or given up (`problem` says why).
+    """One save under way: each tier as a future, and `ended`: committed or given up (`problem` says why).
 
+    `staged`: copied out of live memory. `replicated`: another rank stands by with a copy of this rank's part, and says so
+    on storage. `local`: this rank's part is durable. `remote`: a copy of all of it counts in the remote store (asked for
+    by the rank that commits). `verified`: it was read back whole, which is done where older steps are to be deleted.
     `took`: seconds from its begin to its end.
     """
 
@@ -42,8 +48,11 @@ class Handle:
     rank: int
     size: int
     began: float
-    staged: threading.Event = field(default_factory=threading.Event)
-    local: threading.Event = field(default_factory=threading.Event)
+    staged: Future = field(default_factory=Future)
+    replicated: Future = field(default_factory=Future)
+    local: Future = field(default_factory=Future)
+    remote: Future = field(default_factory=Future)
+    verified: Future = field(default_factory=Future)
     ended: threading.Event = field(default_factory=threading.Event)
     committed: bool = False
     problem: str = ""
@@ -62,11 +71,12 @@ class Committer:
         run: RunId,
         trainer: TrainerId,
         tell: Callable[[TrainerFact], None],
-        keep: int,
+        keep: Retention,
         clock: Clock,
         verify: Callable[[Path, int], str],
+        uploader: Uploader | None = None,
     ) -> None:
-        self._verify = verify
+        self._verify, self._uploader = verify, uploader
         self._base, self._store, self._run, self._trainer = store, store, run, trainer
         self._led = -1
         self._claim: Claim | None = None
@@ -98,6 +108,8 @@ class Committer:
         self._claim, self._store = claim, self._base.under(claim)
         with suppress(Overtaken, OSError):  # asked again, and told, with each commit
             claim.hold()
+        if self._uploader is not None:
+            self._uploader.resume()
 
     def _claim_again(self) -> None:
         """Whoever waits may wait for what another epoch has swept: `Overtaken` is raised then."""
@@ -182,12 +194,17 @@ class Committer:
         )
         if odd:
             self._tell_failed(handle, f"committed, but not all hold what was written: {odd}")
+        if self._uploader is not None:
+            self._uploader.put(handle.step, handle.remote)
         failpoint("before-retention")
 
         def verify(step: int) -> str:
-            return self._verify(self._store.directory, step)
+            found = self._verify(self._store.directory, step)
+            handle.verified.set(found)
+            return found
 
-        damage = retain(self._store, run=self._run, keep=self._keep, newest=handle.step, verify=verify)
+        now = self._clock.now()
+        damage = retain(self._store, run=self._run, keep=self._keep, newest=handle.step, now=now, verify=verify)
         if damage:
             self._tell_failed(handle, f"committed, but it does not read back: {damage}; older steps are kept")
 
@@ -215,4 +232,9 @@ class Committer:
             handle.committed, handle.problem = committed, problem
             handle.took = self._clock.monotonic() - handle.began
             handle.ended.set()
-            return True
+        if not committed:
+            for future in (handle.replicated, handle.remote, handle.verified):
+                future.set(problem)
+        elif self._uploader is None:
+            handle.remote.set("no remote store is set")
+        return True

@@ -42,8 +42,8 @@ class Future:
         """Whether it has ended, either way."""
         return self._set.is_set()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for its end; whether it came."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for its end, or so long; whether it came."""
         return self._set.wait(timeout_s)
 
     def outcome(self, timeout_s: float = 0.0) -> Outcome:

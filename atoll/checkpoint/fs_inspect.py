@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atoll.checkpoint.fs_store import Report, Store, StoredCheckpoint
-from atoll.errors import NotFoundError
+from atoll.errors import CheckpointError, NotFoundError
 
 _STEP_PREFIX = "step-"
 
@@ -21,8 +21,27 @@ def list_checkpoints(path: Path) -> Sequence[StoredCheckpoint]:
     return [s for s in store.list() if only is None or s.step == only]
 
 
+def unreadable(path: Path) -> Sequence[str]:
+    """What is wrong with the records at `path` that cannot be read; they are not listed. Raises `NotFoundError`."""
+    store, only = locate(path)
+    problems = []
+    for step in store.committed_steps():
+        try:
+            if only in {None, step}:
+                store.record(step)
+        except CheckpointError as error:
+            problems.append(str(error))
+    return problems
+
+
 def verify(path: Path, step: int | None = None) -> Sequence[Report]:
     """Every block of `step`, by default of all steps at `path`, compared with its checksum. Raises `NotFoundError`."""
+    store, steps = to_verify(path, step)
+    return [store.verify(each) for each in steps]
+
+
+def to_verify(path: Path, step: int | None = None) -> tuple[Store, Sequence[int]]:
+    """The steps that `verify` reads. Raises `NotFoundError`."""
     store, only = locate(path)
     wanted = step if step is not None else only
     there = store.committed_steps()
@@ -33,7 +52,7 @@ def verify(path: Path, step: int | None = None) -> Sequence[Report]:
     steps = there if wanted is None else [wanted]
     if not steps:
         raise NotFoundError(f"no committed checkpoint in {store.directory}; give a folder that holds one")
-    return [store.verify(each) for each in steps]
+    return store, steps
 
 
 def locate(path: Path) -> tuple[Store, int | None]:

@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.retention import Retention
 
 
-def retain(store: Store, *, run: str, keep: int, newest: int, verify: Callable[[int], str] | None = None) -> str:
-    """Keep the last `keep` steps of `run` up to `newest`. Returns what is wrong with `newest`; then nothing went.
+def retain(
+    store: Store, *, run: str, keep: Retention, newest: int, now: float, verify: Callable[[int], str] | None = None
+) -> str:
+    """Delete what `keep` does not keep of `run` up to `newest`. Returns what is wrong with `newest`; then nothing went.
 
     `verify` reads a step back and says what is wrong with it; by default it is done here.
     """
-    steps = [s.step for s in store.list() if s.run == run and s.step <= newest]
-    surplus = steps[:-keep]
-    others = [*store.uncommitted_steps(), *steps[-keep:]]
+    steps = [(s.step, s.at) for s in store.list() if s.run == run and s.step <= newest]
+    surplus = keep.surplus(steps, now)
+    others = [*store.uncommitted_steps(), *(step for step, _ in steps if step not in surplus)]
     littered = [s for s in others if s < newest and store.strays(s, run)]
     if not surplus and not littered:
         return ""

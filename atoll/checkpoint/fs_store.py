@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from atoll.checkpoint import format1
 from atoll.checkpoint.fs_claims import Claim
 from atoll.checkpoint.fs_files import claim_for_deletion, create, publish, reading, sync_directory
+from atoll.checkpoint.hf_index import BESIDE
 from atoll.checkpoint.manifest import CommitRecord, Request, Word, run_tag, seal, unseal, unseal_commit
 from atoll.checkpoint.report import Report
 from atoll.errors import CheckpointError
@@ -157,8 +158,8 @@ class Store:
         directory = self.step_directory(record.step)
         return read_state(directory, record) if isinstance(record, CommitRecord) else read_state_1(directory, record)
 
-    def verify(self, step: int) -> Report:
-        """Read every block of `step` and say what is wrong, by file and block."""
+    def verify(self, step: int, told: Callable[[int], None] = lambda _: None) -> Report:
+        """Read every block of `step` and say what is wrong, by file and block. `told` gets the bytes of each."""
         from atoll.checkpoint.fs_check import check_step  # noqa: PLC0415 - Arrow, as above
         from atoll.checkpoint.fs_check_1 import check_pack  # noqa: PLC0415 - likewise
 
@@ -168,7 +169,7 @@ class Store:
         except CheckpointError as error:
             return Report(step=step, path=directory, bytes=0, problem=str(error))
         if isinstance(record, CommitRecord):
-            packs = tuple(check_step(directory, record))
+            packs = tuple(check_step(directory, record, told))
         else:
             packs = tuple(check_pack(directory / pack.file, pack) for pack in record.packs)
         return Report(step=step, path=directory, bytes=record.size_bytes(), packs=packs)
@@ -310,14 +311,15 @@ class Store:
         return [p for p in directory.glob(f"*-{run_tag(run)}*") if p.name not in named]
 
     def sweep(self, step: int, run: str) -> None:
-        """Remove the strays of `run` at `step`, and the folder when nothing else is in it. Not while it is written."""
+        """Remove the strays of `run` at `step`, and the folder when no run's files are in it. Not while it is written."""
         directory = self.step_directory(step)
         for path in self.strays(step, run):
             if self._claim is None:
                 path.unlink(missing_ok=True)
             else:
                 self._claim.remove(path)
-        if not self.is_committed(step) and not [p for p in directory.iterdir() if not p.name.startswith(".")]:
+        rest = {p.name for p in directory.iterdir() if not p.name.startswith(".")}
+        if not self.is_committed(step) and rest <= BESIDE:
             self._remove(directory)
 
     def _instead(self, step: int) -> str:

@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 
 INDEX = "model.safetensors.index.json"
+# Small texts that make a folder of weights a model for other programs.
+CONFIGS = ("config.json", "generation_config.json")
+BESIDE = frozenset({INDEX, *CONFIGS})
 
 
 def index_text(files: Mapping[str, str], total_bytes: int) -> str:

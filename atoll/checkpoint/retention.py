@@ -50,4 +50,4 @@ class Retention:
             return Why.LAST
         if self.every and step % self.every == 0:
             return Why.EVERY
-        return Why.YOUNG if now - at < self.seconds else Why.NOTHING
+        return Why.YOUNG if self.seconds and now - at < self.seconds else Why.NOTHING

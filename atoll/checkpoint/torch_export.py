@@ -5,7 +5,6 @@ One tensor at a time is in memory. The directory appears whole, under its name, 
 
 from __future__ import annotations
 
-import enum
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from atoll.checkpoint.exchange import Form
 from atoll.checkpoint.fs_files import make_directory, sync_directory
 from atoll.checkpoint.fs_stream import write_plain
 from atoll.checkpoint.hf_index import INDEX, index_text
@@ -34,13 +34,6 @@ from atoll.errors import CheckpointError, NotFoundError
 SHARD_BYTES = 5_000_000_000
 # Gets the bytes of another tensor that was written, and those of all.
 Told = Callable[[int, int], None]
-
-
-class Form(enum.StrEnum):
-    """What is made."""
-
-    HF = "hf"
-    DCP = "dcp"
 
 
 def export_step(

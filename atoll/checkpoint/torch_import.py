@@ -10,7 +10,6 @@ is judged and committed as any.
 
 from __future__ import annotations
 
-import enum
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +22,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from atoll.checkpoint.boxes import Box, whole
+from atoll.checkpoint.exchange import Kind
 from atoll.checkpoint.fs_pack import DTYPES, logical_of
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_stream import Heading, Told, commit_parts, free_step, write_part
-from atoll.checkpoint.hf_index import INDEX, index_text
+from atoll.checkpoint.hf_index import CONFIGS, INDEX, index_text
 from atoll.checkpoint.image import Piece, Weights, is_run, shared_weights
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import CommitRecord, run_tag
@@ -38,16 +38,6 @@ from atoll.errors import CheckpointError, NotFoundError, StateError
 
 # Where a program's model lies, unless it is said.
 MODEL = "model"
-# Small texts that make a folder of weights a model for other programs.
-_BESIDE = ("config.json", "generation_config.json")
-
-
-class Kind(enum.StrEnum):
-    """What is imported."""
-
-    DCP = "dcp"
-    TORCH = "torch"
-    HF = "hf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +173,7 @@ def hf_source(path: Path, under: str, stack: ExitStack) -> Source:
 
     tree = grown(((*((under,) if under else ()), name), {"$tensor": called}) for called, (_, name) in found.items())
     folder = path if path.is_dir() else path.parent
-    beside = {name: (folder / name).read_text() for name in _BESIDE if (folder / name).is_file()}
+    beside = {name: (folder / name).read_text() for name in CONFIGS if (folder / name).is_file()}
     return Source(tree=tree, pieces=[(one, whole(one.shape)) for one in logicals.values()], fetch=fetch, beside=beside)
 
 

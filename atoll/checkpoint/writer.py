@@ -16,6 +16,7 @@ import base64
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,13 +27,16 @@ from atoll.checkpoint.boxes import Box
 from atoll.checkpoint.commit import Extent
 from atoll.checkpoint.fs_committer import Committer, Handle
 from atoll.checkpoint.fs_pack import Slab
+from atoll.checkpoint.fs_sources import SlabCopy, Source
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_tables import table_bytes
+from atoll.checkpoint.fs_uploader import Destination, Uploader
 from atoll.checkpoint.fs_writer_client import IoProcess, Start, spawned
 from atoll.checkpoint.fs_writer_process import Job, Summed
 from atoll.checkpoint.image import Duty, Image, Place
 from atoll.checkpoint.logical import RankLayout
-from atoll.checkpoint.manifest import Request, Word, seal
+from atoll.checkpoint.manifest import Request, Word, seal, unseal
+from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.sharing import Save, Sharing
 from atoll.checkpoint.torch_staging import Staging
 from atoll.clock import Clock, SystemClock
@@ -95,16 +99,31 @@ class Writer:
         run: RunId,
         trainer: TrainerId,
         tell: Callable[[TrainerFact], None],
-        keep: int,
+        keep: Retention | int,
         clock: Clock | None = None,
         start: Start = spawned,
+        to: Destination | None = None,
     ) -> None:
         self._store, self._run, self._clock = Store(directory), run, clock or SystemClock()
         self._stopping = threading.Event()
         self._io = IoProcess(self._stopping, start)
-        self._committer = Committer(
-            self._store, run=run, trainer=trainer, tell=tell, keep=keep, clock=self._clock, verify=self._io.verify
+        self._uploader = (
+            Uploader(self._store, to, run=run, trainer=trainer, tell=tell, clock=self._clock)
+            if to is not None
+            else None
         )
+        self._committer = Committer(
+            self._store,
+            run=run,
+            trainer=trainer,
+            tell=tell,
+            keep=keep if isinstance(keep, Retention) else Retention(last=keep),
+            clock=self._clock,
+            verify=self._io.verify,
+            uploader=self._uploader,
+        )
+        # What lies in a slab that was given back: it stays there until the slab is used again.
+        self._held: dict[int, tuple[Handle, Image, Slab]] = {}
         self._slabs: queue.SimpleQueue[Slab] = queue.SimpleQueue()
         for _ in range(_SLABS):
             self._slabs.put(Slab())
@@ -113,6 +132,7 @@ class Writer:
         self._unstaged: list[_Job] = []
         self._open: list[Handle] = []
         self._kept: list[_Job] = []
+        self._followed: list[_Job] = []
         self._sharing: tuple[object, str, int, Sharing] | None = None
         # One value, so that the writing thread never takes a rank 0 for one of an epoch that it did not lead.
         self._place = (0, 0)
@@ -155,6 +175,7 @@ class Writer:
             )
             self._to_stage.put(job)
             return job.handle
+        self._held.pop(slab.number, None)
         job.slab, job.tree, job.config = slab, state.tree, config
 
         def image() -> Image:
@@ -192,6 +213,14 @@ class Writer:
         self._place = (rank, max(epoch, self._place[1]))
         self._committer.lost(gone)
 
+    def memory(self) -> list[tuple[int, int, Source]]:
+        """(step, epoch, source) of what this rank staged of committed steps and still holds. Good until the next save."""
+        return [
+            (handle.step, handle.epoch, SlabCopy(image, slab.view()))
+            for handle, image, slab in self._held.values()
+            if handle.committed
+        ]
+
     def finish(self, timeout_s: float) -> None:
         """Wait until this rank's part is durable and, on rank 0, every save is committed or refused; then close."""
         until = self._clock.monotonic() + timeout_s
@@ -201,6 +230,8 @@ class Writer:
         for thread in self._threads:
             thread.join(max(0.5, until - self._clock.monotonic()))
         self._stopping.set()
+        if self._uploader is not None:
+            self._uploader.finish(max(0.0, until - self._clock.monotonic()))
         for handle in self._open:
             if not handle.ended.is_set() and self._place[0] == 0:
                 self._committer.fail(handle, f"not durable within {timeout_s:.0f} s of the end of training")
@@ -273,14 +304,38 @@ class Writer:
             self._committer.add(handle)
         handle.local.set()
         self._kept.append(job)
+        self._followed.append(job)
         self._let_go()
+
+    def _replicated(self, job: _Job) -> None:
+        """Whether another rank said on storage that it can write this one's part."""
+        rank = job.handle.rank
+        if job.handle.replicated.is_set() or not job.handle.committed or job.sharing is None:
+            return
+        mine = set(job.sharing.assignment.own[rank])
+        others = (
+            r for r, boxes in enumerate(job.sharing.assignment.second) if r != rank and not mine.isdisjoint(boxes)
+        )
+        directory = self._store.step_directory(job.handle.step)
+        for other in others:
+            with suppress(OSError, CheckpointError):
+                path = directory / f"{job.save.stem(other)}.json"
+                if rank in unseal(Word, path.read_bytes(), str(path)).standby:
+                    job.handle.replicated.set()
+                    return
+        job.handle.replicated.set("no other rank holds what this one wrote")
 
     def _let_go(self) -> None:
         """Give back the slabs that nobody can need any more."""
+        for job in [j for j in self._followed if j.handle.ended.is_set()]:
+            self._followed.remove(job)
+            self._replicated(job)
         for job in list(self._kept):
             standing_by = job.image is not None and len(job.image.duties) > 1 and not job.problem
             if job.handle.ended.is_set() or not standing_by:
                 self._kept.remove(job)
+                if job.image is not None and job.slab is not None and not job.problem:
+                    self._held[job.slab.number] = (job.handle, job.image, job.slab)
                 if job.slab is not None:
                     self._slabs.put(job.slab)
 

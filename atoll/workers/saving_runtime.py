@@ -11,9 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atoll.checkpoint.arrow_remote import Remote
 from atoll.checkpoint.fs_claims import Claim, Overtaken
+from atoll.checkpoint.fs_decisions import LinkDecisions
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.fs_uploader import Destination
 from atoll.checkpoint.logical import RankLayout
+from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_flat import FlatState, replicated
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Handle, Writer
@@ -110,7 +114,8 @@ class Saving:
                 run=identity.run,
                 trainer=identity.trainer,
                 tell=self._host.tell,
-                keep=identity.spec.keep_checkpoints,
+                keep=Retention.of(identity.spec),
+                to=self._destination(),
             )
         rank, size = writers.index(comm.rank), len(writers)
         if holding is None:
@@ -129,6 +134,18 @@ class Saving:
             self._writer.skip(step=step, epoch=comm.epoch, rank=rank, size=size, problem=why)
         # A regroup may have decided the step: then its members are not those of now.
         self._writer.regrouped(rank=self._rank, epoch=self._epoch, gone=self._gone())
+
+    def _destination(self) -> Destination | None:
+        """Where copies go, where the job names such a place."""
+        identity = self._host.identity
+        uri = identity.spec.checkpoint_remote
+        if uri is None:
+            return None
+        return Destination(
+            remote=Remote.at(uri, run=identity.run),
+            decisions=LinkDecisions(self._directory, run=identity.run),
+            keep=Retention.of(identity.spec),
+        )
 
     def before_update(self) -> None:
         """Tensors are about to change."""

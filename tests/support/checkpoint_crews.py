@@ -64,10 +64,12 @@ def leaked():
 class Crew:
     """The writers of `size` ranks that hold the same state."""
 
-    def __init__(self, size, *, directory, keep=3, run="run", epoch=1, start=IoThread, clock=None):
+    def __init__(self, size, *, directory, keep=3, run="run", epoch=1, start=IoThread, clock=None, to=None):
         self.told, self.size, self.epoch, self.directory = [], size, epoch, directory
         self.writers = [
-            Writer(directory, run=run, trainer=f"t{r}", tell=self.told.append, keep=keep, start=start, clock=clock)
+            Writer(
+                directory, run=run, trainer=f"t{r}", tell=self.told.append, keep=keep, start=start, clock=clock, to=to
+            )
             for r in range(size)
         ]
 

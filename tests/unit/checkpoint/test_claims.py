@@ -9,6 +9,7 @@ from atoll.checkpoint.commit import Commit
 from atoll.checkpoint.fs_claims import Claim, Overtaken
 from atoll.checkpoint.fs_retention import retain
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_state import digest, flatten
 from atoll.fault.inject import CHECKPOINT_FAILPOINTS, arm
 from atoll.schema.messages import CheckpointCommitted
@@ -151,7 +152,7 @@ def test_committer_woken_after_another_epoch_committed_changes_nothing(store, st
 
 def test_deleter_woken_after_a_higher_claim_cannot_delete(store, frozen):
     zombie = store.under(claim(store.directory, 1))
-    result = frozen(lambda: retain(zombie, run="run", keep=1, newest=3), "before-removal")
+    result = frozen(lambda: retain(zombie, run="run", keep=Retention(last=1), newest=3, now=0.0), "before-removal")
     claim(store.directory, 2).hold()
     assert isinstance(result(), Overtaken)
     assert list(store.committed_steps()) == [1, 2, 3]
@@ -160,7 +161,9 @@ def test_deleter_woken_after_a_higher_claim_cannot_delete(store, frozen):
 
 def test_deleter_frozen_in_the_middle_deletes_no_further_step(store, frozen):
     zombie = store.under(claim(store.directory, 1))
-    result = frozen(lambda: retain(zombie, run="run", keep=1, newest=3), "before-removal", skip=1)
+    result = frozen(
+        lambda: retain(zombie, run="run", keep=Retention(last=1), newest=3, now=0.0), "before-removal", skip=1
+    )
     assert list(store.committed_steps()) == [2, 3]
     claim(store.directory, 2).hold()
     assert isinstance(result(), Overtaken)

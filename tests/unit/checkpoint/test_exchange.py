@@ -12,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from atoll.checkpoint import format1
+from atoll.checkpoint.exchange import Form, Kind
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_stream import Heading
 from atoll.checkpoint.manifest import seal
 from atoll.checkpoint.torch_dcp import StorageReader
-from atoll.checkpoint.torch_export import Form, export_step
-from atoll.checkpoint.torch_import import Kind, import_step
+from atoll.checkpoint.torch_export import export_step
+from atoll.checkpoint.torch_import import import_step
 from atoll.checkpoint.torch_state import flatten, unflatten
 from atoll.errors import CheckpointError, NotFoundError, StateError
 

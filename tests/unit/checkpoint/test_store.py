@@ -8,6 +8,7 @@ from atoll.checkpoint.fs_files import reading
 from atoll.checkpoint.fs_inspect import list_checkpoints, verify
 from atoll.checkpoint.fs_retention import retain
 from atoll.checkpoint.fs_store import COMMIT, Store
+from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_state import digest, flatten, unflatten
 from atoll.errors import CheckpointError, NotFoundError
 
@@ -130,15 +131,15 @@ def test_step_that_is_being_read_is_not_deleted(three):
 
 
 def test_retention_keeps_the_newest_and_only_its_own_runs_steps(three):
-    assert retain(three, run="other", keep=1, newest=3) == ""
+    assert retain(three, run="other", keep=Retention(last=1), newest=3, now=0.0) == ""
     assert [c.step for c in three.list()] == [1, 2, 3]
-    assert retain(three, run="run", keep=2, newest=3) == ""
+    assert retain(three, run="run", keep=Retention(last=2), newest=3, now=0.0) == ""
     assert [c.step for c in three.list()] == [2, 3]
 
 
 def test_retention_deletes_nothing_behind_a_step_that_does_not_read_back(three):
     flip(packs(three, 3)[0])
-    assert "block 0" in retain(three, run="run", keep=1, newest=3)
+    assert "block 0" in retain(three, run="run", keep=Retention(last=1), newest=3, now=0.0)
     assert [c.step for c in three.list()] == [1, 2, 3]
 
 

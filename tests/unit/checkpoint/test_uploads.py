@@ -29,7 +29,7 @@ class Copying:
 
     def __init__(self, store, base, files=None, keep=9):
         self.store, self.files, self.told, self.keep = store, files or Flaky(fs.LocalFileSystem()), [], keep
-        self.remote = Remote(fs.PyFileSystem(self.files), str(base), run="run", uri="flaky://kept")
+        self.remote = Remote(lambda: (fs.PyFileSystem(self.files), str(base)), run="run", uri="flaky://kept")
         self.decisions = LinkDecisions(store.directory, run="run")
         self.open = []
 
@@ -95,13 +95,14 @@ def test_stores_are_opened_by_their_uri_and_hold_each_run_apart(copying, tmp_pat
     assert (tmp_path / "by-uri" / "run" / "step-00000007" / "a").read_bytes() == b"1234"
     assert found.steps() == [7]
     assert Remote.at((tmp_path / "by-uri").as_uri(), run="other").steps() == []
-    with pytest.raises(CheckpointError, match="checkpoint_remote='nowhere://x'"):
-        Remote.at("nowhere://x", run="run")
+    with pytest.raises(CheckpointError, match="nowhere://x"):
+        Remote.at("nowhere://x", run="run").steps()
 
 
 def test_store_below_another_holds_copies_too(tmp_path):
     (tmp_path / "inner").mkdir()
-    found = Remote(fs.SubTreeFileSystem(str(tmp_path / "inner"), fs.LocalFileSystem()), "kept", run="run")
+    below = fs.SubTreeFileSystem(str(tmp_path / "inner"), fs.LocalFileSystem())
+    found = Remote(lambda: (below, "kept"), run="run", uri="inner")
     found.write(1, "a", [b"x"], lambda _: None)
     assert found.read(1, "a") == b"x"
     found.delete(1)

@@ -4,7 +4,13 @@ import threading
 import pytest
 import torch
 
+from atoll.checkpoint.arrow_remote import Remote
+from atoll.checkpoint.fs_decisions import LinkDecisions
+from atoll.checkpoint.fs_futures import Ending
+from atoll.checkpoint.fs_read import block_range, check_block
 from atoll.checkpoint.fs_store import COMMIT, Store
+from atoll.checkpoint.fs_uploader import Destination
+from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_state import digest, flatten, unflatten
 from atoll.fault.inject import arm
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed
@@ -264,3 +270,48 @@ def test_more_ranks_than_tensors_write_a_checkpoint_too(crew, size):
     made = crew(size)
     made.save_and_wait(flatten({"only": torch.ones(3), "n": 1}), 1)
     assert unflatten(Store(made.directory).open())["only"].tolist() == [1, 1, 1]
+
+
+def test_each_tier_of_a_save_is_a_value_on_its_handle(crew, state, tmp_path):
+    remote = Remote.at((tmp_path / "remote").as_uri(), run="run")
+    kept = LinkDecisions(tmp_path / "checkpoints", run="run")
+    made = crew(2, keep=1, to=Destination(remote=remote, decisions=kept, keep=Retention(last=1)))
+    first = made.save(flatten(state(1)), 1)[0]
+    assert first.remote.outcome(20).ending is Ending.DONE
+    handles = made.save(flatten(state(2)), 2)
+    assert handles[0].remote.outcome(20).ending is Ending.DONE
+    assert handles[0].verified.outcome(20).ending is Ending.DONE
+    assert [h.local.outcome(20).ending for h in handles] == [Ending.DONE, Ending.DONE]
+    assert [h.replicated.outcome(20).ending for h in handles] == [Ending.DONE, Ending.DONE]
+    made.finish()
+    assert remote.steps() == [2]
+
+
+def test_tiers_of_a_save_that_failed_say_why(crew, state):
+    made = crew(1)
+    made.directory.parent.mkdir(parents=True, exist_ok=True)
+    made.directory.write_text("no folder")
+    handle = made.save(flatten(state(1)), 1)[0]
+    assert handle.ended.wait(20)
+    assert handle.remote.outcome(5).problem == handle.problem
+    assert handle.replicated.outcome().ending is Ending.FAILED
+
+
+def test_copy_is_not_replicated_where_nobody_stands_by(crew, state):
+    handle = crew(1).save(flatten(state(1)), 1)[0]
+    assert "no other rank" in handle.replicated.outcome(20).problem
+    assert handle.remote.outcome(20).problem == "no remote store is set"
+
+
+def test_slab_of_a_committed_step_serves_its_blocks_until_it_is_used_again(crew, state):
+    made = crew(1)
+    made.save_and_wait(flatten(state(1)), 1)
+    ((step, epoch, source),) = made.writers[0].memory()
+    assert (step, epoch) == (1, 1)
+    record = Store(made.directory).record(1)
+    for segment in record.segments:
+        for index in range(len(segment.blocks())):
+            data = source.bytes_of(segment, *block_range(segment, index))
+            assert check_block(segment, index, data) is None
+    made.save_and_wait(flatten(state(2)), 2, 3)
+    assert sorted(step for step, _, _ in made.writers[0].memory()) == [2, 3]

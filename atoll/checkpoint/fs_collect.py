@@ -1,0 +1,72 @@
+"""What can go from a folder of checkpoints, and letting it go: for a person who asks, outside of any run.
+
+The same law as a run's own retention: nothing goes but behind a newer step of the same run that was just read back whole,
+and nothing that someone is reading. Saves that never counted go where a newer step of their run does; younger ones may
+be under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.retention import Retention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doomed:
+    """A step of `run` that goes, or (`litter`) files of it that no record names."""
+
+    run: str
+    step: int
+    path: Path
+    bytes: int
+    litter: bool
+
+    def line(self) -> str:
+        """For a person."""
+        what = "left over by a save that never counted" if self.litter else "nothing keeps it"
+        return f"step {self.step} of run {self.run}: {self.bytes / 1e6:.1f} MB, {what}, {self.path}"
+
+
+def doomed(store: Store, rules: Retention, now: float, only: str | None = None) -> list[Doomed]:
+    """What would go, of run `only` or of all."""
+    steps = store.list()
+    found = []
+    for run in sorted({s.run for s in steps if only in {None, s.run}}):
+        mine = {s.step: s for s in steps if s.run == run}
+        surplus = rules.surplus([(s.step, s.at) for s in mine.values()], now)
+        found += [
+            Doomed(run=run, step=step, path=mine[step].path, bytes=mine[step].bytes, litter=False) for step in surplus
+        ]
+        for step in sorted({*store.uncommitted_steps(), *mine} - set(surplus)):
+            strays = store.strays(step, run) if step < max(mine) else ()
+            if strays:
+                size = _size(strays)
+                found.append(Doomed(run=run, step=step, path=store.step_directory(step), bytes=size, litter=True))
+    return found
+
+
+def collect(store: Store, found: Sequence[Doomed], verify: Callable[[int], str]) -> tuple[list[Doomed], list[str]]:
+    """Let it go. What went, and why the rest did not; `verify` reads a step back and says what is wrong with it."""
+    went, problems = list[Doomed](), list[str]()
+    for run in dict.fromkeys(one.run for one in found):
+        newest = max(s.step for s in store.list() if s.run == run)
+        damage = verify(newest)
+        if damage:
+            problems.append(f"step {newest} of run {run} does not read back, older steps stay: {damage}")
+            continue
+        for one in (each for each in found if each.run == run):
+            if one.litter:
+                store.sweep(one.step, run)
+            elif not store.delete(one.step):
+                problems.append(f"step {one.step} of run {run} is being read, and stays")
+                continue
+            went.append(one)
+    return went, problems
+
+
+def _size(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
