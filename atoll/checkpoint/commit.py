@@ -15,13 +15,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from atoll.checkpoint import format1
-from atoll.checkpoint.boxes import Box
 from atoll.checkpoint.coverage import coverage_problem
 from atoll.checkpoint.digests import tensor_digest
+from atoll.checkpoint.extents import Extents, merged
 from atoll.checkpoint.layout import tensor_names
 from atoll.checkpoint.logical import Logical
-from atoll.checkpoint.manifest import FORMAT, CommitRecord, Segment, TensorRecord, Word, pack_stem, state_sum
+from atoll.checkpoint.manifest import FORMAT, CommitRecord, TensorRecord, Word, pack_stem, state_sum
 
 
 class Refusal(enum.StrEnum):
@@ -39,22 +41,11 @@ class Refusal(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """`box` of a tensor lies in `bytes` of `file` from `offset`."""
-
-    tensor: str
-    box: Box
-    file: str
-    offset: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Told:
     """A word and the extents of its table; None where the table is not what the word names."""
 
     word: Word
-    extents: Sequence[Extent] | None
+    extents: Extents | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +173,7 @@ def _judge_complete(
     logicals = {one.name: one for w in words for one in w.logicals}
     if state_sum(logicals.values()) != first.state:
         return Refuse(why=Refusal.NOT_COVERED, detail=f"not all tensors of the save were told of, {len(logicals)} were")
-    extents = [e for t in parts for e in t.extents or ()]
-    uncovered = _uncovered(logicals, tree, extents, parts)
+    uncovered = _uncovered(logicals, tree, parts)
     if uncovered:
         return Refuse(why=Refusal.NOT_COVERED, detail=uncovered)
     unlike = _compared(words)
@@ -246,9 +236,7 @@ def _merged(one: dict[str, object], other: dict[str, object]) -> dict[str, objec
     return both
 
 
-def _uncovered(
-    logicals: Mapping[str, Logical], tree: dict[str, object], extents: Sequence[Extent], parts: Sequence[Told]
-) -> str:
+def _uncovered(logicals: Mapping[str, Logical], tree: dict[str, object], parts: Sequence[Told]) -> str:
     unknown = sorted(tensor_names(tree) - logicals.keys())
     if unknown:
         return f"{len(unknown)} tensors are in no pack, {unknown[0]!r} first"
@@ -256,20 +244,32 @@ def _uncovered(
         problem = _outside(told, logicals)
         if problem:
             return problem
-    return coverage_problem(list(logicals.values()), [(e.tensor, e.box) for e in extents])
+    tables = [told.extents for told in parts if told.extents is not None]
+    return coverage_problem(list(logicals.values()), merged(tables, logicals.values()).boxes)
 
 
 def _outside(told: Told, logicals: Mapping[str, Logical]) -> str:
     """An extent that is not what it says, or lies where its rank wrote nothing."""
-    spans: dict[str, list[Segment]] = defaultdict(list)
-    for segment in told.word.segments:
-        spans[segment.file].append(segment)
-    for e in told.extents or ():
-        logical = logicals.get(e.tensor)
-        if logical is None or e.bytes != e.box.count * logical.itemsize:
-            return f"rank {told.word.by} tells of {e.tensor!r}{e.box} as {e.bytes} bytes, which it cannot be"
-        if e.bytes and not any(s.begin <= e.offset and e.offset + e.bytes <= s.begin + s.bytes for s in spans[e.file]):
-            return f"rank {told.word.by} tells of {e.tensor!r}{e.box} in a part of {e.file} that it did not write"
+    table = told.extents
+    if table is None or not len(table):
+        return ""
+    strange = next((one.name for one in table.logicals if logicals.get(one.name) != one), None)
+    if strange is not None:
+        return f"rank {told.word.by} tells of another tensor {strange!r} than the state has"
+    sizes = np.array([one.itemsize for one in table.logicals])[table.boxes.tensor]
+    impossible = np.flatnonzero(table.bytes != table.boxes.volumes() * sizes)
+    if len(impossible):
+        one = table.extent(int(impossible[0]))
+        return f"rank {told.word.by} tells of {one.tensor!r}{one.box} as {one.bytes} bytes, which it cannot be"
+    for number, file in enumerate(table.files):
+        rows = np.flatnonzero((table.file == number) & (table.bytes > 0))
+        spans = sorted((s.begin, s.begin + s.bytes) for s in told.word.segments if s.file == file)
+        begins, ends = (np.array([s[i] for s in spans], dtype=np.int64) for i in (0, 1))
+        at = np.searchsorted(begins, table.offset[rows], side="right") - 1
+        lost = rows[at < 0] if not spans else rows[(at < 0) | (table.offset[rows] + table.bytes[rows] > ends[at])]
+        if len(lost):
+            one = table.extent(int(lost[0]))
+            return f"rank {told.word.by} tells of {one.tensor!r}{one.box} in a part of {file} that it did not write"
     return ""
 
 

@@ -6,8 +6,9 @@ tensors and begins, so that the rows of one tensor follow each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -87,10 +88,13 @@ def extents_of(logicals: Iterable[Logical], rows: Iterable[Extent]) -> Extents:
     ).ordered()
 
 
-def merged(parts: Iterable[Extents]) -> Extents:
-    """The extents of several ranks as one table. A tensor that two tell of must be the same."""
+def merged(parts: Iterable[Extents], logicals: Iterable[Logical] = ()) -> Extents:
+    """The extents of several ranks as one table. A tensor that two tell of must be the same.
+
+    `logicals` are tensors to begin the numbers with, whether there are extents of them or not.
+    """
     tables = list(parts)
-    number: dict[Logical, int] = {}
+    number = {logical: i for i, logical in enumerate(logicals)}
     files: dict[str, int] = {}
     for table in tables:
         for logical in table.logicals:
@@ -122,3 +126,50 @@ def _filled(corners: Ints, dims: int, by: int) -> Ints:
     common = min(dims, corners.shape[1])
     filled[:, :common] = corners[:, :common]
     return filled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lying:
+    """Extents with the ways to find them: by tensor and box, and by file and bytes. `extents` are `ordered`."""
+
+    extents: Extents
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {one.name: i for i, one in enumerate(self.extents.logicals)}
+
+    @cached_property
+    def _files(self) -> dict[str, tuple[Ints, Ints, Ints]]:
+        """Of each file, in the order of its bytes: the rows, where they begin, and the highest end up to there."""
+        found = {}
+        order = np.lexsort((self.extents.offset, self.extents.file))
+        begins = np.searchsorted(self.extents.file[order], np.arange(len(self.extents.files) + 1))
+        for at, name in enumerate(self.extents.files):
+            rows = order[begins[at] : begins[at + 1]]
+            offset = self.extents.offset[rows]
+            found[name] = (rows, offset, np.maximum.accumulate(offset + self.extents.bytes[rows]))
+        return found
+
+    def of(self, tensor: str, box: Box) -> Iterator[Extent]:
+        """The extents of a tensor that have elements in common with a box."""
+        number = self._numbers.get(tensor)
+        if number is None:
+            return
+        boxes = self.extents.boxes
+        low, high = np.searchsorted(boxes.tensor, (number, number + 1))
+        dims = len(box.start)
+        meet = (boxes.start[low:high, :dims] < box.stop).all(1) & (boxes.stop[low:high, :dims] > box.start).all(1)
+        for row in np.flatnonzero(meet):
+            yield self.extents.extent(int(low + row))
+
+    def within(self, file: str, begin: int, end: int | None = None) -> Iterator[Extent]:
+        """The extents that have any of bytes [begin, end) of a file, in their order."""
+        if file not in self._files:
+            return
+        rows, offset, ends = self._files[file]
+        first = np.searchsorted(ends, begin, side="right")
+        last = len(rows) if end is None else np.searchsorted(offset, end)
+        for row in rows[first:last]:
+            one = self.extents.extent(int(row))
+            if one.offset + one.bytes > begin:
+                yield one

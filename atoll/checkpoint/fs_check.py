@@ -51,7 +51,7 @@ def _check_file(reading: Reading, file: str, told: Callable[[int], None]) -> Pac
 
 
 def _held(reading: Reading, file: str, there: int) -> str:
-    names = [e.tensor for e in reading.by_file.get(file, ()) if e.offset + e.bytes > there]
+    names = [e.tensor for e in reading.lying.within(file, there)]
     if not names:
         return "no tensor's bytes are gone"
     return f"tensor {names[0]!r}" + (f" and {len(names) - 1} more are gone" if len(names) > 1 else " is gone")

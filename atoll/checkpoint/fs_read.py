@@ -19,9 +19,9 @@ import numpy as np
 import xxhash
 
 from atoll.checkpoint.boxes import Box, overlap, whole
-from atoll.checkpoint.commit import Extent
+from atoll.checkpoint.extents import Extent, Extents, Lying, merged
+from atoll.checkpoint.fs_extents import ExtentFile
 from atoll.checkpoint.fs_sources import Folder, Source
-from atoll.checkpoint.fs_tables import table_extents
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import CommitRecord, Segment, Table
 from atoll.checkpoint.report import BlockFinding
@@ -68,8 +68,7 @@ class Reading:
     directory: Path
     record: CommitRecord
     logicals: Mapping[str, Logical]
-    by_tensor: Mapping[str, Sequence[Extent]]
-    by_file: Mapping[str, Sequence[Extent]]
+    lying: Lying
     segments: Mapping[str, Sequence[tuple[int, Segment]]]
     bytes_read: int = 0
     sources: tuple[Source, ...] = ()
@@ -86,7 +85,7 @@ class Reading:
                 raise CheckpointError(
                     f"{self.directory} holds no tensor {want.tensor!r}; it holds {len(self.logicals)} others"
                 )
-            for extent in self.by_tensor.get(want.tensor, ()):
+            for extent in self.lying.of(want.tensor, want.box):
                 part = overlap(extent.box, want.box)
                 if part is not None:
                     found.update(self._spanned(extent, logical.itemsize, part))
@@ -132,7 +131,7 @@ class Reading:
     ) -> None:
         data = self._block(segment, index)
         begin = segment.begin + index * segment.block_bytes
-        for extent in self._extents(segment.file, begin, begin + len(data)):
+        for extent in self.lying.within(segment.file, begin, begin + len(data)):
             self._cut(extent, begin, data, keys.get(extent.tensor, ()), deliver)
 
     def _block(self, segment: Segment, index: int) -> memoryview:
@@ -155,7 +154,7 @@ class Reading:
     def _holds(self, segment: Segment, index: int) -> str:
         """What is in a block that is not there."""
         begin, length = block_range(segment, index)
-        names = list(dict.fromkeys(e.tensor for e in self._extents(segment.file, begin, begin + length)))
+        names = list(dict.fromkeys(e.tensor for e in self.lying.within(segment.file, begin, begin + length)))
         return f"it held tensor {names[0]!r}" if names else "it held a header"
 
     def _cut(
@@ -174,17 +173,9 @@ class Reading:
                 if part is not None:
                     deliver(key, part, values[part.within(box)])
 
-    def _extents(self, file: str, begin: int, end: int) -> Iterable[Extent]:
-        listed = self.by_file.get(file, ())
-        at = max(0, bisect.bisect_right(listed, begin, key=lambda e: e.offset) - 1)
-        while at < len(listed) and listed[at].offset < end:
-            if listed[at].offset + listed[at].bytes > begin:
-                yield listed[at]
-            at += 1
-
     def named(self, segment: Segment, finding: BlockFinding) -> BlockFinding:
         """The finding with the rank that wrote the block and the tensors it belongs to."""
-        names = list(dict.fromkeys(e.tensor for e in self._extents(segment.file, finding.begin, finding.end)))
+        names = list(dict.fromkeys(e.tensor for e in self.lying.within(segment.file, finding.begin, finding.end)))
         what = f"tensor {names[0]!r}" if names else "the header"
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return replace(finding, of=f"; it holds {what}{more}, written by rank {segment.rank}")
@@ -196,11 +187,7 @@ def opened(
     """The step in `directory`, its tables verified. Raises `CheckpointError`."""
     asked = tuple(sources) or (Folder(directory),)
     tell = damaged or _passed_over
-    by_tensor, by_file = defaultdict(list), defaultdict(list)
-    for table in record.tables:
-        for extent in _table(asked, table, tell):
-            by_tensor[extent.tensor].append(extent)
-            by_file[extent.file].append(extent)
+    lying = Lying(extents=merged(_table(asked, table, tell) for table in record.tables))
     segments: dict[str, list[tuple[int, Segment]]] = defaultdict(list)
     for number, segment in enumerate(record.segments):
         segments[segment.file].append((number, segment))
@@ -208,8 +195,7 @@ def opened(
         directory,
         record,
         {t.name: t.logical for t in record.tensors},
-        by_tensor,
-        {file: sorted(found, key=lambda e: e.offset) for file, found in by_file.items()},
+        lying,
         {file: sorted(found, key=lambda s: s[1].begin) for file, found in segments.items()},
         sources=asked,
         damaged=tell,
@@ -221,12 +207,12 @@ def all_blocks(reading: Reading) -> list[Block]:
     return [Block(number, i) for number, s in enumerate(reading.record.segments) for i in range(len(s.blocks()))]
 
 
-def read_table(directory: Path, table: Table) -> Sequence[Extent]:
+def read_table(directory: Path, table: Table) -> Extents:
     """The extents of one table. Raises `CheckpointError` where it is not what was written."""
     return _table((Folder(directory),), table, _passed_over)
 
 
-def _table(sources: Sequence[Source], table: Table, damaged: Damaged) -> Sequence[Extent]:
+def _table(sources: Sequence[Source], table: Table, damaged: Damaged) -> Extents:
     problem = f"{table.file} is nowhere"
     for source in sources:
         try:
@@ -235,7 +221,7 @@ def _table(sources: Sequence[Source], table: Table, damaged: Damaged) -> Sequenc
                 continue
             found = xxhash.xxh3_64_hexdigest(data)
             if len(data) == table.bytes and found == table.xxh3:
-                return table_extents(data)
+                return ExtentFile(data, source.where(table.file)).all()
             problem = (
                 f"{source.where(table.file)} has checksum {found} over {len(data)} bytes, {table.xxh3} over "
                 f"{table.bytes} was written"

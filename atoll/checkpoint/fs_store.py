@@ -186,7 +186,7 @@ class Store:
             with suppress(OSError, CheckpointError):
                 word, extents = unseal(Word, path.read_bytes(), str(path)), None
                 with suppress(CheckpointError):
-                    extents = read_table(directory, word.table) if word.table is not None else ()
+                    extents = read_table(directory, word.table) if word.table is not None else None
                 found.append(Told(word, extents))
         return found
 

@@ -18,12 +18,12 @@ from typing import Any
 import xxhash
 
 from atoll.checkpoint.boxes import Box
-from atoll.checkpoint.commit import Commit, Extent, Refuse
+from atoll.checkpoint.commit import Commit, Refuse
 from atoll.checkpoint.digests import digest_bytes
+from atoll.checkpoint.fs_extents import extents_bytes
 from atoll.checkpoint.fs_files import create, disk, make_directory, publish, sync_directory, write_at
 from atoll.checkpoint.fs_store import Store
-from atoll.checkpoint.fs_tables import table_bytes
-from atoll.checkpoint.image import Duty, Image, Piece, Run, Weights, draw
+from atoll.checkpoint.image import Duty, Image, Piece, Run, Weights, draw, extents
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import (
     BLOCK_BYTES,
@@ -76,7 +76,7 @@ def write_part(
         for file in dict.fromkeys(run.file for run in duty.runs):
             made.append(directory / file)
             segments += stream.write(file, rank)
-        table = table_bytes([Extent(p.logical.name, p.box, p.file, p.offset, p.bytes) for p in duty.places])
+        table = extents_bytes(extents(duty, rank))
         path = directory / f"{stem}.arrow"
         create(path, table)
         made.append(path)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atoll.checkpoint.boxes import Box, whole
+from atoll.checkpoint.extents import Extent, Extents, extents_of
 from atoll.checkpoint.logical import Logical
 from atoll.errors import CheckpointError
 
@@ -247,3 +248,10 @@ def _text(header: Mapping[str, Any]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def extents(duty: Duty, by: int) -> Extents:
+    """Where the boxes of a duty lie, in columns, as `by` wrote them."""
+    logicals = dict.fromkeys(place.logical for place in duty.places)
+    rows = (Extent(p.logical.name, p.box, p.file, by, p.offset, p.bytes) for p in duty.places)
+    return extents_of(logicals, rows)

@@ -24,16 +24,15 @@ from typing import Any, Protocol
 import torch
 
 from atoll.checkpoint.boxes import Box
-from atoll.checkpoint.commit import Extent
 from atoll.checkpoint.fs_committer import Committer, Handle
+from atoll.checkpoint.fs_extents import extents_bytes
 from atoll.checkpoint.fs_pack import Slab
 from atoll.checkpoint.fs_sources import SlabCopy, Source
 from atoll.checkpoint.fs_store import Store
-from atoll.checkpoint.fs_tables import table_bytes
 from atoll.checkpoint.fs_uploader import Destination, Uploader
 from atoll.checkpoint.fs_writer_client import IoProcess, Start, spawned
 from atoll.checkpoint.fs_writer_process import Job, Summed
-from atoll.checkpoint.image import Duty, Image, Place
+from atoll.checkpoint.image import Duty, Image, Place, extents
 from atoll.checkpoint.logical import RankLayout
 from atoll.checkpoint.manifest import Request, Word, seal, unseal
 from atoll.checkpoint.retention import Retention
@@ -352,14 +351,13 @@ class Writer:
         failpoint("after-handover")
 
     def _job(self, job: _Job, duty: Duty, word: Word, held: tuple[Summed, ...]) -> Job:
-        extents = [Extent(p.logical.name, p.box, p.file, p.offset, p.bytes) for p in duty.places]
         return Job(
             directory=str(self._store.step_directory(job.handle.step)),
             stem=job.save.stem(duty.rank, job.handle.rank),
             runs=duty.runs,
             wrote=tuple(_summed(p) for p in duty.places),
             held=held,
-            table=base64.b64encode(table_bytes(extents)).decode(),
+            table=base64.b64encode(extents_bytes(extents(duty, job.handle.rank))).decode(),
             word=word,
         )
 

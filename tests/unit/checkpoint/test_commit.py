@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.checkpoint.boxes import Box, whole
-from atoll.checkpoint.commit import Ask, Commit, Extent, Refusal, Refuse, Told, Wait, judge
+from atoll.checkpoint.commit import Ask, Commit, Refusal, Refuse, Told, Wait, judge
 from atoll.checkpoint.digests import tensor_digest
+from atoll.checkpoint.extents import Extent, extents_of, merged
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import BLOCK_BYTES, Segment, Table, Word, packed_sums, state_sum
 
@@ -39,13 +40,13 @@ def told(rank, size, *, names=None, held=(), digest="00000000000000aa", by=None,
         writers=tuple(range(min(size, 7))),
         tree=TREE if 0 in (rank, by) else None,
     )
-    extents = [Extent(one.name, whole(one.shape), file, BYTES * i, BYTES) for i, one in enumerate(mine)]
-    return Told(dataclasses.replace(word, **changed), extents)
+    extents = [Extent(one.name, whole(one.shape), file, by, BYTES * i, BYTES) for i, one in enumerate(mine)]
+    return Told(dataclasses.replace(word, **changed), extents_of(mine, extents))
 
 
 def failed(rank, size, problem, by=None):
     return Told(
-        Word(run="run", step=5, epoch=1, rank=rank, size=size, by=rank if by is None else by, problem=problem), ()
+        Word(run="run", step=5, epoch=1, rank=rank, size=size, by=rank if by is None else by, problem=problem), None
     )
 
 
@@ -140,8 +141,9 @@ def test_words_that_do_not_fit_together_are_refused_with_the_reason(change, why,
 
 def test_box_that_overlaps_another_by_one_row_is_named():
     parts = [told(0, 1)]
-    extra = Extent("w3", Box((7, 0), (8, 2)), "r0by0.safetensors", 0, 8)
-    refused(judged([Told(parts[0].word, [*parts[0].extents, extra])], 1), Refusal.NOT_COVERED, "w3[7:8,0:2]")
+    extra = extents_of(LOGICALS, [Extent("w3", Box((7, 0), (8, 2)), "r0by0.safetensors", 0, 0, 8)])
+    doubled = merged([parts[0].extents, extra])
+    refused(judged([Told(parts[0].word, doubled)], 1), Refusal.NOT_COVERED, "w3[7:8,0:2]")
 
 
 def test_save_without_a_tree_is_refused():
