@@ -19,12 +19,14 @@ from atoll.checkpoint.fs_uploader import Destination
 from atoll.checkpoint.logical import RankLayout
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_flat import FlatState, replicated
+from atoll.checkpoint.torch_restore import Restore
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Handle, Writer
 from atoll.clock import SystemClock
 from atoll.errors import BatchError, CheckpointError
+from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.ids import Step, TrainerId
-from atoll.schema.messages import CheckpointIntervalChosen
+from atoll.schema.messages import CheckpointCopied, CheckpointIntervalChosen
 from atoll.workers.host import Host
 from atoll.workers.pacing import Pacing
 from atoll.workers.peers import Comm
@@ -189,7 +191,8 @@ class Saving:
     def found(self, *, epoch: int) -> Flat | None:
         """The state to begin with in `epoch`, if a checkpoint holds it.
 
-        The run's own newest one comes first (all members were lost at once), then the one that it was told to resume.
+        The run's own newest one comes first (all members were lost at once), from wherever it can be had whole, then the
+        one that it was told to resume.
         """
         run, store = self._host.identity.run, Store(self._directory)
         if store.directory.exists():
@@ -202,10 +205,18 @@ class Saving:
             store = store.under(claim)
         # Nobody writes now: what lies there whole and lacks only its record is a checkpoint, too.
         store.complete(run, now=SystemClock().now())
-        mine = [found for found in store.list() if found.run == run]
-        if mine:
-            return store.open(mine[-1].step)
+        memory = self._writer.memory() if self._writer is not None else ()
+        restore = Restore(store, run=run, damaged=self._damaged, to=self._destination(), memory=memory)
+        found = restore.newest()
+        if found is not None:
+            return found
         return self._resumed(Path(self._resume)) if self._resume else None
+
+    def _damaged(self, step: int, tier: Tier, problem: str) -> None:
+        said = CheckpointCopied(
+            trainer=self._host.identity.trainer, step=Step(step), tier=tier, state=TierState.DAMAGED, detail=problem
+        )
+        self._host.tell(said)
 
     def _resumed(self, path: Path) -> Flat:
         if not path.is_dir():
