@@ -16,7 +16,9 @@ COMPONENTS = ("schema", "control_plane", "workers", "collectives", "checkpoint",
 # technology it begins with.
 TOP_SHELLS = frozenset({"cli", "client", "clock", "config", "log", "launch", "ray"})
 SHELL_SUFFIXES = frozenset({"runtime", "actor", "server", "client", "writer", "inject"})
-TECHNOLOGIES = frozenset({"ray", "torch", "arrow", "tcp", "shm", "nccl", "grpc", "fs", "sql", "http", "rest", "nicegui", "proc"})
+TECHNOLOGIES = frozenset(
+    {"ray", "torch", "arrow", "tcp", "shm", "nccl", "grpc", "fs", "sql", "http", "rest", "nicegui", "proc"}
+)
 # Named for the seam that users or other components import, not for what is inside; each with its reason.
 NAMED_EXCEPTIONS = {
     "atoll.workers.context": "the public session API: users import it by this name and it holds their tensors",
