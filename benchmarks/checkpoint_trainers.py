@@ -37,7 +37,7 @@ from atoll.schema.messages import (
 from atoll.schema.spec import JobSpec
 from atoll.workers.context import run_function
 from atoll.workers.host import Identity, Mailbox
-from benchmarks.checkpoint_state import Shape, stack
+from benchmarks.checkpoint_state import Shape, shallow
 from benchmarks.ranks import Crew, Rank, RankFailed
 
 _RUN = RunId("benchmark")
@@ -86,7 +86,7 @@ def trainer(rank: Rank, *, folder: str, line: str, shape: dict[str, int]) -> int
 def _train(ctx: Any) -> None:
     shape = Shape(**ctx.config)
     rows = torch.randn(_SAMPLES * 64, shape.width, generator=torch.Generator().manual_seed(1))
-    parts = ctx.manage(functools.partial(stack, shape))
+    parts = ctx.manage(functools.partial(shallow, shape))
     for step in ctx.steps((rows,), global_batch=_SAMPLES, micro_batch=1, steps=_STEPS):
         with step:
             for (x,) in step:

@@ -23,10 +23,10 @@ from atoll.checkpoint.fs_decisions import Decisions, counting
 from atoll.checkpoint.fs_files import read_at, reading
 from atoll.checkpoint.fs_futures import Future
 from atoll.checkpoint.fs_read import all_blocks, check_block, opened, read_block
+from atoll.checkpoint.fs_retrying import Backoff
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.manifest import BLOCK_BYTES, CommitRecord, unseal_commit
 from atoll.checkpoint.retention import Retention
-from atoll.checkpoint.retrying import Backoff
 from atoll.clock import Clock
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
@@ -198,20 +198,7 @@ class Uploader:
         return True
 
     def _again(self, act: Callable[[], T]) -> T:
-        """What `act` returns, tried again while the store fails."""
-        failed = 0
-        while True:
-            try:
-                return act()
-            except RemoteError as error:
-                failed += 1
-                wait = self._backoff.wait_s(failed)
-                if wait is None:
-                    raise RemoteError(
-                        f"{error}; given up after {failed} tries, the next checkpoint tries anew"
-                    ) from None
-                if self._stopping.wait(wait):
-                    raise
+        return self._backoff.again(act, RemoteError, self._stopping)
 
     # -- old copies ----------------------------------------------------------------------------------------------------
 

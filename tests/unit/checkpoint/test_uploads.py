@@ -9,10 +9,10 @@ from remote_stores import Flaky
 from atoll.checkpoint.arrow_remote import Remote, RemoteCopy
 from atoll.checkpoint.fs_decisions import LinkDecisions, counting
 from atoll.checkpoint.fs_futures import Ending, Future
+from atoll.checkpoint.fs_retrying import Backoff
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.fs_uploader import Destination, Uploader, read_back, record_name
 from atoll.checkpoint.retention import Retention
-from atoll.checkpoint.retrying import Backoff
 from atoll.checkpoint.torch_state import flatten
 from atoll.clock import SystemClock
 from atoll.errors import CheckpointError
