@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import checkpoint_parts_gpu as devices
 from benchmarks import checkpoint_parts_read as reading
 from benchmarks import checkpoint_parts_reshard as resharding
 from benchmarks import checkpoint_parts_save as saving
@@ -31,6 +32,7 @@ PARTS: dict[str, Part] = {
     "manifest": tables.manifest,
     "digest": tables.digest,
     "reshard": resharding.reshard,
+    "gpu": devices.gpu,
 }
 
 

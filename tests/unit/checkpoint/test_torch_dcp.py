@@ -137,3 +137,11 @@ def test_ranks_that_found_unlike_newest_steps_load_none(tmp_path):
     with pytest.raises(CheckpointError, match="ranks found step-00000007 and step-00000008 as the newest"):
         early.prepare_global_plan(found)
     assert early.prepare_global_plan(found[:1]) == found[:1]
+
+
+def test_state_of_values_alone_is_a_step_too(tmp_path):
+    path = saved(tmp_path, {"n": 3, "empty": torch.empty(0)})
+    state = {"n": 0, "empty": torch.empty(0)}
+    dcp.load(state, storage_reader=StorageReader(path), no_dist=True)
+    assert state["n"] == 3
+    assert Store(tmp_path).verify(7).ok
