@@ -1,12 +1,13 @@
 """Ray Train's driver: TorchTrainer with Gloo, a checkpoint every few steps, as many restarts as it takes.
 
-Elastic, or else a killed host could not be done without.
+With `--elastic` it may go on with one worker less, or else a killed host could not be done without.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 
 import ray
@@ -52,12 +53,16 @@ def main():
     add("--storage", required=True)
     add("--workers", type=int, required=True)
     add("--interface", required=True)
+    add("--elastic", action="store_true")
     asked = parser.parse_args()
-    ray.init(runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": asked.interface}})
+    # Workers are started by this interpreter, which has Ray Train, whichever one the nodes were started by.
+    runtime_env = {"env_vars": {"GLOO_SOCKET_IFNAME": asked.interface}, "py_executable": sys.executable}
+    ray.init(runtime_env=runtime_env)
+    workers = (asked.workers - 1, asked.workers) if asked.elastic else asked.workers
     trainer = TorchTrainer(
         train,
         train_loop_config={"stamps": asked.stamps},
-        scaling_config=ray.train.ScalingConfig(num_workers=(asked.workers - 1, asked.workers)),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(
             name=f"peer-{os.getpid()}",
             storage_path=asked.storage,

@@ -2,8 +2,9 @@
 
 Needs Linux and root (see `atoll lab`). Seconds are (next commit - fault) - one undisturbed step of the new membership;
 compute is emulated where seconds are measured and real where exactness is. `--resume FILE` keeps each part's results (of
-`classes` each trial's) as they come and skips those already there; `--kind NAME` measures one kind of `classes`. The
-published ones are by
+`classes` and `peers` each trial's) as they come and skips those already there; `--kind NAME` measures one kind of
+`classes`. The peers are those of this interpreter (`python -m pip install --group peers -c constraints.txt`) or of
+`--peers-python`, which has to have the same Ray. The published ones are by
 
     python -m benchmarks.recovery --resume benchmarks/results/recovery.json --table benchmarks/results/recovery.md
 
@@ -33,10 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 if a part failed; a bar that is missed is a result, not a failure."""
     command = Command(prog="python -m benchmarks.recovery", title="Recovery, measured", text=__doc__ or "")
     command.parser.add_argument("--kind", action="append", choices=[k.name for k in KINDS], metavar="NAME")
+    what = "the interpreter that has the peers (torchft, Ray Train); default: this one"
+    command.parser.add_argument("--peers-python", metavar="FILE", default=sys.executable, help=what)
     asked = command.asked(arguments, parts=PARTS)
     notes = Path(f"{asked.resume}.{'quick' if asked.quick else 'full'}") if asked.resume else None
     classes = functools.partial(PARTS["classes"], only=tuple(asked.kind or ()), notes=notes)
-    return command.run(PARTS | {"classes": classes})
+    kept = notes.with_name(f"{notes.name}.peers") if notes else None
+    peers = functools.partial(PARTS["peers"], python=asked.peers_python, notes=kept)
+    return command.run(PARTS | {"classes": classes, "peers": peers})
 
 
 PARTS: dict[str, Part] = {

@@ -18,8 +18,12 @@ from benchmarks.timing import rounded
 
 _TRIALS, _QUICK_TRIALS = 5, 2
 _HOLD_S, _QUICK_HOLD_S = 120.0, 15.0
-# A third of the speed in one of four leaves 3.33 of 4 workers' worth.
-_SLOW_WORKER_LEAVES = (3 + 1 / 3) / 4
+# A third of the speed in one of four leaves 3.33 of 4 workers' worth. Around a slow pair the islands' other two pairs
+# carry as much as before.
+_LEFT = {
+    "worker": ((3 + 1 / 3) / 4, "three workers and a third allow"),
+    "link": (1.0, "the other links allow, which is all"),
+}
 _SHARE = 0.8
 
 
@@ -168,10 +172,10 @@ def _slow_figures(kinds: list[Kind], found: dict[str, list[dict[str, Any]]]) -> 
         note = f"worst of {len(trials)}" + (f"; {short} not named at all" if short else "")
         value = max(named, default=None) if not short else None
         figures.append(Figure(name=f"slow_{word}_named_steps", value=value, bar=SLOW_STEPS, floor=False, note=note))
-        if word == "worker":
-            shares = [t["rate_after"] / (t["rate_before"] * _SLOW_WORKER_LEAVES) for t in trials if t["rate_before"]]
-            what = "throughput, as a share of what three workers and a third allow"
-            figures.append(Figure(name="slow_worker_share", value=min(shares, default=None), bar=_SHARE, note=what))
+        leaves, what = _LEFT[word]
+        shares = [t["rate_after"] / (t["rate_before"] * leaves) for t in trials if t["rate_before"]]
+        note = f"throughput, as a share of what {what}; worst of {len(shares)}"
+        figures.append(Figure(name=f"slow_{word}_share", value=min(shares, default=None), bar=_SHARE, note=note))
     return figures
 
 

@@ -6,7 +6,9 @@ death at a named place) is an order to the benchmark's own training function, wh
 
 from __future__ import annotations
 
+import contextlib
 import random
+import re
 import signal
 import subprocess
 import time
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from atoll.lab import raising_runtime
 from atoll.workers.proc_runtime import send_signal
 from benchmarks import networks
-from benchmarks.recovery_ground import Ground, Run, Worker
+from benchmarks.recovery_ground import Ground, NotSteady, Run, Worker
 
 # A hardware address that nobody has: what is sent there is lost at the switch.
 _NOBODY = "02:ff:ff:ff:ff:ff"
@@ -24,6 +26,8 @@ HEAD = "head"
 # Long enough for a membership to be told, and shorter than its regroup on a busy machine.
 _WHILE_IT_RECOVERS_S = 0.05
 _DISK = "clusters"
+# Some steps, to see which links carry them; and how long a healed link may stay unmeasured.
+_WATCHED_S, _MEASURED_S = 1.0, 120.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +101,11 @@ def gil(scene: Scene) -> None:
     victim = scene.pick()
     scene.undo.append(lambda: victim.send(signal.SIGKILL))
     _ordered(scene, victim, "gil")
+
+
+def flip(scene: Scene) -> None:
+    """As above. The replicas are compared as often as a run at default settings does."""
+    _ordered(scene, scene.pick(), "flip")
 
 
 def host(scene: Scene) -> float:
@@ -248,12 +257,69 @@ def slow_worker(scene: Scene) -> float:
 
 
 def slow_link(scene: Scene) -> float:
-    """A fifth of what it carried."""
-    first = scene.chance.choice(scene.members[:2]).host
-    second = next(m.host for m in scene.members if m.host[0] != first[0])
+    """A fifth of what it carried, of a link between the islands that the run uses: any other costs nothing."""
+    first, second = _crossed(scene)
+    scene.undo.append(lambda: _well_again(scene.ground, first, second))
     moment = time.monotonic()
     scene.ground.lab.slow(first, second, networks.SLOW / 5)
     return moment
+
+
+def _crossed(scene: Scene) -> tuple[str, str]:
+    """Two hosts of different islands that send each other about as much as any such two."""
+    before = _sent(scene)
+    time.sleep(_WATCHED_S)
+    sent = {pair: many - before.get(pair, 0) for pair, many in _sent(scene).items() if pair[0][0] != pair[1][0]}
+    return scene.chance.choice(sorted(pair for pair, many in sent.items() if many > max(sent.values()) / 2))
+
+
+def on_fast_nics(ground: Ground, members: list[Worker]) -> bool:
+    """Whether every member is joined by its fast NIC with its island's other member. After a cut that may take a while."""
+    fast = {n.address for m in members for n in ground.lab.layout.nics[m.host] if n.name == _fast(ground, m.host)}
+    hosts = {n.address: m.host for m in members for n in ground.lab.layout.nics[m.host]}
+    joined = {
+        frozenset((name, hosts[peer]))
+        for name in set(hosts.values())
+        for peer, _ in _connections(ground, name)
+        if peer in fast and hosts[peer][0] == name[0]
+    }
+    return len(joined) == len({name[0] for name in hosts.values()})
+
+
+def _sent(scene: Scene) -> dict[tuple[str, str], int]:
+    """What the connections that are open now have carried from host to host."""
+    ground, sent = scene.ground, dict[tuple[str, str], int]()
+    hosts = {nic.address: m.host for m in scene.members for nic in ground.lab.layout.nics[m.host]}
+    for name in {m.host for m in scene.members}:
+        for peer, many in _connections(ground, name):
+            if (target := hosts.get(peer)) not in (None, name):
+                sent[name, target] = sent.get((name, target), 0) + many
+    return sent
+
+
+def _connections(ground: Ground, host: str) -> list[tuple[str, int]]:
+    """Of each open connection of a host that carried something: the peer's address, and the bytes sent to it."""
+    words = ground.lab.words(host, ["ss", "-tinHO"])
+    told = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
+    found = re.findall(r"\S+:\d+ +(\S+):\d+ .*bytes_acked:(\d+)", told)
+    return [(peer.removeprefix("[::ffff:").removesuffix("]"), int(many)) for peer, many in found]
+
+
+def _well_again(ground: Ground, first: str, second: str) -> None:
+    """Heal, and wait until the cluster has measured it: the next run is to plan for the network as it is."""
+    ground.lab.heal()
+    want = networks.SLOW / 8 / 2
+
+    def known() -> bool:
+        ends = {first, second}
+        links = [
+            k for k in ground.client.topology().links if {ground.host_of(k.source), ground.host_of(k.target)} == ends
+        ]
+        return bool(links) and all(k.bandwidth > want for k in links)
+
+    # A machine that is overloaded measures late: the next fault then strikes what is in use by what is known.
+    with contextlib.suppress(NotSteady):
+        ground.until(known, _MEASURED_S, f"the link of {first} and {second} to be measured")
 
 
 def _fast(ground: Ground, name: str) -> str:

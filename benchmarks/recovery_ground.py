@@ -44,7 +44,7 @@ _LOOK_S = 0.02
 _RAISES = 3
 _DISK_BYTES = 96 << 20
 # Hosts keep /tmp to themselves.
-_SHARED_FOLDER = "/var/tmp"
+SHARED_FOLDER = "/var/tmp"
 
 
 class NotSteady(Exception):
@@ -200,17 +200,24 @@ class Ground:
 @contextlib.contextmanager
 def ground(spec: LabSpec | None = None) -> Iterator[Ground]:
     """Raise the lab (two islands of two unless `spec`), Ray and Atoll; take it all down at the end, whatever happens."""
-    home = Path(tempfile.mkdtemp(prefix="atoll-r-", dir=_SHARED_FOLDER))
+    home = Path(tempfile.mkdtemp(prefix="atoll-r-", dir=SHARED_FOLDER))
     spec = replace(spec or networks.two_islands(2), name="recovery")
     try:
-        with _raised(spec, home) as lab, _client(lab, home) as client:
-            yield Ground(lab, home, client)
+        with lab_with_ray(spec, home) as lab, atoll_over(lab, home) as here:
+            yield here
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _raised(spec: LabSpec, home: Path) -> Iterator[Lab]:
+def atoll_over(lab: Lab, home: Path) -> Iterator[Ground]:
+    """Atoll in a lab that stands with its Ray, and a client of it."""
+    with _client(lab, home) as client:
+        yield Ground(lab, home, client)
+
+
+@contextlib.contextmanager
+def lab_with_ray(spec: LabSpec, home: Path) -> Iterator[Lab]:
     """The lab with its Ray, whose nodes give up after 30 s of an overloaded machine: tried again then."""
     with contextlib.ExitStack() as stack:
         for left in reversed(range(_RAISES)):

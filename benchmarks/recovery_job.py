@@ -27,7 +27,8 @@ from atoll.fault.inject import arm
 
 ROWS = 4096
 WINDOW = 64
-_GATE_LOOK_S = 0.01
+# Rare enough that whoever has the turn meanwhile does not feel it.
+_GATE_LOOK_S = 0.05
 
 
 class Stamps:
@@ -47,6 +48,7 @@ class Orders:
 
     def __init__(self, folder, stamps):
         self.pace = 1.0
+        self.weights = None
         self._folder, self._stamps = Path(folder), stamps
         self._folder.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGUSR1, lambda *_: self._take(self._folder / str(os.getpid())))
@@ -67,10 +69,16 @@ class Orders:
             self.pace = float(value)
         if word == "die":
             arm(value, self._die)
+        if word == "flip":
+            arm("before-vote", self._flip)
 
     def _die(self):
         self._stamps.add("fault")
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def _flip(self):
+        self._stamps.add("fault")
+        self.weights.detach().view(-1).view(torch.int32)[0] ^= 1 << 20
 
 
 class Numbered(torch.utils.data.Dataset):
@@ -90,6 +98,7 @@ def emulated(ctx):
     model = nn.Linear(1, ctx.config.get("elements", 65536), bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     ctx.manage(model, optimizer)
+    orders.weights = model.weight
     grains, grain_s = ctx.config.get("grains", 12), ctx.config.get("grain_s", 0.04)
     for step in ctx.steps(Numbered(), global_batch=grains, micro_batch=1, steps=ctx.config.get("steps", 10**6)):
         with step:

@@ -30,7 +30,9 @@ class Shape(enum.StrEnum):
 class Kind:
     """One kind. `figure`: the name and bar in seconds of the issue's own figures; `fresh`: it ends its ground.
 
-    `anew`: on a new run each time, as members that once connected around a dead NIC may stay there.
+    `anew`: on a new run each time, and once its members are joined by their fast NICs: a link that was cut before is
+    left out until it was probed again, and cutting a NIC that carries nothing costs nothing. A worker that was slow
+    keeps a smaller share for a while, and would be hurt less by the next trial.
     """
 
     name: str
@@ -51,6 +53,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(name="rank 0 SIGKILL", strike=faults.kill_rank0, verdict=_SIGKILL),
     Kind(name="worker SIGSTOP", strike=faults.stop, verdict=r"^lost .*hung.*stop", figure="hang_s", bar=1.5),
     Kind(name="GIL held forever", strike=faults.gil, verdict=r"^lost .*hung", figure="gil_s", bar=2.0),
+    Kind(name="bit flipped in a replica", strike=faults.flip, verdict=r"^lost .*corrupt", anew=True),
     Kind(name="host killed", strike=faults.host, verdict=r"^lost .*node", figure="host_s", bar=1.5),
     Kind(name="link cut", strike=faults.cut, verdict=r"^(epoch|lost) ", figure="cut_s", bar=1.5, anew=True),
     Kind(name="one-way cut", strike=faults.cut_one_way, verdict=r"^(epoch|lost) ", anew=True),
@@ -79,8 +82,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(name="member lost while the control plane is down", strike=faults.lost_without_control, verdict=r"^lost "),
     Kind(name="head's link cut and healed", strike=faults.head_cut, shape=Shape.HELD),
     Kind(name="disk full, then a worker SIGKILL", strike=faults.disk_full, verdict=_SIGKILL),
-    Kind(name="slow worker 3x", strike=faults.slow_worker, shape=Shape.SLOW, verdict=r"slow"),
-    Kind(name="slow link 5x", strike=faults.slow_link, shape=Shape.SLOW, verdict=r"slow"),
+    Kind(name="slow worker 3x", strike=faults.slow_worker, shape=Shape.SLOW, verdict=r"^slow-worker"),
+    Kind(name="slow link 5x", strike=faults.slow_link, shape=Shape.SLOW, verdict=r"^slow-link", anew=True),
     Kind(name="gcs_server SIGKILL", strike=faults.gcs, shape=Shape.HELD, fresh=True),
 )
 

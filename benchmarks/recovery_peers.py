@@ -1,137 +1,195 @@
 """What the same faults cost torchft, Ray Train and torchrun, on the same hosts, links and model, in the same run.
 
-Peers are started anew for each fault. torchft is measured with the lighthouse command of its README (which waits 10 s for
-stragglers; the command's own default is 60 s) and all else at its defaults, which the ratios use, and with every timeout
-brought down; nothing restarts its lost worker, which would only hold its survivors up. Ray Train and torchrun
-restart all workers from a checkpoint. What has not recovered within the limit enters a ratio with the limit, which is
-then a lower bound and says so.
+Peers come first, while nothing of Atoll runs; then Atoll is brought up in the same lab. A peer's job is started anew for
+each fault. torchft's ratio is that of its kindest defaults (`recovery_peers_cases`), and it is also measured with every
+timeout brought down; nothing restarts its lost worker, which would only hold its survivors up. Ray Train and torchrun
+restart all workers from a checkpoint, which costs the steps since then as well. Peers may have an interpreter of their
+own. With `notes` each trial is kept as it comes, and not made again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import shutil
 import signal
-import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from atoll.lab.lab_runtime import Lab, raised
+from atoll.errors import LabError
+from atoll.lab.lab_runtime import Lab
 from atoll.workers.proc_runtime import send_signal
 from benchmarks import networks
-from benchmarks.recovery_ground import ground
+from benchmarks.recovery_ground import SHARED_FOLDER, NotSteady, atoll_over, lab_with_ray
 from benchmarks.recovery_kinds import KINDS
 from benchmarks.recovery_peers_account import Member
-from benchmarks.recovery_peers_jobs import RAY_TRAIN, TORCHFT, TORCHFT_TUNED, TORCHRUN, NoJob, Peer, running
-from benchmarks.recovery_trials import Theatre
-from benchmarks.reporting import Figure, Report
-from benchmarks.timing import rounded
+from benchmarks.recovery_peers_cases import CASES, HANG, HOST, KILL, UNSETTLED, Case, own, report
+from benchmarks.recovery_peers_jobs import NoJob, running
+from benchmarks.recovery_trials import NO_RUN, Theatre
+from benchmarks.reporting import Report
 
-_TRIALS, _QUICK_TRIALS = 5, 1
-# Half as long again as torchft's default timeout of 60 s; in a quick run, some more than that.
-LIMIT_S, _QUICK_LIMIT_S = 90.0, 75.0
+_TRIALS, _QUICK_TRIALS = 5, 2
 # A peer that did not recover twice is not asked again.
 _HOPELESS = 2
 _HOLD_S = 15.0
-_SHARED_FOLDER = "/var/tmp"
-KILL, HANG, HOST = "worker SIGKILL", "worker SIGSTOP", "host killed"
+_TELL = 600
+Found = dict[str, list[dict[str, Any]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A peer and a fault. `quick`: measured in a quick run too; `note`: what the peer can do of it by its documents."""
+def peers(*, quick: bool, python: str = sys.executable, notes: Path | None = None) -> Report:
+    """The peers on a lab, then Atoll on the same one. `python`: the interpreter that has the peers."""
+    found = _noted(notes)
 
-    peer: Peer
-    fault: str
-    quick: bool = True
-    note: str = ""
+    def add(name: str, trial: dict[str, Any]) -> None:
+        found.setdefault(name, []).append(_told(name, trial))
+        # What was not measured is tried again the next time.
+        kept = {n: [t for t in trials if _measured(t)] for n, trials in found.items()}
+        if notes is not None:
+            notes.write_text(json.dumps(kept))
 
-    @property
-    def name(self) -> str:
-        return f"{self.peer.name}: {self.fault}"
-
-
-CASES = (
-    Case(peer=TORCHFT, fault=KILL),
-    Case(peer=TORCHFT, fault=HANG),
-    Case(peer=TORCHFT, fault=HOST, quick=False),
-    Case(peer=TORCHFT_TUNED, fault=KILL),
-    Case(peer=TORCHFT_TUNED, fault=HANG),
-    Case(peer=TORCHFT_TUNED, fault=HOST),
-    Case(peer=RAY_TRAIN, fault=KILL),
-    Case(peer=RAY_TRAIN, fault=HOST),
-    Case(peer=RAY_TRAIN, fault=HANG, quick=False, note="its health check and Gloo's timeout take 10 and 30 minutes"),
-    Case(peer=TORCHRUN, fault=KILL),
-    Case(peer=TORCHRUN, fault=HANG, quick=False, note="nothing notices before Gloo's timeout of 30 minutes"),
-    Case(peer=TORCHRUN, fault=HOST, quick=False, note="nothing notices before Gloo's timeout of 30 minutes"),
-)
-# By figure: the peer's case, and Atoll's kind of the same name.
-RATIOS = {
-    "vs_torchft_kill": (TORCHFT, KILL),
-    "vs_torchft_hang": (TORCHFT, HANG),
-    "vs_ray_train_kill": (RAY_TRAIN, KILL),
-    "vs_ray_train_host": (RAY_TRAIN, HOST),
-}
-
-
-def peers(*, quick: bool) -> Report:
-    """Atoll on its ground, then the peers on a lab raised from the same spec."""
-    atoll = _atoll(_QUICK_TRIALS if quick else _TRIALS)
-    home = Path(tempfile.mkdtemp(prefix="atoll-p-", dir=_SHARED_FOLDER))
-    try:
-        with raised(replace(networks.two_islands(2), name="peers"), ray=True, home=home) as lab:
-            found = measured(lab, home, quick=quick)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    return report({f"Atoll: {fault}": trials for fault, trials in atoll.items()} | found, quick=quick)
-
-
-def _atoll(count: int) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    with ground() as here:
-        theatre = Theatre(here, hold_s=_HOLD_S)
+    with _Stage() as stage:
+        for case in CASES:
+            for number in _numbers(case, found, quick=quick):
+                add(case.name, stage.struck(case, number, python))
         for fault in (KILL, HANG, HOST):
-            kind = next(k for k in KINDS if k.name == fault)
-            found[fault] = [_told(f"Atoll: {fault}", theatre.tried(kind, number)) for number in range(count)]
-        theatre.drop()
-    return found
+            done = len(found.get(own(fault), []))
+            for number in range(done, _QUICK_TRIALS if quick else _TRIALS):
+                add(own(fault), stage.atoll_struck(fault, number))
+    if notes is not None:
+        notes.unlink(missing_ok=True)
+    return report(found, quick=quick)
 
 
-def measured(lab: Lab, home: Path, *, quick: bool, cases: tuple[Case, ...] = CASES) -> dict[str, list[dict[str, Any]]]:
-    """The trials of each case. `home`: a folder that all hosts see; the lab's head stands, with Ray."""
-    count, limit_s = (_QUICK_TRIALS, _QUICK_LIMIT_S) if quick else (_TRIALS, LIMIT_S)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for case in [c for c in cases if c.quick or not quick]:
-        trials = found[case.name] = []
-        while len(trials) < count and sum(t["seconds"] is None for t in trials) < _HOPELESS:
-            trials.append(_told(case.name, tried(case, lab, home, len(trials), limit_s)))
-    return found
+def _numbers(case: Case, found: Found, *, quick: bool) -> Iterator[int]:
+    """The trials that are left, as long as there is hope."""
+    for number in range(len(found.get(case.name, [])), case.quick if quick else case.times):
+        if sum(t["seconds"] is None for t in found.get(case.name, [])) < _HOPELESS:
+            yield number
 
 
-def tried(case: Case, lab: Lab, home: Path, number: int, limit_s: float) -> dict[str, Any]:
-    """One fault on a fresh job, mended afterwards. `seconds` None: `problem` says why."""
-    if case.peer.missing:
-        return {"seconds": None, "problem": case.peer.missing}
+def _noted(notes: Path | None) -> Found:
+    if notes is None or not notes.exists():
+        return {}
+    kept: Found = json.loads(notes.read_text())
+    return kept
+
+
+def _measured(trial: dict[str, Any]) -> bool:
+    """Of a peer that did not recover a bound is known. Of Atoll there is a verdict then, right or wrong: it is kept as well."""
+    return trial.get("seconds") is not None or "at_least_s" in trial or "verdict" in trial
+
+
+def _told(name: str, trial: dict[str, Any]) -> dict[str, Any]:
+    shown = "-" if trial.get("seconds") is None else f"{trial['seconds']:.3f} s"
+    words = [f"{trial['members']} go on"] if trial.get("members") else []
+    words += [f"{trial['steps_redone']} steps redone"] if trial.get("steps_redone") else []
+    words += [UNSETTLED] if not trial.get("settled", True) else []
+    words += [str(trial["problem"])[:_TELL]] if trial.get("problem") else []
+    print(f"  {time.strftime('%H:%M:%S')} {name}: {shown} {', '.join(words)}", flush=True)
+    return trial
+
+
+class _Stage:
+    """A lab, raised when it is needed, and anew where it has been left by a trial that found it out of order."""
+
+    def __init__(self) -> None:
+        self._standing = contextlib.ExitStack()
+        self._lab: tuple[Lab, Path] | None = None
+        self._theatre: Theatre | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def struck(self, case: Case, number: int, python: str) -> dict[str, Any]:
+        """A peer's trial; made once more, on another lab if need be, where there was no job to strike."""
+        if why := case.peer.missing(python):
+            return {"seconds": None, "problem": why}
+        for last in (False, True):
+            try:
+                with self._healed():
+                    return struck(case, *self._here(), number, python)
+            except (LabError, NoJob) as error:
+                if isinstance(error, LabError):
+                    self._leave()
+                problem = str(error)
+                if not last:
+                    print(f"  {time.strftime('%H:%M:%S')} {case.name}: {problem[:_TELL]}; once more", flush=True)
+        return {"seconds": None, "problem": problem}
+
+    def atoll_struck(self, fault: str, number: int) -> dict[str, Any]:
+        """Atoll's own trial, with the same second chance."""
+        kind = next(k for k in KINDS if k.name == fault)
+        for last in (False, True):
+            try:
+                trial = self._atoll().tried(kind, number)
+            except (LabError, NotSteady) as error:
+                trial = {"problem": f"{NO_RUN}: {error}"}
+            if not trial.get("problem", "").startswith(NO_RUN):
+                break
+            self._leave()
+            if not last:
+                print(f"  {own(fault)}: {trial['problem'][:_TELL]}; on another lab", flush=True)
+        return {"seconds": None} | trial
+
+    @contextlib.contextmanager
+    def _healed(self) -> Iterator[None]:
+        """Mends the lab afterwards, or leaves it: what was measured on it counts all the same."""
+        try:
+            yield
+        finally:
+            try:
+                if self._lab is not None:
+                    self._lab[0].heal()
+            except LabError as error:
+                print(f"  the lab cannot be mended and is left: {str(error)[-_TELL:]}", flush=True)
+                self._leave()
+
+    def _here(self) -> tuple[Lab, Path]:
+        if self._lab is None:
+            home = Path(tempfile.mkdtemp(prefix="atoll-p-", dir=SHARED_FOLDER))
+            self._standing.callback(shutil.rmtree, home, ignore_errors=True)
+            spec = replace(networks.two_islands(2), name="peers")
+            self._lab = self._standing.enter_context(lab_with_ray(spec, home)), home
+            print(f"  {time.strftime('%H:%M:%S')} the lab stands", flush=True)
+        return self._lab
+
+    def _atoll(self) -> Theatre:
+        if self._theatre is None:
+            here = self._standing.enter_context(atoll_over(*self._here()))
+            self._theatre = Theatre(here, hold_s=_HOLD_S)
+            self._standing.callback(self._theatre.drop)
+        return self._theatre
+
+    def _leave(self) -> None:
+        self._lab = self._theatre = None
+        self._standing.close()
+
+
+def struck(case: Case, lab: Lab, home: Path, number: int, python: str) -> dict[str, Any]:
+    """One fault on a fresh job. `seconds` None: `problem` says why. Raises `NoJob`, `LabError`."""
     chance = random.Random(f"{case.name} {number}")
-    try:
-        with running(case.peer, lab, home) as job:
-            members = job.steady()
-            time.sleep(chance.uniform(0, 0.2))  # at any moment of a step
-            victim = chance.choice(members[1:])
-            fault = STRIKES[case.fault](lab, victim)
-            found = job.recovered(fault, victim, limit_s)
-    except NoJob as error:
-        return {"seconds": None, "problem": str(error)}
-    finally:
-        lab.heal()
+    with running(case.peer, lab, home, python) as job:
+        steady = job.steady()
+        time.sleep(chance.uniform(0, 0.2))  # at any moment of a step
+        victim = chance.choice(steady.members[1:])
+        fault = STRIKES[case.fault](lab, victim)
+        found = job.recovered(fault, victim, case.limit_s)
+        over, words = job.over, "" if found else job.words()
+    settled = {"settled": steady.settled}
     if found is None:
-        return {"seconds": None, "at_least_s": limit_s, "problem": f"did not recover within {limit_s:g} s"}
+        what = "its job ended" if over else f"did not recover within {case.limit_s:g} s"
+        return {"seconds": None, "at_least_s": case.limit_s, "problem": f"{what}; its last words: {words}"} | settled
     plain = {"raw_s": found.raw_s, "step_s": found.step_s, "members": found.members, "steps_redone": found.redone}
-    return {"seconds": found.seconds} | plain
+    return {"seconds": found.seconds} | plain | settled
 
 
 def _signalled(number: signal.Signals) -> Callable[[Lab, Member], float]:
@@ -155,55 +213,3 @@ STRIKES: dict[str, Callable[[Lab, Member], float]] = {
     HANG: _signalled(signal.SIGSTOP),
     HOST: _host,
 }
-
-
-def _told(name: str, trial: dict[str, Any]) -> dict[str, Any]:
-    shown = "-" if trial.get("seconds") is None else f"{trial['seconds']:.3f} s"
-    print(f"  {time.strftime('%H:%M:%S')} {name}: {shown} {str(trial.get('problem', ''))[:600]}", flush=True)
-    return trial
-
-
-def report(found: dict[str, list[dict[str, Any]]], *, quick: bool) -> Report:
-    """The ratios, and a row for each case."""
-    figures = [
-        _ratio(name, found.get(f"Atoll: {fault}", []), found.get(f"{peer.name}: {fault}", []))
-        for name, (peer, fault) in RATIOS.items()
-    ]
-    notes = {c.name: c.note for c in CASES}
-    rows = {name: _row(trials, notes.get(name, "")) for name, trials in found.items()}
-    return Report(figures=tuple(figures), details={"rows": rows, "trials": found, "quick": quick})
-
-
-def _ratio(name: str, own: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Figure:
-    """Their median over Atoll's. A trial of theirs that ran into the limit counts as the limit."""
-    mine = [t["seconds"] for t in own if t.get("seconds") is not None]
-    bounds = [t["seconds"] if t["seconds"] is not None else t.get("at_least_s") for t in theirs]
-    measured_s = [b for b in bounds if b is not None]
-    if not mine or len(mine) < len(own):
-        return Figure(name=name, value=None, bar=1.0, note=f"Atoll recovered in time in {len(mine)} of {len(own)}")
-    if not measured_s or len(measured_s) < len(theirs):
-        why = next((t["problem"] for t in theirs if t.get("problem")), "not measured")
-        return Figure(name=name, value=None, bar=1.0, note=why)
-    peer_s, atoll_s = statistics.median(measured_s), statistics.median(mine)
-    late = sum(t["seconds"] is None for t in theirs)
-    note = f"median of {len(measured_s)}, {peer_s:.3g} s, over Atoll's of {len(mine)}, {atoll_s:.3g} s"
-    if late:
-        note += f"; at least: {late} of {len(theirs)} did not recover in the time that is counted for them"
-    # Faster than can be told from one undisturbed step would make any ratio: a hundredth of a second is the least.
-    return Figure(name=name, value=peer_s / max(atoll_s, 0.01), bar=1.0, note=note)
-
-
-def _row(trials: list[dict[str, Any]], note: str) -> dict[str, Any]:
-    known = [t["seconds"] for t in trials if t.get("seconds") is not None]
-    # Of Atoll the account of samples says it.
-    redone = max((t.get("steps_redone", t.get("steps_lost", 0)) for t in trials), default=0)
-    problem = next((str(t["problem"])[:120] for t in trials if t.get("problem")), "")
-    return {
-        "n": len(trials),
-        "median_s": rounded(statistics.median(known)) if known else None,
-        "worst_s": rounded(max(known)) if known else None,
-        "not_in_time": len(trials) - len(known),
-        "members": min((t["members"] for t in trials if t.get("members")), default=None),
-        "steps_redone": redone if known else None,
-        "note": "; ".join(filter(None, (problem, note))),
-    }

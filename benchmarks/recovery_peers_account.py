@@ -65,7 +65,9 @@ def cost(stamps: Iterable[Stamp], fault: float, victim: Member) -> Cost | None:
     if len(gaps) < _LEAST_GAPS:
         return None
     first = steps[0]
-    before = max((s.step for s in stamps if s.began <= fault), default=first - 1)
+    # What an earlier membership had committed before it went back to a checkpoint was counted then.
+    since = max((s.began for s in stamps if s.member == victim), default=0.0)
+    before = max((s.step for s in stamps if s.began <= fault and s.at >= since), default=first - 1)
     return Cost(
         raw_s=moments[first] - fault,
         step_s=statistics.median(gaps[1:]),
@@ -83,13 +85,15 @@ def _moments(fresh: list[Stamp]) -> dict[int, float]:
     return {step: max([at for at in found if at < ends[step]] or [min(found)]) for step, found in by_step.items()}
 
 
-def members_since(stamps: Iterable[Stamp], moment: float, steps: int) -> set[Member]:
-    """Those who have committed this many steps since then, all of them in their newest membership."""
+def members_since(stamps: Iterable[Stamp], moment: float, steps: int, *, together: bool = True) -> set[Member]:
+    """Those who have committed this many steps since then; `together`: all of them in their newest membership."""
     found: dict[Member, list[Stamp]] = {}
     for stamp in stamps:
         found.setdefault(stamp.member, []).append(stamp)
     return {
-        member for member, own in found.items() if sum(s.at > moment and s.group == own[-1].group for s in own) >= steps
+        member
+        for member, mine in found.items()
+        if sum(s.at > moment and (not together or s.group == mine[-1].group) for s in mine) >= steps
     }
 
 

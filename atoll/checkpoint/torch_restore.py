@@ -6,6 +6,9 @@ them. Each copy that was wrong is told, once, with tensor, rank and file. Only w
 older step take its place; the newer ones are then set aside, so that the same steps can be saved anew and nobody takes
 up what the run has left.
 
+A step in doubt (the run went back behind it, since a member's weights were corrupt) counts only where no other is whole;
+else it is set aside, too.
+
 Nothing there at all is an answer; a store that cannot be asked is none, and neither is a run whose steps are all damaged.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +40,13 @@ from atoll.schema.checkpoints import Tier
 InMemory = tuple[int, int, Source]
 # Gets step, tier and words for each copy that was not what was written.
 Damaged = Callable[[int, Tier, str], None]
+# Whether a save, by step and epoch, is one that the run has gone back behind.
+Doubted = Callable[[int, int], bool]
+
+
+def none_doubted(_step: int, _epoch: int) -> bool:
+    """The run never went back."""
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +69,12 @@ class Restore:
         damaged: Damaged,
         to: Destination | None = None,
         memory: Sequence[InMemory] = (),
+        doubted: Doubted = none_doubted,
     ) -> None:
         self._store, self._run, self._to, self._memory = store, run, to, memory
-        self._damaged = damaged
+        self._damaged, self._doubted = damaged, doubted
+        # Which epoch wrote what was read.
+        self.epoch = 0
         self._told: set[tuple[int, Tier]] = set()
         self._words: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -69,14 +83,16 @@ class Restore:
         """The newest state that is whole; None where there is none. Raises `CheckpointError` where all are damaged."""
         there, problem = self._there()
         spoilt: list[int] = []
-        for step in sorted({*self._mine(), *there}, reverse=True):
+        steps = sorted({*self._mine(), *there}, reverse=True)
+        doubted = [step for step in steps if self._is_doubted(step, there.get(step))]
+        for step in [*(s for s in steps if s not in doubted), *doubted]:
             try:
                 found = self._step(step, there.get(step))
             except CheckpointError as error:
                 problem = problem or str(error)
                 spoilt.append(step)
             else:
-                self._set_aside(spoilt, there)
+                self._set_aside(spoilt if step in doubted else [*spoilt, *doubted], there)
                 return found
         if problem:
             raise CheckpointError(problem)
@@ -111,6 +127,12 @@ class Restore:
         except CheckpointError as error:
             return found, str(error)
         return found, ""
+
+    def _is_doubted(self, step: int, remote: RemoteRecord | None) -> bool:
+        epochs = [remote.epoch] if remote is not None else []
+        with suppress(CheckpointError, OSError):
+            epochs.append(self._store.record(step).epoch)
+        return any(self._doubted(step, epoch) for epoch in epochs)
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -155,7 +177,7 @@ class Restore:
         return tuple(firsts([*here, *copies]))
 
     def _read(self, step: int, each: _Try) -> Flat:
-        record = each.record
+        record, self.epoch = each.record, each.record.epoch
         if isinstance(record, format1.CommitRecord):
             return self._store.open(step)
         directory = self._store.step_directory(step)

@@ -7,8 +7,8 @@ all edges between two sides: the trunk (a block of the matrix); all edges of a s
 receiving NIC: that one (a column); else the link itself. An edge, or the edges of a trunk together, that carry a quarter
 more than was thought possible prove that it is possible.
 
-A finding must hold for two windows in a row before anything changes; a window that shows its edges to be well clears it.
-Edges that carried little, or mostly waited for round trips, say nothing.
+A finding must hold for two windows in a row, at about the same rate, before anything changes; a window that shows its
+edges to be well clears it. Edges that carried little, or mostly waited for round trips, say nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ SLOW = 0.6
 # From this share on a NIC or trunk explains that its edges are slow.
 FULL = 0.7
 WINDOWS = 2
+# A link that became slow carries about the same in both; what overloaded hosts feed it differs.
+STEADY = 1.5
 # Less, or in less time, is a matter of latency and of single segments.
 MIN_BYTES = 128 * 1024
 MIN_BUSY_S = 20e-3
@@ -46,15 +48,20 @@ WORTH = 0.1
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """A busy edge: what it reached while busy, and over the whole window, in bytes/s."""
+    """A busy edge: what it reached while busy, over the whole window, and in its best stretch, in bytes/s."""
 
     link: Link
     rate: float
     mean: float
+    best: float = 0.0
+
+    @property
+    def reached(self) -> float:
+        return max(self.rate, self.best)
 
     @property
     def slow(self) -> bool:
-        return self.rate < SLOW * self.link.bandwidth
+        return self.reached < SLOW * self.link.bandwidth
 
     @property
     def fast(self) -> bool:
@@ -90,7 +97,8 @@ def _name(suspicion: Suspicion) -> tuple[str, bool, tuple[End, ...], tuple[End, 
 
 def _held_on(before: Suspicion | None, now: Suspicion) -> Suspicion:
     """Rates are lower bounds of what the thing can do, so the best one counts."""
-    if before is None:
+    rates = sorted((now.bandwidth, before.bandwidth)) if before is not None else [0.0, 0.0]
+    if before is None or (not now.up and rates[1] > STEADY * rates[0]):
         return now
     return dataclasses.replace(
         now, bandwidth=max(before.bandwidth, now.bandwidth), windows=before.windows + 1, edges=now.edges
@@ -111,7 +119,7 @@ def _edges(topology: Topology, observations: tuple[Observation, ...]) -> list[_E
             or carrying < o.busy_s / 2
         ):
             continue
-        found.append(_Edge(link, o.bytes / o.busy_s, o.bytes / max(o.window_s, longest)))
+        found.append(_Edge(link, o.bytes / o.busy_s, o.bytes / max(o.window_s, longest), o.best))
     return sorted(found, key=lambda e: key(e.link))
 
 
@@ -196,7 +204,7 @@ class _Window:
 def _suspicion(
     what: What, sources: tuple[End, ...], targets: tuple[End, ...], edges: Sequence[_Edge], *, up: bool = False
 ) -> Suspicion:
-    rate = sum(e.rate for e in edges)
+    rate = sum(e.rate if up else e.reached for e in edges)
     return Suspicion(what=what, sources=sources, targets=targets, bandwidth=rate, edges=len(edges), up=up)
 
 
@@ -335,6 +343,7 @@ def merged(observations: Iterable[Observation]) -> list[Observation]:
                 rtt_s=min(before.rtt_s, o.rtt_s),
                 window_s=before.window_s + o.window_s,
                 messages=before.messages + o.messages,
+                best=max(before.best, o.best),
             )
         )
     return list(found.values())

@@ -153,7 +153,8 @@ class Planner:
                 yield Recipe(shape="direct", groups=self.groups, weights=even)
             yield Recipe(shape="doubling", groups=self.groups, weights=even)
             yield Recipe(shape="ring", groups=self.groups, weights=even)
-        for groups in dict.fromkeys((self.groups, _attached(self.groups, self.fabric), _two_levels(self.groups))):
+        near = (self.groups, _attached(self.groups, self.fabric), _two_levels(self.groups))
+        for groups in dict.fromkeys((*near, turned(near[-1], self.fabric))):
             flat = isinstance(groups, int) or not any(isinstance(g, tuple) for g in groups)
             for weights in dict.fromkeys((even, *self._shares(groups))):
                 for star in (True, False):
@@ -237,6 +238,28 @@ def _leaves(group: Group) -> Iterator[tuple[int, ...]]:
 def _two_levels(groups: Group) -> Group:
     """The top groups, each flat."""
     return groups if isinstance(groups, int) else tuple(ranks_of(g) if isinstance(g, tuple) else g for g in groups)
+
+
+def turned(groups: Group, fabric: Fabric) -> Group:
+    """The groups with members turned so that heads meet over fast pairs: around one slow link between two groups.
+
+    Members at the same place of their groups meet. Each group after the first is turned until the slowest pair that it
+    makes with those before is fastest; where that gains no more than noise it stays.
+    """
+    if isinstance(groups, int) or any(isinstance(g, int) for g in groups):
+        return groups
+    placed: list[tuple[int, ...]] = []
+    for group in groups:
+        ranks = ranks_of(group)
+        turns = [ranks[n:] + ranks[:n] for n in range(len(ranks))]
+        rates = [_slowest_pair(t, placed, fabric) for t in turns]
+        placed.append(turns[rates.index(max(rates))] if max(rates) > _EVEN * rates[0] else ranks)
+    return tuple(placed)
+
+
+def _slowest_pair(ranks: tuple[int, ...], placed: list[tuple[int, ...]], fabric: Fabric) -> float:
+    pairs = [pair for before in placed for a, b in zip(before, ranks, strict=False) for pair in ((a, b), (b, a))]
+    return min((fabric.routes[pair].bandwidth for pair in pairs), default=math.inf)
 
 
 def _attached(groups: Group, fabric: Fabric) -> Group:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from atoll.collectives.call import Call
-from atoll.collectives.network import Network, network_of
+from atoll.collectives.network import Network, network_of, ways
 from atoll.collectives.plan import Plan
 from atoll.collectives.plan_shapes import Recipe
 from atoll.collectives.planner import Choice
@@ -26,7 +26,7 @@ from atoll.collectives.tcp_exchanges import Exchanges, Move, Reduction
 from atoll.collectives.tcp_links import Links
 from atoll.collectives.tcp_meeting import Meeting, Terms, checked
 from atoll.collectives.tcp_operations import Operations, ReduceOp, Request, carried, check_reducible
-from atoll.collectives.tcp_peer import EpochEnded, Ticket
+from atoll.collectives.tcp_peer import EpochEnded, Ticket, shorten_backlog
 from atoll.collectives.tcp_reactor import Operation, Reactor
 from atoll.collectives.tcp_transport import Listener
 from atoll.collectives.tcp_waits import Told
@@ -34,8 +34,8 @@ from atoll.collectives.telemetry import Telemetry, Trace
 from atoll.collectives.torch_codecs import CODECS, ratio
 from atoll.collectives.torch_codecs import codec as codec_named
 from atoll.collectives.torch_residuals import Residuals
-from atoll.collectives.tuning import KEPT_GENERATIONS, Tuning
 from atoll.collectives.tuning import Told as Tuned
+from atoll.collectives.tuning import Tuning
 from atoll.collectives.waits import Wait
 from atoll.collectives.wire import LANES, Abort, Kind
 from atoll.collectives.work import Poison, Work
@@ -43,7 +43,7 @@ from atoll.errors import InternalError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
-from atoll.schema.topology import Change, Observation
+from atoll.schema.topology import Change, Detour, Observation
 
 if TYPE_CHECKING:
     from atoll.collectives.nccl_island import NcclIsland
@@ -102,6 +102,14 @@ def connect_devices(
     return comm
 
 
+def suit_backlogs(network: Network, rank: int, sockets: Mapping[int, socket.socket | Sequence[socket.socket]]) -> None:
+    """Keep the kernel's unsent backlog as short as each link allows."""
+    for peer, met in sockets.items():
+        lines = [met] if isinstance(met, socket.socket) else met
+        for line in lines:
+            shorten_backlog(line, network.fabric.routes[rank, peer].bandwidth / len(lines))
+
+
 class Communicator:
     """One rank's view of its epoch."""
 
@@ -122,6 +130,10 @@ class Communicator:
         self._tuning = Tuning(network, {name: ratio(name) for name in CODECS})
         self._tuned: dict[int, Ticket] = {}
         self._links = Links(network.nodes, self.rank, network.topology)
+        # The higher rank dials, so it alone knows which way came first.
+        dialled = {r: _first(s) for r, s in sockets.items() if r < self.rank and _first(s) is not None}
+        first = {r: ways(me, self.members[r], network.topology)[0] for r in dialled}
+        self._detours = self._links.detours({r: (s, first[r]) for r, s in dialled.items() if s is not None})
         self._observed: list[Observation] = []
         self._island: NcclIsland | None = None
         self.poisoned: Poison | None = None
@@ -139,6 +151,7 @@ class Communicator:
                 local=[m.rank for m in self.members if m.node == me.node and m.rank != me.rank],
                 on_wait=on_wait,
             )
+            suit_backlogs(network, self.rank, sockets)
             self._operations = Operations(self._reactor, self.rank, self.size)
             self._exchanges = Exchanges(self._reactor, self.rank, self.size)
 
@@ -216,6 +229,10 @@ class Communicator:
         """Whom the oldest operation in flight waits for, if that is for long, as of some hundredths of a second ago."""
         return self._reactor.waiting
 
+    def detours(self) -> tuple[Detour, ...]:
+        """Where this rank reached others by other NICs than the best known: those did not answer."""
+        return self._detours
+
     def observations(self) -> tuple[Observation, ...]:
         """What this rank's links carried in windows that did not go as planned, each told once."""
         told, self._observed = tuple(self._observed), []
@@ -236,8 +253,10 @@ class Communicator:
 
     def _tune(self) -> None:
         """The ranks tell each other what their links carried; plans of a later window follow it."""
+        before = self._tuned.get(self._tuning.windows - 1)
         done = self._tuned[self._tuning.windows] = Ticket()
-        self._tuned.pop(self._tuning.windows - KEPT_GENERATIONS, None)
+        # Operations begin by the window before the newest.
+        self._tuned.pop(self._tuning.windows - 2, None)
 
         own = Tuned(pace=None, observations=())
 
@@ -251,7 +270,9 @@ class Communicator:
                 self._observed.extend(own.observations)
             self._reactor.complete(done)
 
-        self._start(work := Work(), self._operations.exchange(say, hear, self._next(), work))
+        # All ranks must learn of the windows in their order, or they would plan differently.
+        after = () if before is None else (before,)
+        self._start(work := Work(), self._operations.exchange(say, hear, self._next(), work, after))
 
     def all_gather(self, payload: bytes) -> Work:
         """`result` is the list of every rank's payload, in rank order; lengths may differ."""
@@ -372,3 +393,7 @@ class Communicator:
             work.trace.ended_s = time.monotonic()
             self._tuning.took(work.trace)
             self.telemetry.add(work.trace)
+
+
+def _first(found: socket.socket | Sequence[socket.socket]) -> socket.socket | None:
+    return found if isinstance(found, socket.socket) else next(iter(found), None)

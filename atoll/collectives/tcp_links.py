@@ -4,6 +4,9 @@ A connection is *pressed* while the kernel has more unsent than it should (`tcp_
 it carries tell of the link and not of the sender. Its bytes are those that Linux counts as acknowledged, its time that
 which Linux counts as busy, less what it counts as waiting for the reader (`struct tcp_info`, linux/tcp.h): two readings for
 each time of pressure. A sender that gets no processor in time lets its link go idle, which is not counted.
+
+A host that is overloaded delays packets for some hundredths of a second now and then, which a window of a small model does
+not even out. So the best of its stretches is told, too.
 """
 
 from __future__ import annotations
@@ -15,11 +18,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from atoll.collectives.network import Way
 from atoll.schema.ids import NodeId
-from atoll.schema.topology import Observation, Topology
+from atoll.schema.topology import Detour, Observation, Topology
 
 # bytes_acked u64 at 120, min_rtt u32 at 148, busy_time u64 at 168, rwnd_limited u64 at 176; times in microseconds.
 _INFO = struct.Struct("=120xQ20xI16xQQ")
+
+
+# A stretch: a few times what a shaper or a NIC may have let through at once.
+STRETCH_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +51,14 @@ def counts(sock: socket.socket) -> Counts | None:
 class Pressure:
     """One connection: what it carried under pressure since it was last asked."""
 
-    __slots__ = ("_at", "_sock", "_then", "bytes", "seconds")
+    __slots__ = ("_at", "_sock", "_stretch", "_then", "best", "bytes", "seconds")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._then: Counts | None = None
         self._at = 0.0
-        self.bytes, self.seconds = 0, 0.0
+        self.bytes, self.seconds, self.best = 0, 0.0, 0.0
+        self._stretch = (0, 0.0)
 
     def begins(self, now: float) -> None:
         """The kernel takes no more."""
@@ -59,18 +68,27 @@ class Pressure:
         """The kernel has taken all there was."""
         here = counts(self._sock) if self._then is not None else None
         if here is not None and self._then is not None:
-            self.bytes += here.acked_bytes - self._then.acked_bytes
+            carried = here.acked_bytes - self._then.acked_bytes
             busy = here.busy_s - self._then.busy_s - (here.unread_s - self._then.unread_s)
-            self.seconds += max(0.0, min(busy, now - self._at))
+            self._count(carried, max(0.0, min(busy, now - self._at)))
         self._then = None
 
-    def taken(self, now: float) -> tuple[int, float]:
-        """(bytes, seconds) since the last call; pressure that goes on is counted up to here."""
+    def _count(self, carried: int, seconds: float) -> None:
+        self.bytes, self.seconds = self.bytes + carried, self.seconds + seconds
+        size, took = self._stretch[0] + carried, self._stretch[1] + seconds
+        if size >= STRETCH_BYTES and took > 0:
+            self.best = max(self.best, size / took)
+            size, took = 0, 0.0
+        self._stretch = size, took
+
+    def taken(self, now: float) -> tuple[int, float, float]:
+        """(bytes, seconds, bytes/s of the best stretch) since the last call; pressure that goes on counts up to here."""
         if self._then is not None:
             self.ends(now)
             self.begins(now)
-        found = self.bytes, self.seconds
-        self.bytes, self.seconds = 0, 0.0
+        found = self.bytes, self.seconds, self.best
+        self.bytes, self.seconds, self.best = 0, 0.0, 0.0
+        self._stretch = (0, 0.0)
         return found
 
 
@@ -97,15 +115,26 @@ class Links:
         found = (self._of(rank, met, now, window) for rank, met in lines.items())
         return tuple(o for o in found if o is not None)
 
+    def detours(self, met: Mapping[int, tuple[socket.socket, Way]]) -> tuple[Detour, ...]:
+        """Where the connection to a rank is not by the way that was tried first."""
+        found = []
+        for rank, (sock, first) in met.items():
+            ends = self._ends(rank, sock)
+            if ends is not None and sock.getpeername()[0] != first.host:
+                here, there = self._nodes[self._rank], self._nodes[rank]
+                found.append(Detour(source=here, source_nic=ends[0], target=there, target_nic=ends[1]))
+        return tuple(dict.fromkeys(found))
+
     def _of(self, rank: int, met: Iterable[Line], now: float, window_s: float) -> Observation | None:
-        size, seconds, rtts, ends = 0, 0.0, [0.0], None
+        size, seconds, best, rtts, ends = 0, 0.0, 0.0, [0.0], None
         for line in met:
-            carried, busy = line.pressure.taken(now)
+            carried, busy, fastest = line.pressure.taken(now)
             here = counts(line.sock)
             if here is None:
                 continue
             size += carried
             seconds = max(seconds, busy)
+            best += fastest
             rtts.append(here.rtt_s)
             ends = ends or self._ends(rank, line.sock)
         if ends is None or not size:
@@ -119,6 +148,7 @@ class Links:
             busy_s=seconds,
             rtt_s=max(rtts),
             window_s=window_s,
+            best=best,
         )
 
     def _ends(self, rank: int, sock: socket.socket) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ bool in int32. CUDA buffers pass through pinned memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,8 @@ CARRIED_IN = {
 }
 _COMBINE: dict[ReduceOp, np.ufunc] = {"sum": np.add, "min": np.minimum, "max": np.maximum}
 _LENGTH_BYTES = 8
+# What a payload's first frame holds beside its length: votes and reports of a step fit, so that they cost one frame.
+_FIRST_BYTES = 504
 # Up to this many elements torch copies on the calling thread, and more cheaply than by way of numpy.
 _ONE_THREAD_ELEMENTS = 16 * 1024
 
@@ -96,31 +98,45 @@ class Operations:
         return self._all_reduce(request, fence_of(request.buffer), work)
 
     def all_gather(self, payload: bytes, sequence: int, work: Work) -> Operation:
-        """First all lengths, then all payloads."""
+        """First all lengths, each with the beginning of its payload, then the rest of those that are longer."""
         found = yield from self._gathered(payload, sequence)
         work.finish(found)
 
     def exchange(
-        self, say: Callable[[], bytes], hear: Callable[[list[bytes]], None], sequence: int, work: Work
+        self,
+        say: Callable[[], bytes],
+        hear: Callable[[list[bytes]], None],
+        sequence: int,
+        work: Work,
+        after: Sequence[Ticket] = (),
     ) -> Operation:
-        """All ranks tell all what `say` gives when the operation begins; `hear` gets what all told, in rank order."""
+        """All ranks tell all what `say` gives when the operation begins; `hear` gets what all told, in rank order.
+
+        `after`: tickets that must be done before it hears. Over several connections a later exchange may be through first.
+        """
         found = yield from self._gathered(say(), sequence)
+        yield [*after]
         hear(found)
         work.finish()
 
     def _gathered(self, payload: bytes, sequence: int) -> Gathering:
         self._reactor.open(pack(Call("all_gather")), sequence)
-        lengths = {r: bytearray(_LENGTH_BYTES) for r in self._others}
-        tickets = [self._reactor.post(r, COLLECTIVES, sequence, 0, memoryview(b)) for r, b in lengths.items()]
-        mine = len(payload).to_bytes(_LENGTH_BYTES, "big")
+        firsts = {r: bytearray(_LENGTH_BYTES + _FIRST_BYTES) for r in self._others}
+        tickets = [self._reactor.post(r, COLLECTIVES, sequence, 0, memoryview(b)) for r, b in firsts.items()]
+        mine = (len(payload).to_bytes(_LENGTH_BYTES, "big") + payload[:_FIRST_BYTES]).ljust(
+            _LENGTH_BYTES + _FIRST_BYTES, b"\0"
+        )
         for rank in self._others:
             tickets.append(self._reactor.send(rank, COLLECTIVES, sequence, 0, memoryview(mine)))
-            if payload:
-                tickets.append(self._reactor.send(rank, COLLECTIVES, sequence, 1, memoryview(payload)))
+            if len(payload) > _FIRST_BYTES:
+                rest = memoryview(payload)[_FIRST_BYTES:]
+                tickets.append(self._reactor.send(rank, COLLECTIVES, sequence, 1, rest))
         yield tickets
-        bodies = {r: bytearray(int.from_bytes(b, "big")) for r, b in lengths.items()}
-        yield [self._reactor.post(r, COLLECTIVES, sequence, 1, memoryview(b)) for r, b in bodies.items() if b]
-        return [payload if r == self._rank else bytes(bodies[r]) for r in range(self._size)]
+        lengths = {r: int.from_bytes(first[:_LENGTH_BYTES], "big") for r, first in firsts.items()}
+        rests = {r: bytearray(max(0, length - _FIRST_BYTES)) for r, length in lengths.items()}
+        yield [self._reactor.post(r, COLLECTIVES, sequence, 1, memoryview(b)) for r, b in rests.items() if b]
+        found = {r: bytes(firsts[r][_LENGTH_BYTES : _LENGTH_BYTES + lengths[r]] + rests[r]) for r in self._others}
+        return [payload if r == self._rank else found[r] for r in range(self._size)]
 
     def broadcast(self, buffer: torch.Tensor, root: int, sequence: int, work: Work) -> Operation:
         """From `root` to each."""

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import heapq
 import itertools
+import math
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -39,8 +40,10 @@ _GATHER_BYTES = 1 << 18
 # A link of 1 Gbit/s brings packets faster than Python takes them one by one (measured: 7 s of a core for each GB, against
 # 0.6 s in large pieces).
 WAKE_BYTES = 1 << 17
-# A few milliseconds of a fast link: enough to keep it busy between two turns of the loop.
-BACKLOG_BYTES = 1 << 18
+# A few milliseconds of a fast link: enough to keep it busy between two turns of the loop. A slow one needs less, and shows
+# what it carries only while it has more to carry than that.
+BACKLOG_BYTES, LEAST_BACKLOG_BYTES = 1 << 18, 1 << 15
+BACKLOG_S = 0.01
 _TCP_NOTSENT_LOWAT = 25  # the socket module has no name for it
 
 Priority = tuple[int, int]  # (operation, part): lower goes first
@@ -61,7 +64,7 @@ class EpochEnded(Exception):
 class Ticket:
     """A send, a receive (then with its memory) or a part of the work that an operation waits for."""
 
-    __slots__ = ("borrows", "done", "edge", "free", "lent", "owner", "rank", "view")
+    __slots__ = ("borrows", "done", "edge", "free", "lent", "owners", "rank", "view")
 
     def __init__(self, view: memoryview | None = None, edge: Edge | None = None, *, borrows: bool = False) -> None:
         self.view, self.edge = view, edge
@@ -71,7 +74,7 @@ class Ticket:
         self.free: Callable[[], None] | None = None
         self.done = False
         self.rank = -1  # of a receive from any rank: who sent it
-        self.owner: Waiter | None = None
+        self.owners: tuple[Waiter, ...] = ()  # several of what a window tells: all operations of the next but one
 
 
 class Waiter(Protocol):
@@ -383,7 +386,7 @@ class Peer:
             )
         body, free = self._inbox.body(at, size), functools.partial(self._free, bytes(frame.body))
         ticket = self.claimed
-        if ticket is not None and ticket.borrows and ticket.owner is not None:
+        if ticket is not None and ticket.borrows and ticket.owners:
             # Someone waits for it and will use it in this very turn: where it lies is good enough.
             ticket.lent, ticket.free = body, free
         else:
@@ -417,8 +420,9 @@ def _ignore(_peer: Peer, _frame: Frame) -> None:
     """Of a peer that nobody watches."""
 
 
-def shorten_backlog(sock: socket.socket) -> None:
-    """Have the kernel take no more once `BACKLOG_BYTES` are unsent; what it has on the way does not count."""
+def shorten_backlog(sock: socket.socket, bandwidth: float = math.inf) -> None:
+    """Have the kernel take no more once enough for a link of this many bytes/s is unsent; what is on the way counts not."""
+    size = min(max(LEAST_BACKLOG_BYTES, BACKLOG_S * bandwidth), BACKLOG_BYTES)
     if sock.family != socket.AF_UNIX:
         with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, BACKLOG_BYTES)
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, round(size))

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atoll.collectives.attribution import fold
+from atoll.collectives.attribution import MIN_BYTES, fold
 from atoll.collectives.fabric import best_links
 from atoll.collectives.knowledge import Knowledge
 from atoll.collectives.network import Network, network_on
@@ -25,9 +25,12 @@ from atoll.collectives.telemetry import Trace
 from atoll.schema.ids import NodeId
 from atoll.schema.topology import Change, Observation, Topology
 
-# A window has at least so many operations and bytes: links of 10 to 500 Mbit/s are measured well by it, and the exchange
-# of a few hundred bytes is under a hundredth of what the window itself takes.
+# A window has at least so many operations, and as many bytes as keep the slowest link busy for so long where half of the
+# ranks cross at once. Links of all speeds are measured well by it, a slow one is known after some steps of a small model,
+# and the exchange of a few hundred bytes is about a hundredth of what the window itself takes.
 WINDOW_OPERATIONS = 2
+WINDOW_BUSY_S = 0.08
+# More teaches nothing more of the fastest links.
 WINDOW_BYTES = 16 << 20
 # While operations take about what was predicted, no link is slower or faster than was thought, whatever it looks like.
 AS_PLANNED = (0.8, 1.25)
@@ -36,8 +39,6 @@ WORTH = 1.05
 # One until they are in use, two for what they show to be sure, two more: one cause may hide behind another.
 TRIAL_WINDOWS = 5
 DISTRUST_WINDOWS = 16
-# An operation begins before the window after its own ends, so older plans than a few windows are never asked for.
-KEPT_GENERATIONS = 8
 # Smaller operations are ruled by latency: they are not counted.
 COUNTED_BYTES = 256 << 10
 
@@ -62,10 +63,16 @@ class Tuning:
         self._network, self._coded = network, coded
         self._knowledge = Knowledge(topology=in_use(network.topology))
         self._planners = {0: Planner(network.fabric, network.groups, coded=coded)}
+        # The generation of each operation that has not asked for plans, oldest first, and of those that have. Behind a slow
+        # link they may be many windows' worth.
+        self._counted: deque[int] = deque()
+        self._asked: Counter[int] = Counter()
         self._told = 0
         self._trial: _Trial | None = None
         self._distrusted = 0
         self._took_bytes = 0
+        # As the epoch began, whatever is learned later: all ranks must count the same windows.
+        self._window_bytes = window_bytes(self._knowledge.topology, len(network.nodes))
         self._operations, self._bytes = 0, 0
         self._took_s, self._expected_s = 0.0, 0.0
         self.windows = 0
@@ -87,11 +94,14 @@ class Tuning:
         if size_bytes >= COUNTED_BYTES:
             self._operations += 1
             self._bytes += size_bytes
-        return max(0, self.windows - 1)
+        generation = max(0, self.windows - 1)
+        if self._network.topology.links:  # else no window ever ends
+            self._counted.append(generation)
+        return generation
 
     def window_ends(self) -> bool:
         """True where a window is over with this operation: the caller then has the ranks exchange observations."""
-        enough = self._operations >= WINDOW_OPERATIONS and self._bytes >= WINDOW_BYTES
+        enough = self._operations >= WINDOW_OPERATIONS and self._bytes >= self._window_bytes
         if not enough or not self._network.topology.links:
             return False
         self._operations, self._bytes = 0, 0
@@ -101,7 +111,8 @@ class Tuning:
     # -- on the loop's thread ----------------------------------------------------------------------------------------
 
     def planner(self, generation: int) -> Planner:
-        """The planner of a generation; its window must have been told."""
+        """The planner of a generation, once for each operation of it; its window must have been told."""
+        self._asked[generation] += 1
         return self._planners[generation]
 
     def took(self, trace: Trace) -> None:
@@ -132,8 +143,17 @@ class Tuning:
             planner = self._tried(rate)
         self._told += 1
         self._planners[self._told] = planner or self._planners[self._told - 1]
-        self._planners.pop(self._told - KEPT_GENERATIONS, None)
+        self._forget()
         return telling
+
+    def _forget(self) -> None:
+        """What nobody will ask for any more: the windows that are over are those told here or more."""
+        while self._counted and self._asked[self._counted[0]] > 0:
+            self._asked[self._counted.popleft()] -= 1
+        self._asked = +self._asked
+        oldest = min(self._counted[0] if self._counted else self._told, self._told - 1)
+        for generation in [g for g in self._planners if g < oldest]:
+            del self._planners[generation]
 
     def _learned(self, said: Sequence[Told], rate: float) -> Planner | None:
         """The planner for what the window shows, where that is new."""
@@ -189,6 +209,12 @@ class _Trial:
     windows: int = 0
 
 
+def window_bytes(topology: Topology, ranks: int) -> int:
+    """How many bytes of operations make a window on these links."""
+    slowest = min((k.bandwidth for k in topology.links), default=math.inf)
+    return round(min(WINDOW_BYTES, max(MIN_BYTES * ranks, WINDOW_BUSY_S * slowest * ranks / 2)))
+
+
 def in_use(topology: Topology) -> Topology:
     """The links by which the members of an epoch have met: when one of these turns slow, its pair has no other."""
     best = best_links(topology)
@@ -208,7 +234,7 @@ def fairly(topology: Topology, observations: Sequence[Observation]) -> tuple[Obs
     usual = shares[len(shares) // 2] if shares else 1.0
     if not 0.0 < usual < 1.0:
         return tuple(observations)
-    return tuple(dataclasses.replace(o, busy_s=o.busy_s * usual) for o in observations)
+    return tuple(dataclasses.replace(o, busy_s=o.busy_s * usual, best=o.best / usual) for o in observations)
 
 
 def _shares(topology: Topology, observations: Sequence[Observation]) -> list[float]:

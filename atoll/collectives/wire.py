@@ -21,7 +21,7 @@ from atoll.collectives.call import CALL_BYTES, NO_CALL
 from atoll.errors import HandshakeError, InternalError
 
 MAGIC = b"ATLF"
-PROTOCOL = 3
+PROTOCOL = 4
 _HEADER = struct.Struct(f"!4sBBHIIIQ{CALL_BYTES}s")
 HEADER_BYTES = _HEADER.size
 _PLACE = struct.Struct("!QQ")

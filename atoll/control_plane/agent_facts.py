@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 from typing import assert_never
 
+from atoll.control_plane import corruption, network, rebalance, saved, watching
 from atoll.control_plane import effects as fx
-from atoll.control_plane import network, rebalance, saved, watching
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
@@ -39,10 +39,12 @@ def _tree(root: type[AtollError]) -> dict[str, int]:
     return found
 
 
-MEASURED = (m.StepCommitted, m.LinksObserved, m.Waiting, m.Busy)
-Measured = m.StepCommitted | m.LinksObserved | m.Waiting | m.Busy
+MEASURED = (m.StepCommitted, m.ReplicaDigested, m.LinksObserved, m.Waiting, m.Busy)
+Measured = m.StepCommitted | m.ReplicaDigested | m.LinksObserved | m.Waiting | m.Busy
 # What is worth knowing of a run that ended already: it happened before, and was on its way here meanwhile.
 LATE = (m.StepCommitted, m.CheckpointCommitted, m.CheckpointCopied)
+# What says nothing of a run that went back since.
+UNDONE = (m.StepCommitted, m.CheckpointCommitted, m.CheckpointCopied, m.ReplicaDigested)
 EXIT_CODES = _tree(AtollError)
 # A checkpoint that one trainer finds damaged is so for whoever takes its place.
 FATAL = frozenset({*_tree(UserError), CheckpointError.code})
@@ -199,6 +201,8 @@ def said(desk: Desk, fact: m.TrainerSaid) -> bool:
     inner = fact.fact
     if run is None or trainer is None or (run.state.ended and not isinstance(inner, LATE)):
         return False
+    if isinstance(inner, UNDONE) and corruption.undone(run, trainer):
+        return False
     if isinstance(inner, MEASURED):
         return _measured(desk, run, trainer, inner)
     match inner:
@@ -226,6 +230,8 @@ def _measured(desk: Desk, run: Run, trainer: Trainer, fact: Measured) -> bool:
         case m.StepCommitted():
             _committed(desk, run, trainer, fact)
             rebalance.committed(desk, run, trainer, fact)
+        case m.ReplicaDigested():
+            return corruption.digested(desk, run, fact)
         case m.LinksObserved():
             network.observed(desk, fact)
         case m.Waiting():
@@ -255,6 +261,9 @@ def _standing_fact(
         case m.EpochJoined():
             if fact.epoch > trainer.joined:
                 desk.note(run.run, trainer.trainer, "joined", f"epoch {fact.epoch} from step {fact.step}")
+                if fact.epoch == run.epoch:
+                    network.joined(desk, run, fact)
+                    run.comparisons.stood(fact.step - 1)
             trainer.joined = max(trainer.joined, fact.epoch)
         case m.PeerDown():
             _blame(desk, run, trainer, fact)
@@ -287,12 +296,18 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
     run.told[fact.step] = fact.epoch
     if len(run.told) > REMEMBERED_STEPS:
         del run.told[next(iter(run.told))]
+    if fact.again:
+        desk.note(
+            run.run, run.run, "step-again", f"step {fact.step}: undone by a return to an earlier one, now done again"
+        )
     if fact.metrics.get(m.SKIPPED):
         desk.note(
             run.run, run.run, "step-skipped", f"step {fact.step}: a loss or gradient was not finite, so no update"
         )
     elif odd := run.jumps.take(fact.grad_norm):
         desk.note(run.run, run.run, "gradient-jump", f"step {fact.step}: {odd}")
+    if fact.backup:
+        desk.note(run.run, run.run, "backup-workers", f"from step {fact.step} on: {fact.backup}")
     point = MetricPoint(
         step=fact.step,
         at=fact.at,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from atoll.control_plane import agent_facts as facts
-from atoll.control_plane import drains, network, watching
+from atoll.control_plane import drains, network, returns, watching
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane.desk import Desk, Node
@@ -61,6 +61,7 @@ class Core:
         for run in cluster.runs.values():
             run.start_failures, run.losses = 0, []
         self.desk = Desk(cluster=cluster, beat_key=beat_key)
+        self._returns = returns.Returns()
         self._count = 0
         self._last_tick: float | None = None
         self._judged_at = float("-inf")
@@ -253,6 +254,7 @@ class Core:
         drains.tick(desk)
         watching.tell_ring(desk)
         network.tick(desk)
+        returns.tick(desk, self._returns)
 
     def _changed_nodes(self) -> list[fx.Effect]:
         shows: list[fx.Effect] = []

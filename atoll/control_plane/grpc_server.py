@@ -193,7 +193,8 @@ class Port(ControlPlaneServicer):
 
     async def _read(self, node: NodeId, context: Call_) -> None:
         while (frame := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-            self._mind.said(node, _FACTS.decode(frame.body))
+            for line in frame.body.split(b"\n"):
+                self._mind.said(node, _FACTS.decode(line))
 
     async def _write(self, stream: _Stream, context: Call_) -> None:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):

@@ -8,7 +8,7 @@ from atoll.control_plane.events import HarmAsked
 from atoll.control_plane.queue import problem
 from atoll.control_plane.state import Run, Trainer
 from atoll.errors import AtollError, NotFoundError, SpecError
-from atoll.schema.harm import HarmWish, check_wish
+from atoll.schema.harm import Harm, HarmWish, check_wish
 from atoll.schema.messages import Inject
 
 
@@ -23,6 +23,8 @@ def harmed(desk: Desk, event: HarmAsked) -> None:
     wish = event.wish
     how = f"{wish.harm}{f' at {wish.place}' if wish.place else ''}{f' for {wish.for_s:g} s' if wish.for_s else ''}"
     desk.note(event.run, wish.trainer, "hurt", f"on purpose: {how}")
+    # Its corruption will be nobody's fault: neither its host's nor its program's.
+    trainer.flipped = trainer.flipped or wish.harm is Harm.FLIP
     order = Inject(trainer=wish.trainer, harm=wish.harm, for_s=wish.for_s, place=wish.place)
     desk.send(trainer.node, order)
     desk.do(fx.Reply(request=event.request, value={"run": event.run, "at": desk.now}))

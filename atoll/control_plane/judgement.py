@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from atoll.control_plane import corruption, watching
 from atoll.control_plane import effects as fx
-from atoll.control_plane import watching
 from atoll.control_plane.agent_facts import gone
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.records import End
@@ -65,8 +65,9 @@ def _carry_out(desk: Desk, verdict: v.Verdict) -> None:
             reason = f"its members call different operations, which is a bug of the program: {verdict.evidence}"
             begin_stop(desk, run, RunState.FAILED, reason, ProgramFailed.exit_code)
         case v.Corrupt():
-            for trainer in verdict.trainers:
-                _lost(desk, verdict.run, trainer, f"corrupt: {verdict.evidence}")
+            corruption.corrupt(desk, desk.cluster.runs[verdict.run], verdict)
+        case v.Divided():
+            corruption.divided(desk, desk.cluster.runs[verdict.run], verdict)
         case _:
             assert_never(verdict)
 

@@ -10,7 +10,7 @@ from atoll.control_plane.projection import topology_view
 from atoll.control_plane.state import Run
 from atoll.fault.slow_links import SlowLink
 from atoll.schema.ids import NodeId
-from atoll.schema.messages import AgentHello, LinksObserved, PeerProbed
+from atoll.schema.messages import AgentHello, EpochJoined, LinksObserved, PeerProbed
 from atoll.schema.spec import JobKind
 from atoll.schema.topology import Change, What
 from atoll.schema.views import RunState
@@ -20,6 +20,8 @@ SUBJECT = "network"
 SHOW_S = 1.0
 # How long the first epoch of a run waits for its nodes' links: eight hosts are surveyed and checked for trunks by then.
 MEASURE_S = 8.0
+# From this lateness of an agent or of this process on, what links carried says nothing of them.
+STARVED_S = 0.25
 
 
 def attached(desk: Desk, hello: AgentHello) -> None:
@@ -34,8 +36,14 @@ def probed(desk: Desk, fact: PeerProbed) -> None:
 
 
 def observed(desk: Desk, fact: LinksObserved) -> None:
-    """A trainer told what its collectives showed."""
-    desk.probes.observed(fact.observations)
+    """A trainer told what its collectives showed. Hosts that are starved of processor time feed all links too slowly."""
+    if desk.strain.worst(now=desk.clock) < STARVED_S:
+        desk.probes.observed(fact.observations, clock=desk.clock)
+
+
+def joined(desk: Desk, run: Run, fact: EpochJoined) -> None:
+    """A member met the others, some of them by other NICs than it should have."""
+    desk.probes.met(run.run, fact.epoch, fact.detours, clock=desk.clock)
 
 
 def tick(desk: Desk) -> None:
@@ -86,7 +94,8 @@ def _judge(desk: Desk, change: Change) -> None:
     kind = "slow-link" if isinstance(verdict, SlowLink) else "link-restored"
     for run in desk.cluster.open_runs():
         nodes = {m.node for m in run.members}
-        if not nodes.isdisjoint(change.sources) and not nodes.isdisjoint(change.targets):
+        # What all of a NIC's links have in common has one end only.
+        if all(not ends or not nodes.isdisjoint(ends) for ends in (change.sources, change.targets)):
             desk.note(run.run, run.run, kind, verdict.evidence)
 
 

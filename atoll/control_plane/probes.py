@@ -15,13 +15,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from atoll.collectives.attribution import fold, merged
-from atoll.collectives.fabric import best_links
 from atoll.collectives.islands import Island, islands
 from atoll.collectives.knowledge import Knowledge, LinkKey, Reading, key, meet, take
 from atoll.collectives.probing import Check, Lane, check_together, checks, doubtful, lane_of, lanes, side_by_side
-from atoll.schema.ids import NodeId
+from atoll.control_plane.suspects import SUSPECT_LIMIT_S, Suspects, told_of
+from atoll.fault.slow_links import RESTORED
+from atoll.schema.ids import NodeId, RunId
 from atoll.schema.messages import AgentHello, PeerProbed, ProbePeer
-from atoll.schema.topology import Change, Door, Host, Link, Observation, Topology, Trunk, What
+from atoll.schema.topology import Change, Detour, Door, Host, Link, Observation, Topology, What
 
 # Agents that come together are surveyed together.
 SETTLE_S = 1.0
@@ -31,8 +32,6 @@ REFRESH_S = 300.0
 RETRY_S = 120.0
 # Trunks are asked after as seldom as they change; their checks are the longest probes.
 RECHECK_S = 1800.0
-# Members of a larger run are told the best link of each pair only: it goes into the journal with their epoch.
-ALL_LINKS = 32
 # So many doubtful readings are cleared up, one by one, before trunks are looked for; more than that point to trunks.
 DOUBTS_FIRST = 64
 # A link that reads slow twice in a row is slow.
@@ -46,8 +45,11 @@ LIMIT_S, ANSWER_S = 5.0, 3.0
 LOOK_S = 0.5
 # Traffic that reaches this share of what is known of a link confirms it.
 FRESH = 0.8
-# Windows in which the words of all trainers of a collective are taken together.
-WINDOW_S = 2.0
+# The words of all trainers of a collective on the same window come within this time of the first, and are taken together.
+# Two windows of a small model at a slow link are a second apart.
+WINDOW_S = 0.3
+# A link on which traffic was slow carries none from then on, as plans go around it: it is asked soon whether it is well.
+SLOW_AGAIN_S = 20.0
 
 
 @dataclass(slots=True)
@@ -98,6 +100,9 @@ class Probes:
         self._cleared: dict[Lane, list[float]] = {}
         # What surveys found beside others, until a check has told why.
         self._crowded: dict[LinkKey, float] = {}
+        # Links on which traffic was slow, and what they carried before.
+        self._slowed: dict[LinkKey, float] = {}
+        self.suspects, self._asked_ill = Suspects(), False
         self._looked: tuple[tuple[int, int], tuple[Check, ...]] = ((-1, 0), ())
         self._tree: tuple[Topology | None, Island] = (None, islands(Topology(hosts=())))
 
@@ -143,9 +148,12 @@ class Probes:
         lane = job.waiting.pop(fact.request, None) if job is not None else None
         if job is None or lane is None:
             return []
+        better: list[Change] = []
         for node in lane.nodes:
-            if node in busy and node in self._sites:
+            if node in busy and node in self._sites and (fact.links or lane not in self.suspects):
                 self._sites[node].busy_until = clock + fact.seconds / BUSY_SHARE
+        if self.suspects.probed(lane, fact.links):
+            self._revise()
         self._note_problem(lane, fact)
         if job.check is not None:
             job.answers += fact.links
@@ -153,14 +161,28 @@ class Probes:
             # A job may have begun meanwhile.
             alone = not fact.beside and not self._beside(lane, busy)
             here = [k for k in fact.links if self._joins(k)]
+            slow = {key(k) for k in self._slow_links()}
             self._take([Reading(link=k, alone=alone) for k in here], at=fact.at)
+            better = self._better(slow)
             if fact.beside and not any(n in busy for n in lane.nodes):
                 self._crowded |= {key(k): k.bandwidth for k in here}
-        return [] if job.waiting else self._finish(clock)
+        return better if job.waiting else better + self._finish(clock)
 
-    def observed(self, observations: Iterable[Observation]) -> None:
-        """Trainers told of their links; taken in with what others say at the same time."""
+    def _better(self, slow: Collection[LinkKey]) -> list[Change]:
+        """What the last readings changed of links that traffic had found slow: whoever was told of that is told of this."""
+        nodes = {(name[0], name[2]) for name in slow}
+        return [c for c in self.known.changes if (c.sources[:1] + c.targets[:1]) in nodes and c.what is What.LINK]
+
+    def observed(self, observations: Iterable[Observation], *, clock: float) -> None:
+        """A trainer told of its links; taken in with what others say at the same time."""
+        if not self._seen:
+            self._window_at = clock
         self._seen += observations
+
+    def met(self, run: RunId, epoch: int, detours: Iterable[Detour], *, clock: float) -> None:
+        """Members of a run met around links that should have carried them: these are suspect."""
+        if self.suspects.met(run, epoch, detours, self.known.topology, clock):
+            self._revise()
 
     def tick(
         self, *, clock: float, now: float, busy: Collection[NodeId]
@@ -174,7 +196,13 @@ class Probes:
         if clock < self._idle_until:
             return changes, []
         free = {n for n, s in self._sites.items() if self._free(n, s, clock, busy)}
-        orders = self._next(free, clock, busy) if len(free) > 1 else []
+        ill = self.suspects.due(clock, [n for n, s in self._sites.items() if s.attached])
+        # Turn about: while much of a network is cut there is always one to ask, and others wait for their first probe.
+        self._asked_ill = ill is not None and not self._asked_ill
+        orders = self._next(free, clock, busy) if len(free) > 1 and not self._asked_ill else []
+        if ill is not None and not orders:
+            self.suspects.asked(ill, clock)
+            return changes, self._begin((ill,), clock, busy, limit_s=SUSPECT_LIMIT_S)
         self._idle_until = clock if orders else clock + LOOK_S
         return changes, orders
 
@@ -197,17 +225,7 @@ class Probes:
 
     def part(self, nodes: Collection[NodeId]) -> Topology | None:
         """What is known of the network among `nodes`, or None while that is nothing."""
-        whole = self.known.topology
-        kept = whole.links if len(nodes) <= ALL_LINKS else tuple(best_links(whole).values())
-        links = tuple(k for k in kept if k.source in nodes and k.target in nodes)
-        if not links:
-            return None
-        return Topology(
-            hosts=tuple(h for h in whole.hosts if h.node in nodes),
-            links=links,
-            trunks=tuple(t for t in (_within(t, nodes) for t in whole.trunks) if t is not None),
-            version=whole.version,
-        )
+        return told_of(self.known.topology, nodes, self.suspects)
 
     # -- choosing ----------------------------------------------------------------------------------------------------
 
@@ -231,9 +249,21 @@ class Probes:
             self._cleared.setdefault(doubted[0], []).append(clock)
             return self._begin(doubted, clock, busy)
         self.settled = True
-        old = [w for w in self._lanes if clock - self._tried.get(w, -REFRESH_S) >= REFRESH_S and self._is_known(w)]
+        old = [w for w in self._lanes if clock - self._tried.get(w, -REFRESH_S) >= self._lasts(w) and self._is_known(w)]
         oldest = side_by_side(sorted(old, key=lambda w: self._tried.get(w, -REFRESH_S)), free)[:1]
         return self._begin(oldest, clock, busy) if oldest else []
+
+    def _lasts(self, lane: Lane) -> float:
+        """For how long a reading of it is believed."""
+        return SLOW_AGAIN_S if any(lane_of(k) == lane for k in self._slow_links()) else REFRESH_S
+
+    def _slow_links(self) -> list[Link]:
+        """Links that were found slow by traffic and are not known to be well again."""
+        if self._slowed:
+            found = [k for k in self.known.topology.links if k.bandwidth < RESTORED * self._slowed.get(key(k), 0.0)]
+            self._slowed = {key(k): self._slowed[key(k)] for k in found}
+            return found
+        return []
 
     def _next_of_check(
         self, idle: Collection[NodeId], clock: float, busy: Collection[NodeId]
@@ -272,9 +302,15 @@ class Probes:
         return [(w, first) for w, first in self._doubted[1] if len(spans[w]) < DOUBTS]
 
     def _begin(
-        self, chosen: Sequence[Lane], clock: float, busy: Collection[NodeId], check: Check | None = None
+        self,
+        chosen: Sequence[Lane],
+        clock: float,
+        busy: Collection[NodeId],
+        check: Check | None = None,
+        *,
+        limit_s: float = LIMIT_S,
     ) -> list[tuple[NodeId, ProbePeer]]:
-        job = self._job = _Job(waiting={}, until=clock + LIMIT_S + ANSWER_S, check=check)
+        job = self._job = _Job(waiting={}, until=clock + limit_s + ANSWER_S, check=check)
         orders = []
         for lane in chosen:
             door = self._sites[lane.target].doors.get(lane.target_nic)
@@ -289,7 +325,7 @@ class Probes:
                 host=self._address(lane),
                 door=door,
                 burst_s=CHECK_BURST_S if check else BURST_S,
-                limit_s=LIMIT_S,
+                limit_s=limit_s,
                 steady=check is not None,
                 beside=len(chosen) > 1 or self._beside(lane, busy),
             )
@@ -348,7 +384,7 @@ class Probes:
     def _fold(self, clock: float, now: float) -> list[Change]:
         if not self._seen or clock < self._window_at + WINDOW_S:
             return []
-        seen, self._seen, self._window_at = merged(self._seen), [], clock
+        seen, self._seen = merged(self._seen), []
         bandwidths = {key(k): k.bandwidth for k in self.known.topology.links}
         for o in seen:
             name = (o.source, o.source_nic, o.target, o.target_nic)
@@ -357,6 +393,11 @@ class Probes:
                 self.measured[name] = now
                 self._refreshed(o, clock)
         self.known = fold(self.known, seen)
+        self._slowed |= {
+            name: max(bandwidths[name], self._slowed.get(name, 0.0))
+            for k in self.known.topology.links
+            if (name := key(k)) in bandwidths and k.bandwidth < bandwidths[name]
+        }
         self.changed = self.changed or bool(self.known.changes)
         return [c for c in self.known.changes if c.what is not What.FOUND]
 
@@ -386,11 +427,20 @@ class Probes:
             return
         self.changed = True
         self._lanes = lanes(hosts)
+        self.suspects.keep(self._lanes)
         alive = {key(k) for k in self.known.topology.links}
         self._crowded = {name: rate for name, rate in self._crowded.items() if name in alive}
         self.measured = {name: at for name, at in self.measured.items() if name in alive}
         self._tried = {w: at for w, at in self._tried.items() if w in set(self._lanes) and self._is_known(w)}
         self.problems = {pair: p for pair, p in self.problems.items() if all(n in self._sites for n in pair)}
+
+    def _revise(self) -> None:
+        """What members are told has changed."""
+        topology = self.known.topology
+        self.known = dataclasses.replace(
+            self.known, topology=dataclasses.replace(topology, version=topology.version + 1)
+        )
+        self.changed = True
 
     def _is_known(self, lane: Lane) -> bool:
         return (lane.source, lane.source_nic, lane.target, lane.target_nic) in self.measured
@@ -398,8 +448,3 @@ class Probes:
 
 def _pair(check: Check) -> frozenset[tuple[NodeId, ...]]:
     return frozenset((check.inside, check.outside))
-
-
-def _within(trunk: Trunk, nodes: Collection[NodeId]) -> Trunk | None:
-    sources, targets = (tuple(n for n in side if n in nodes) for side in (trunk.sources, trunk.targets))
-    return Trunk(sources=sources, targets=targets, bandwidth=trunk.bandwidth) if sources and targets else None

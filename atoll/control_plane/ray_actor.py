@@ -2,7 +2,8 @@
 
 The actor itself only holds a thread with the event loop of `ControlRuntime`. If that loop fails - a bug, a journal that
 cannot be written - the process ends, because state and journal may disagree; Ray starts the next incarnation, which
-replays.
+replays. So it does where the loop could not begin, as on a full disk or beside a predecessor that has not died: not
+before whoever asked `ready` was told why.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from atoll.workers.proc_runtime import my_start_ticks
 
 READY_S = 30.0
 _FAILED = 70
+# How long one that could not begin stays to tell why; it is also how often that is tried again.
+TOLD_S = 5.0
 
 
 class ControlPlane:
@@ -57,8 +61,9 @@ class ControlPlane:
             self._problem = "the control plane was closed"
         was_ready = self._ready.is_set()
         self._ready.set()
-        if was_ready:
-            os._exit(_FAILED)
+        if not was_ready:
+            time.sleep(TOLD_S)
+        os._exit(_FAILED)
 
     async def _run(self) -> None:
         import ray  # noqa: PLC0415 - this process is connected already

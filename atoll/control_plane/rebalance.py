@@ -49,7 +49,8 @@ def _balance(desk: Desk, run: Run) -> None:
         return
     # Where somebody was named the last steps have spoken already; else many must.
     rows, enough = (speeds.rows[-WINDOW:], ENOUGH) if speeds.spoken else (speeds.rows, LONG)
-    split = balance.resplit(rows, speeds.paces, enough) if run.rhythm.allows(speeds.step) else None
+    due = run.rhythm.allows(speeds.step, speeds.turned_at)
+    split = balance.resplit(rows, speeds.paces, enough) if due else None
     if split is not None:
         run.rhythm.took(speeds.step)
         regroup(desk, run, str(split))

@@ -28,6 +28,7 @@ class End(enum.StrEnum):
     LOST = "lost"
     EVICTED = "evicted"
     LEFT = "left"
+    REWOUND = "rewound"
     DISMISSED = "dismissed"
 
 
@@ -152,6 +153,18 @@ class CheckpointKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunRewound:
+    """The run goes back to its checkpoint of `step`: what later ones hold that epochs up to `epoch` wrote is in doubt."""
+
+    run: RunId
+    step: Step
+    path: str
+    epoch: Epoch
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStopping:
     """The run is to end as `goal`; its trainers are on their way out."""
 
@@ -212,6 +225,7 @@ RunRecord = (
     | EpochRaised
     | RunServing
     | CheckpointKept
+    | RunRewound
     | RunStopping
     | RunEnded
 )
@@ -231,6 +245,7 @@ RECORDS = Registry(
         EpochRaised,
         RunServing,
         CheckpointKept,
+        RunRewound,
         RunStopping,
         RunEnded,
         *NODE_RECORDS,
@@ -238,4 +253,4 @@ RECORDS = Registry(
 )
 
 # Law 8: on a full disk these may use the journal's reserve; everything else is refused first.
-VITAL = (TrainerEnded, TrainerGone, EpochRaised, RunStopping, RunEnded, SeatFreed, *NODE_RECORDS)
+VITAL = (TrainerEnded, TrainerGone, EpochRaised, RunRewound, RunStopping, RunEnded, SeatFreed, *NODE_RECORDS)

@@ -20,7 +20,7 @@ from atoll.control_plane.watching import able
 from atoll.fault import budgets, policy
 from atoll.fault.budgets import Cause
 from atoll.schema.ids import Epoch, SeatId, Step, TrainerId
-from atoll.schema.messages import FenceTrainer, StartTrainer, StopAtBoundary
+from atoll.schema.messages import FenceTrainer, Rewound, StartTrainer, StopAtBoundary
 from atoll.schema.spec import JobKind
 from atoll.schema.views import RunState
 
@@ -35,7 +35,7 @@ FENCE_AGAIN_S = 5.0
 LIFELINE_S = 60.0
 SEAT_RETRY_S = 5.0
 # How a member went that was not lost, in the reason of the epoch without it.
-HOW = {r.End.EVICTED: "evicted", r.End.LEFT: "drained"}
+HOW = {r.End.EVICTED: "evicted", r.End.LEFT: "drained", r.End.REWOUND: "sent back"}
 
 
 def settle(desk: Desk, run: Run) -> None:
@@ -218,6 +218,7 @@ def _start(run: Run, trainer: Trainer, seat: Seat) -> StartTrainer:
         run_dir=run.run_dir,
         secret=run.secret,
         device_ids=seat.devices,
+        rewound=Rewound(step=run.rewound.step, epoch=run.rewound.epoch) if run.rewound is not None else None,
     )
 
 

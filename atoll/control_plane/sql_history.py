@@ -1,8 +1,10 @@
 """What people see, in a SQLite file of its own: written by the control plane, read by the web process.
 
 Views are kept as the JSON they are shown as. The writer has a thread: the decision loop only appends to a list, and
-whatever gathered is written as one transaction a few times a second, a run's view only in its newest form. Losing the
-last moments of it in a crash loses no decision; those are in the journal.
+whatever gathered is written as one transaction a few times a second, of each view only the newest form. On a full disk
+space that the file's log was given beforehand lasts a while; then what gathers is kept, the oldest lines of the story
+dropped first, and written when there is room. Losing the last moments of it in a crash loses no decision; those are in
+the journal.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from atoll.control_plane import effects as fx
+from atoll.control_plane.fs_reserve import log_of, widen
 from atoll.schema.codec import encode
 from atoll.schema.ids import RunId
 
 BATCH_S = 0.1
 _WAIT_S = 5.0
+# Some minutes of a story, in pages of the log; and how many lines wait for a disk that is full, asked how often.
+LOG_BYTES = 8 << 20
+KEPT, AGAIN_S = 5000, 1.0
 # A reader may look before the writer made the file; more waiting than this is shown as an empty page instead.
 PAGE = 5000
 
@@ -73,21 +79,32 @@ class HistoryWriter:
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600, exist_ok=True)
+        self._path = path
         self._engine = create_engine(
             f"sqlite:///{path}",
             isolation_level="AUTOCOMMIT",
             connect_args={"timeout": _WAIT_S, "check_same_thread": False},
         )
+        self._made = False
+        self.problem = ""
         with self._engine.connect() as connection:
-            connection.execute(text("PRAGMA journal_mode=WAL"))
-            for table in _TABLES:
-                connection.execute(text(table))
+            self._make(connection)
         self._changed = threading.Condition()
         self._waiting: list[Shown] = []
         self._closing = False
-        self.problem = ""
         self._thread = threading.Thread(target=self._write_on, name="atoll-history", daemon=True)
         self._thread.start()
+
+    def _make(self, connection: Connection) -> None:
+        """The tables, where they are not made: a full disk keeps no control plane from its work."""
+        try:
+            connection.execute(text("PRAGMA journal_mode=WAL"))
+            connection.execute(text("PRAGMA synchronous=NORMAL"))
+            for table in _TABLES:
+                connection.execute(text(table))
+            self._made = True
+        except SQLAlchemyError as error:
+            self.problem = str(error)
 
     def put(self, effect: Shown) -> None:
         """Have `effect` written soon."""
@@ -104,30 +121,57 @@ class HistoryWriter:
         self._engine.dispose()
 
     def _write_on(self) -> None:
-        closing = False
+        closing, left = False, list[Shown]()
         with self._engine.connect() as connection:
-            connection.execute(text("PRAGMA synchronous=NORMAL"))
             while not closing:
                 with self._changed:
-                    self._changed.wait_for(lambda: bool(self._waiting) or self._closing)
+                    self._changed.wait_for(lambda: bool(self._waiting) or self._closing, AGAIN_S if left else None)
                     # Gather for a moment: one transaction for a burst of facts.
                     self._changed.wait_for(lambda: self._closing, BATCH_S)
-                    batch, self._waiting, closing = self._waiting, [], self._closing
-                self._write(connection, batch)
+                    batch, self._waiting, closing = left + self._waiting, [], self._closing
+                left = self._write(connection, batch)
 
-    def _write(self, connection: Connection, batch: list[Shown]) -> None:
-        newest = {(type(e), e.view.run): e for e in batch if isinstance(e, fx.ShowRun)}
-        wanted = [e for e in batch if not isinstance(e, fx.ShowRun)] + list(newest.values())
+    def _write(self, connection: Connection, batch: list[Shown]) -> list[Shown]:
+        """What could not be written, to be tried again."""
+        wanted = newest(batch)
         try:
+            if not self._made:
+                self._make(connection)
             connection.execute(text("BEGIN IMMEDIATE"))
             for effect in wanted:
                 connection.execute(text(_INSERT[type(effect)]), _row(effect))
             connection.execute(text("COMMIT"))
         except SQLAlchemyError as error:
-            # A full disk costs the pages their newest lines, never a decision.
+            # A full disk costs the pages their newest lines for a while, never a decision.
             self.problem = str(error)
             with contextlib.suppress(SQLAlchemyError):  # SQLite may have rolled back by itself
                 connection.execute(text("ROLLBACK"))
+            return last(wanted)
+        widen(log_of(self._path), LOG_BYTES)
+        return []
+
+
+def newest(batch: list[Shown]) -> list[Shown]:
+    """Lines and points, and of each run's, node's and network's view the last one alone."""
+    views: dict[object, Shown] = {}
+    lines: list[Shown] = []
+    for effect in batch:
+        match effect:
+            case fx.ShowRun(view=view):
+                views[fx.ShowRun, view.run] = effect
+            case fx.ShowNode(view=node):
+                views[fx.ShowNode, node.node] = effect
+            case fx.ShowTopology():
+                views[fx.ShowTopology] = effect
+            case _:
+                lines.append(effect)
+    return lines + list(views.values())
+
+
+def last(batch: list[Shown]) -> list[Shown]:
+    """What waits for a disk that is full: of lines and points no more than the last `KEPT`."""
+    views = [e for e in batch if isinstance(e, fx.ShowRun | fx.ShowNode | fx.ShowTopology)]
+    return [e for e in batch if not isinstance(e, fx.ShowRun | fx.ShowNode | fx.ShowTopology)][-KEPT:] + views
 
 
 class HistoryReader:

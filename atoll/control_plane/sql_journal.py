@@ -2,14 +2,14 @@
 
 `open_journal` takes SQLite's exclusive lock, waits a while for a predecessor to die, and counts up the incarnation. A
 killed holder's lock is gone with it; a frozen one keeps it, and its successor gives up, so two can never both decide.
-Law 8: a reserve of disk space lies beside the file. When the disk is full it is given up for the records that end
-epochs, trainers and runs; anything else is refused first (`has_room`).
+Law 8: space for a few hundred more decisions is given to the write-ahead log beforehand, and a reserve lies beside it.
+On a full disk new work is refused first (`has_room`); what is decided goes into the log, and when that is full the
+reserve is given up for the records that end epochs, trainers and runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 
@@ -18,12 +18,16 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
+from atoll.control_plane.fs_reserve import log_of, widen
 from atoll.control_plane.records import RECORDS, VITAL, Record
 from atoll.errors import ClusterError
 from atoll.schema.codec import encode
 from atoll.schema.ids import Incarnation
 
 RESERVE_BYTES = 4 << 20
+# SQLite begins the log anew after 1000 pages, 4 MiB; on a full disk it may have to go on from there. A decision takes
+# three pages or so.
+LOG_BYTES = 8 << 20
 # Below this much free space new work is refused while the reserve is still whole.
 LOW_BYTES = 16 << 20
 
@@ -57,7 +61,7 @@ class Journal:
         except OperationalError as error:
             if not _is_full(error) or not self._reserve.exists():
                 raise
-            self._reserve.unlink()
+            self._give_up_reserve()
             return _take(self._connection, pid, at)
 
     def records(self) -> list[Record]:
@@ -72,7 +76,7 @@ class Journal:
         except OperationalError:
             if not any(isinstance(r, VITAL) for r in records) or not self._reserve.exists():
                 raise
-            self._reserve.unlink()
+            self._give_up_reserve()
             self._write(records)
 
     def has_room(self) -> bool:
@@ -96,16 +100,16 @@ class Journal:
                 self._connection.execute(text("ROLLBACK"))
             raise
 
+    def _give_up_reserve(self) -> None:
+        """Its space goes to the log at once: others write on this disk, too."""
+        self._reserve.unlink()
+        log = log_of(self._path)
+        widen(log, (log.stat().st_size if log.exists() else 0) + RESERVE_BYTES * 3 // 4)
+
     def _refill(self) -> None:
-        if self._reserve.exists():
-            return
-        handle = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
-        try:
-            os.posix_fallocate(handle, 0, RESERVE_BYTES)
-        except OSError:
-            self._reserve.unlink()
-        finally:
-            os.close(handle)
+        """The log's space first. Nothing to do where both have it."""
+        if widen(log_of(self._path), LOG_BYTES) and not widen(self._reserve, RESERVE_BYTES):
+            self._reserve.unlink(missing_ok=True)
 
 
 def _is_full(error: OperationalError) -> bool:

@@ -18,6 +18,7 @@ from atoll.fault.facts import Blame, ProcessFacts, Wait
 from atoll.fault.jumps import Jumps
 from atoll.fault.pace import Pace
 from atoll.fault.process import ProcessTrack
+from atoll.fault.replicas import Comparisons
 from atoll.fault.speeds import Speeds
 from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member, ServerReady
@@ -56,6 +57,7 @@ class Trainer:
     process: ProcessFacts | None = None
     steps: bool = False
     busy_until: float = 0.0
+    flipped: bool = False
 
     @property
     def active(self) -> bool:
@@ -104,6 +106,10 @@ class Run:
     start_failures: int = 0
     losses: list[Loss] = field(default_factory=list)
     checkpoint: r.CheckpointKept | None = None
+    kept: list[r.CheckpointKept] = field(default_factory=list)
+    rewound: r.RunRewound | None = None
+    # How often in a row to the checkpoint of that step.
+    rewinds: int = 0
     stopping: r.RunStopping | None = None
     ended_at: float | None = None
     # volatile
@@ -123,6 +129,7 @@ class Run:
     apart: dict[NodeId, float] = field(default_factory=dict)
     speeds: Speeds = field(default_factory=Speeds)
     jumps: Jumps = field(default_factory=Jumps)
+    comparisons: Comparisons = field(default_factory=Comparisons)
     rhythm: Rhythm = field(default_factory=Rhythm)
     avoided: dict[NodeId, float] = field(default_factory=dict)
 
@@ -218,6 +225,12 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             _apply_epoch(run, record)
         case r.CheckpointKept():
             run.checkpoint = record
+            run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
+        case r.RunRewound():
+            same = run.rewound is not None and run.rewound.step == record.step
+            run.rewinds = run.rewinds + 1 if same else 1
+            run.rewound, run.kept = record, [k for k in run.kept if k.step <= record.step]
+            run.checkpoint = run.kept[-1]
         case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunEnded():
             _apply_move(run, record)
         case r.RunSubmitted():
@@ -263,6 +276,7 @@ def _count_loss(run: Run, record: r.TrainerEnded) -> None:
                 step=record.step,
                 epoch=run.epoch,
                 reason=record.reason,
+                node=run.trainers[record.trainer].node,
             )
         )
     else:

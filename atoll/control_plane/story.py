@@ -36,8 +36,8 @@ def told(record: r.Record) -> Line | None:
         case r.EpochRaised():
             names = ", ".join(m.trainer for m in record.members)
             return record.run, "epoch", f"{record.epoch} of {names}: {record.reason}"
-        case r.CheckpointKept():
-            return record.run, "checkpoint", f"step {record.step} is durable at {record.path}"
+        case r.CheckpointKept() | r.RunRewound():
+            return _checkpoint_line(record)
         case r.NodeDraining() | r.NodeDrained() | r.NodeUndrained():
             return _node_line(record)
         case _:
@@ -59,6 +59,12 @@ def _run_line(record: r.RunSubmitted | r.RunPlaced | r.RunServing | r.RunStoppin
             return record.run, "ended", "its processes are gone and its resources free"
         case _:
             assert_never(record)
+
+
+def _checkpoint_line(record: r.CheckpointKept | r.RunRewound) -> Line:
+    if isinstance(record, r.RunRewound):
+        return record.run, "rewound", f"to the checkpoint of step {record.step}: {record.reason}"
+    return record.run, "checkpoint", f"step {record.step} is durable at {record.path}"
 
 
 def _seat_line(record: r.SeatTaken | r.SeatFreed) -> Line:

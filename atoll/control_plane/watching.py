@@ -151,6 +151,7 @@ def _run_facts(run: Run) -> RunFacts:
         waits=tuple(run.waits.values()),
         step_s=run.pace.p99_s,
         committed_at=run.committed_at,
+        compared=run.comparisons.found,
     )
 
 

@@ -6,8 +6,9 @@ members' weights. Each member keeps one grain where there are enough, so that it
 
 A split is worth a new epoch if the steps of the window, played again with it, would have been `GAIN` faster: those of the
 second half with the split that the first half advises, and the other way round. At most once in `EVERY` steps, and each
-time twice as rarely, until a split has held for a while: an epoch costs a step tried again. A straggler goes when the run without it, or with the spare that takes its place, is predicted
-`GAIN` faster than the best split with it, or at once when it is `HOPELESS` times slower.
+time twice as rarely until a split has held for a while or a worker was named slow or well: an epoch costs a step tried
+again. A straggler goes when the run without it, or with the spare that takes its place, is predicted `GAIN` faster than
+the best split with it, or at once when it is `HOPELESS` times slower.
 """
 
 from __future__ import annotations
@@ -75,9 +76,10 @@ class Rhythm:
     at: int = 0
     every: int = EVERY
 
-    def allows(self, step: Step) -> bool:
-        """Whether a new split may come now."""
-        return self.at == 0 or step - self.at >= self.every
+    def allows(self, step: Step, turned_at: Step | None = None) -> bool:
+        """Whether a new split may come now. A verdict since the last one is news, and no flapping between two splits."""
+        news = turned_at is not None and turned_at > self.at
+        return self.at == 0 or step - self.at >= (EVERY if news else self.every)
 
     def took(self, step: Step) -> None:
         """A new split was decided."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atoll.errors import OutOfMemory
-from atoll.schema.ids import Epoch, Step, TrainerId
+from atoll.schema.ids import Epoch, NodeId, Step, TrainerId
 
 # Signals by which others end a process; those that a process brings upon itself are SIGSEGV, SIGABRT and their like.
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGSTOP})
@@ -24,8 +24,14 @@ _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal
 EXIT_UNKNOWN = 255
 # A kill is noticed beside the steps: the last one known may be one behind.
 _SAME_STEP = 1
-# Of memory that ran out, the last so many are remembered.
+# Bits flip once in weeks, in a bad host more often, and its node is left out then. So many within so many steps, though
+# bad nodes were left out, is no hardware.
+CORRUPT_WITHIN = 10_000
+# Of memory that ran out and of corruption, the last so many are remembered.
 REMEMBERED = 32
+
+
+NOWHERE = NodeId("")
 
 
 class Cause(enum.StrEnum):
@@ -34,6 +40,7 @@ class Cause(enum.StrEnum):
     HARDWARE = "hardware"
     CRASH = "crash"
     MEMORY = "memory"
+    CORRUPT = "corrupt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +52,7 @@ class Loss:
     step: Step
     epoch: Epoch
     reason: str
+    node: NodeId = NOWHERE
 
 
 def cause_of_exit(status: int, *, out_of_memory: bool) -> Cause:
@@ -63,12 +71,14 @@ def cause_of_failure(code: str) -> Cause:
 
 def allowed(cause: Cause, workers: int) -> int:
     """Losses of this cause without one committed step between them that end the run."""
-    return {Cause.HARDWARE: 4 * workers + 8, Cause.CRASH: workers + 1, Cause.MEMORY: 2}[cause]
+    return {Cause.HARDWARE: 4 * workers + 8, Cause.CRASH: workers + 1, Cause.MEMORY: 2, Cause.CORRUPT: 2 * workers + 4}[
+        cause
+    ]
 
 
 def after_commit(losses: Sequence[Loss]) -> list[Loss]:
     """What is remembered of losses once a step was committed after them."""
-    return [loss for loss in losses if loss.cause is Cause.MEMORY][-REMEMBERED:]
+    return [loss for loss in losses if loss.cause in {Cause.MEMORY, Cause.CORRUPT}][-REMEMBERED:]
 
 
 def verdict(losses: Sequence[Loss], *, workers: int) -> str:
@@ -76,6 +86,15 @@ def verdict(losses: Sequence[Loss], *, workers: int) -> str:
     starved = _starved([loss for loss in losses if loss.cause is Cause.MEMORY], workers)
     if starved:
         return starved
+    corrupt = [loss for loss in losses if loss.cause is Cause.CORRUPT]
+    if (
+        len(corrupt) >= allowed(Cause.CORRUPT, workers)
+        and corrupt[-1].step - corrupt[-allowed(Cause.CORRUPT, workers)].step <= CORRUPT_WITHIN
+    ):
+        return (
+            f"{len(corrupt)} replicas came to differ from the others, last {corrupt[-1].trainer}: {corrupt[-1].reason}; "
+            "a program that changes weights on one worker only, or updates them with chance, does so everywhere"
+        )
     for cause, what in ((Cause.CRASH, "crashed"), (Cause.HARDWARE, "were lost")):
         found = [loss for loss in losses if loss.cause is cause]
         if len(found) >= allowed(cause, workers):

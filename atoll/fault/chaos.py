@@ -4,7 +4,7 @@
 
     [[faults]]
     at_s = 10                     # seconds after all members train; or at_step = 50, a committed step
-    what = "kill"                 # kill, stop, gil, slow, die (at = "before-vote"), agent
+    what = "kill"                 # kill, stop, gil, slow, flip, die (at = "before-vote"), agent
     whom = "rank 0"               # rank N, any, others (any but rank 0), spare, all, or a trainer's id
 
     [[faults]]
@@ -23,6 +23,7 @@ Times between faults of `[random]` are drawn from an exponential distribution, s
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import tomllib
@@ -183,7 +184,7 @@ def _whom(value: Any, where: str) -> str:
 
 def _number(plain: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
     value = plain.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise SpecError(f"{where}: {key}={value!r}: a number of 0 or more")
     return value
 

@@ -25,12 +25,16 @@ LOSSES = ("lost", "evicted", "failed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One row. `verdict`: what the story has to say of the loss; `loses`: whether members change at all."""
+    """One row. `verdict`: what the story has to say of the loss; `loses`: whether members change at all.
+
+    `workers`: how many a run must have at least, to bear it.
+    """
 
     name: str
     faults: tuple[Fault, ...]
     verdict: str = "killed by SIGKILL"
     loses: bool = True
+    workers: int = 1
 
 
 def _at(what: Harm, whom: str, at_s: float = 0.0, *, place: str = "", for_s: float = 0.0) -> Fault:
@@ -46,6 +50,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(name="rank 0 SIGKILL", faults=(_at(Harm.KILL, "rank 0"),)),
     Kind(name="worker SIGSTOP", faults=(_at(Harm.STOP, "others", for_s=_STOPPED_S),), verdict="hung"),
     Kind(name="GIL held forever", faults=(_at(Harm.GIL, "others"),), verdict="hung"),
+    Kind(name="bit flipped in a replica", faults=(_at(Harm.FLIP, "others"),), verdict="corrupt", workers=3),
     Kind(name="two at once", faults=(_at(Harm.KILL, "rank 0"), _at(Harm.KILL, "rank 1"))),
     Kind(name="death before the vote", faults=_dies("before-vote")),
     Kind(name="death after the vote", faults=_dies("after-vote")),

@@ -2,7 +2,9 @@
 
 The next commit is the first one by members of a newer epoch than the one that was struck: a step that was in hand, and
 that the old members could still decide, is no recovery. The undisturbed step is the median gap between the commits of
-the epoch that recovered, without the first, in which connections are still being made.
+the epoch that recovered, without the first, in which connections are still being made. Where a replacement comes so soon
+that this epoch has hardly a step, it is that of the next epoch that has some: with more members a step is shorter, so
+less is taken off.
 """
 
 from __future__ import annotations
@@ -49,10 +51,15 @@ def cost(commits: Sequence[Commit], fault: float, *, epoch: int) -> Cost | None:
     if not after:
         return None
     first = min(after, key=lambda c: c.step)
-    calm = calm_step(commits, first.epoch)
+    calm = _calm_since(commits, first.epoch)
     if calm is None:
         return None
     return Cost(raw_s=first.at - fault, step_s=calm, epoch=first.epoch, members=first.members)
+
+
+def _calm_since(commits: Sequence[Commit], epoch: int) -> float | None:
+    later = sorted({c.epoch for c in commits if c.epoch >= epoch})
+    return next((found for e in later if (found := calm_step(commits, e)) is not None), None)
 
 
 def calm_step(commits: Sequence[Commit], epoch: int) -> float | None:

@@ -2,7 +2,7 @@
 
 Proof of death (an exit status from the agent that owned the process) needs no verdict and does not pass through here.
 What does: trainers that hang (`hangs`), connections (`links`), nodes that nobody hears (`silence`), parts that do not
-hear each other (`partitions`), and processes that their agent no longer has.
+hear each other (`partitions`), processes that their agent no longer has, and replicas that differ (`replicas`).
 
 The same facts give the same verdicts. Where one explanation covers another it stands alone: a trainer that hangs makes
 its peers wait for bytes, and a node that is lost takes its connections along. A control plane that was stalled just now
@@ -12,6 +12,7 @@ moves by a tick at most, so a controller that slept does not age a whole fleet t
 
 from __future__ import annotations
 
+from atoll.fault import replicas
 from atoll.fault.facts import Facts, MissingFacts, RunFacts
 from atoll.fault.hangs import hung
 from atoll.fault.links import links
@@ -27,6 +28,8 @@ MISSING_S = 10.0
 def fold(facts: Facts) -> list[Verdict]:
     """The verdicts that the facts bear out."""
     verdicts: list[Verdict] = [_vanished(m, facts.now) for m in facts.missing if facts.now - m.since >= MISSING_S]
+    # Bits differ or they do not, whoever was late to look.
+    verdicts += [v for v in map(replicas.judge, facts.runs) if v is not None]
     if not facts.steady:
         return verdicts
     nodes: list[NodeLost | Partitioned] = lost_nodes(facts)

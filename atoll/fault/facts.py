@@ -89,11 +89,34 @@ class TrainerFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """What one replica held after a step: `value` of its weights, `rest` of what a program may change by itself.
+
+    `numeric`: the class within which arithmetic gives the same bits; `shard`: which part of the state.
+    """
+
+    trainer: TrainerId
+    numeric: str
+    value: str
+    rest: str = ""
+    shard: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What all members held after `step`. `agreed`: the last step before it after which all held the same."""
+
+    step: int
+    agreed: int
+    digests: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
     """What is known of one run: its trainers, who waits for whom, the blames of the last minute, its pace.
 
     `step_s`: the p99 of its own undisturbed steps, None while too few were seen. `committed_at`: when the last commit of
-    the current epoch came. `raised_at`: when that epoch began.
+    the current epoch came. `raised_at`: when that epoch began. `compared`: the last complete comparison of replicas, while nobody has drawn conclusions from it.
     """
 
     run: RunId
@@ -104,6 +127,7 @@ class RunFacts:
     step_s: float | None = None
     committed_at: float = 0.0
     raised_at: float = 0.0
+    compared: Compared | None = None
 
     @property
     def members(self) -> tuple[TrainerFacts, ...]:

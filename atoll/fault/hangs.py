@@ -148,7 +148,8 @@ def _dull(run: RunFacts, trainer: TrainerFacts, waits: Waits, facts: Facts) -> H
 def _seen(trainer: TrainerFacts, facts: Facts) -> ProcessFacts | None:
     """The process as it is now: not where its agent has fallen silent, nor where the agent itself was late to look."""
     process, node = trainer.process, facts.nodes.get(trainer.node)
-    if process is None or node is None or not node.attached or facts.now - process.at > FRESH_S:
+    # A stop that is over is told at once: where nothing at all is told, it may be over.
+    if process is None or not audible(node, facts) or facts.now - process.at > FRESH_S:
         return None
     return None if process.late_s > max(_DUMB_S, 2 * facts.strain_s) else process
 

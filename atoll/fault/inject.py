@@ -21,6 +21,7 @@ class _Charge:
 
 
 _armed: dict[str, _Charge] = {}
+_flips: list[Callable[[], None]] = []
 
 
 def failpoint(name: str) -> None:
@@ -51,3 +52,18 @@ def arm(name: str, action: Callable[[], None], *, skip: int = 0) -> None:
 def disarm() -> None:
     """Forget every armed failpoint."""
     _armed.clear()
+
+
+def offer(flip: Callable[[], None]) -> None:
+    """How a bit of what this process trains is flipped, should anybody ask for it. The last offer counts."""
+    _flips[:] = [flip]
+
+
+def flip() -> None:
+    """Flip it, at the next vote: on the thread that trains, and between two uses of what is changed."""
+    arm("before-vote", _flip)
+
+
+def _flip() -> None:
+    for each in _flips:
+        each()

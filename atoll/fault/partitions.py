@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from atoll.fault.facts import Facts, RunFacts
 from atoll.fault.hangs import Waits, waits_of
-from atoll.fault.hearing import audible, ears, unheard_for
+from atoll.fault.hearing import audible, ears, quiet, unheard_for
 from atoll.fault.limits import TOGETHER_S, silence
 from atoll.fault.silence import Silent, silent_nodes
 from atoll.fault.verdicts import NodeLost, Partitioned
@@ -64,16 +64,20 @@ def _cut_off(due: list[Silent], facts: Facts) -> Partitioned:
 
 
 def deaf_pairs(facts: Facts) -> dict[Pair, float]:
-    """Pairs of nodes that we hear and of which one does not hear the other, and for how long."""
+    """Pairs of nodes that we hear and of which one does not hear the other, and for how long.
+
+    Of a host that died we heard as long ago as its listeners did: one that we heard well after them lives.
+    """
     found: dict[Pair, float] = {}
     limit = silence(facts.strain_s)
     for name, listening in facts.watchers.items():
-        if not audible(facts.nodes.get(name), facts):
+        node = facts.nodes.get(name)
+        if node is None or not audible(node, facts):
             continue
         for listener in listening:
             said = ears(listener, facts)
             lasted = unheard_for(said, name, facts.now) if said is not None else None
-            if lasted is not None and lasted >= limit:
+            if lasted is not None and lasted >= limit and quiet(node, facts.now) <= lasted - limit / 2:
                 pair = _pair(name, listener)
                 found[pair] = max(found.get(pair, 0.0), lasted)
     return found

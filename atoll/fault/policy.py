@@ -179,5 +179,5 @@ def _reason(lost: list[Standing], leavers: list[Standing], joiners: list[Standin
 
 
 def backoff(start_failures: int) -> float:
-    """Seconds to wait before the next replacement."""
-    return BACKOFF_S[min(start_failures, len(BACKOFF_S) - 1)]
+    """Seconds to wait before the next replacement, after so many deaths at start before the last; none if below 0."""
+    return BACKOFF_S[min(max(start_failures, 0), len(BACKOFF_S) - 1)]

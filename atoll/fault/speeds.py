@@ -86,6 +86,7 @@ class Speeds:
         self._paces: dict[TrainerId, float] = {}
         self._slow: dict[TrainerId, SlowWorker] = {}
         self._restored_at: Step | None = None
+        self._turned_at: Step | None = None
 
     def regrouped(self, epoch: Epoch, members: Sequence[TrainerId]) -> None:
         """A new epoch begins. What was measured of those who stay is kept; rows are of one set of members."""
@@ -143,6 +144,11 @@ class Speeds:
         """Whether somebody is slow, or was until a moment ago: then the last `WINDOW` steps show by themselves what is."""
         return bool(self._slow) or (self._restored_at is not None and self.step - self._restored_at <= 2 * WINDOW)
 
+    @property
+    def turned_at(self) -> Step | None:
+        """The step that brought the last verdict."""
+        return self._turned_at
+
     # -- verdicts ----------------------------------------------------------------------------------------------------
 
     def _judge(self) -> list[SpeedVerdict]:
@@ -155,6 +161,7 @@ class Speeds:
             return []
         verdicts = [v for trainer in self._members if (v := self._verdict(trainer, rows)) is not None]
         for verdict in verdicts:
+            self._turned_at = self.step
             if isinstance(verdict, SlowWorker):
                 self._slow[verdict.trainer] = verdict
             else:

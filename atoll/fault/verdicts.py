@@ -94,12 +94,26 @@ class Desync:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrupt:
-    """After `step` these trainers hold other values than the majority of their numeric class."""
+    """After `step` these trainers hold other values than the majority of their numeric class.
+
+    `agreed`: the last step after which all held the same, 0 if none is known.
+    """
 
     run: RunId
     step: int
+    agreed: int
     trainers: tuple[TrainerId, ...]
     evidence: str
 
 
-Verdict = LinkBroken | HungLink | TrainerLost | Hung | NodeLost | Partitioned | Desync | Corrupt
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divided:
+    """After `step` replicas differ, and no value has a majority that could tell who is wrong. `agreed` as in `Corrupt`."""
+
+    run: RunId
+    step: int
+    agreed: int
+    evidence: str
+
+
+Verdict = LinkBroken | HungLink | TrainerLost | Hung | NodeLost | Partitioned | Desync | Corrupt | Divided

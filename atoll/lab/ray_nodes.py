@@ -8,6 +8,7 @@ Ray's token is off: nothing outside the lab's own namespaces can reach these por
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ _AGENT_PORT = 52365
 _TEMP = "/tmp/ray"  # noqa: S108 - the host's own
 # A node takes 6-8 s of a core; eight on two cores, 40 s.
 _START_S = 180.0
+# `ray start` gives up after 30 s, whatever the machine has to do: no more at a time than there are cores for.
+_AT_ONCE = max(2, os.cpu_count() or 1)
 # Ray's least is 75 MB, and a share of the whole machine's memory for each host would be all of it.
 _OBJECT_STORE_BYTES = 100 << 20
 # `ray start` as a module: it needs no `ray` on the path. Ray would switch its token on by itself, and file it at home.
@@ -36,7 +39,7 @@ Say = Callable[[str], None]
 
 
 def start(lab: Lab, say: Say = lambda _: None) -> None:
-    """Start the head, then all other nodes at once. Raises `LabError` with the end of the log of one that did not."""
+    """Start the head, then all other nodes. Raises `LabError` with the end of the log of one that did not."""
     head = _management_nic(lab, HEAD)
     say(f"starting Ray's head in {HEAD}")
     _run(lab, {HEAD: head_words(head.address)})
@@ -49,13 +52,11 @@ def start(lab: Lab, say: Say = lambda _: None) -> None:
 def join(lab: Lab, hosts: Sequence[str]) -> None:
     """Start the nodes of these hosts, which may have been killed and healed before. The head must stand."""
     specs = {h.name: h for h in lab.spec.hosts}
-    _run(
-        lab,
-        {
-            host: node_words(lab, specs[host], _management_nic(lab, host).address, lab.record.ray_address)
-            for host in hosts
-        },
-    )
+    commands = {
+        host: node_words(lab, specs[host], _management_nic(lab, host).address, lab.record.ray_address) for host in hosts
+    }
+    for first in range(0, len(hosts), _AT_ONCE):
+        _run(lab, {host: commands[host] for host in hosts[first : first + _AT_ONCE]})
 
 
 def head_words(address: str) -> list[str]:

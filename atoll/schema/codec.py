@@ -21,13 +21,18 @@ from typing import Any, TypeVar
 from atoll.errors import SchemaError
 
 T = TypeVar("T")
+# What is written and read as it is: most fields, and so the first to be asked for.
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_json = json.JSONEncoder(separators=(",", ":"), allow_nan=True)
 
 
 def to_plain(value: Any) -> Any:
     """`value` as dicts, lists and scalars; dataclasses carry their class name under `"type"`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return {"type": kind.__name__} | {name: to_plain(getattr(value, name)) for name in _names(kind)}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, dict):
@@ -39,7 +44,7 @@ def to_plain(value: Any) -> Any:
 
 def encode(value: Any) -> bytes:
     """One line of JSON, without a newline."""
-    return json.dumps(to_plain(value), separators=(",", ":"), allow_nan=True).encode()
+    return _json.encode(to_plain(value)).encode()
 
 
 class Registry:
@@ -78,6 +83,24 @@ def from_plain(cls: type[T], plain: Any) -> T:
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+@functools.cache
+def _fields(cls: type) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, type and whether it has no default, of each field; a `NewType` is what it stands for."""
+    hints, found = _hints(cls), []
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        while isinstance(kind, typing.NewType):
+            kind = kind.__supertype__
+        bare = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        found.append((field.name, kind, bare))
+    return tuple(found)
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -135,12 +158,14 @@ def _build_dict(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _build_dataclass(cls: type, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), value, cls, where)
-    hints, given = _hints(cls), {}
-    for field in dataclasses.fields(cls):
-        if field.name in value:
-            given[field.name] = _build(hints[field.name], value[field.name], f"{where}.{field.name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise SchemaError(f"{where}.{field.name} is missing")
+    given = {}
+    for name, kind, bare in _fields(cls):
+        if name in value:
+            found = value[name]
+            plain = kind in _SCALARS and type(found) is kind
+            given[name] = found if plain else _build(kind, found, f"{where}.{name}")
+        elif bare:
+            raise SchemaError(f"{where}.{name} is missing")
     return cls(**given)
 
 

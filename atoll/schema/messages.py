@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.schema.harm import Harm
-from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, TrainerId
+from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Door, Link, Nic
 from atoll.schema.trainer_messages import SKIPPED as SKIPPED
@@ -27,6 +27,7 @@ from atoll.schema.trainer_messages import Member as Member
 from atoll.schema.trainer_messages import Membership as Membership
 from atoll.schema.trainer_messages import Misbehave as Misbehave
 from atoll.schema.trainer_messages import PeerDown as PeerDown
+from atoll.schema.trainer_messages import ReplicaDigested as ReplicaDigested
 from atoll.schema.trainer_messages import ServerReady as ServerReady
 from atoll.schema.trainer_messages import StepCommitted as StepCommitted
 from atoll.schema.trainer_messages import StopAtBoundary as StopAtBoundary
@@ -38,7 +39,8 @@ from atoll.schema.trainer_messages import TrainerHello as TrainerHello
 from atoll.schema.trainer_messages import TrainerReady as TrainerReady
 from atoll.schema.trainer_messages import Waiting as Waiting
 
-PROTOCOL = 1
+# 2: facts that were queued together share a frame.
+PROTOCOL = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +269,18 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound:
+    """The run went back to `step`: its later checkpoints that epochs up to `epoch` wrote are in doubt, and do not count."""
+
+    step: Step
+    epoch: Epoch
+
+    def spoils(self, step: int, epoch: int) -> bool:
+        """Whether a checkpoint is one of those."""
+        return step > self.step and epoch <= self.epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartTrainer:
     """Fork a trainer in `seat`. `secret` (hex) is the run's own, for handshakes between its peers."""
 
@@ -277,6 +291,7 @@ class StartTrainer:
     run_dir: str
     secret: str
     device_ids: tuple[int, ...] = ()
+    rewound: Rewound | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

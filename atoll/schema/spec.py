@@ -21,6 +21,8 @@ AUTO = "auto"
 _REMOTE = re.compile(r"(?:(?:s3|gs|gcs|hdfs|viewfs|abfs|abfss)://[^/\s]+|file:///)\S*\Z")
 # What a step with a loss or gradient that is not finite does to its run.
 STOP, SKIP = "stop", "skip"
+# What becomes of the steps that a corrupt replica had a part in: they stand, or the run goes back before them.
+EVICT, ROLLBACK = "evict", "rollback"
 
 
 class JobKind(enum.StrEnum):
@@ -38,7 +40,9 @@ class JobSpec:
     `working_dir`, never unpickled. For a training job it is called with one `Context`. `model` names a top-level
     function of the same file that takes no argument and returns the bare module: `atoll serve` builds it and fills it
     from a checkpoint. `config` is JSON handed to the function as `ctx.config`. `nonfinite`: what a step with a loss or
-    gradient that is no number does: `stop` the run, or `skip` its update and go on. `chaos`: its trainers may be hurt on
+    gradient that is no number does: `stop` the run, or `skip` its update and go on. `compare_every`: steps after which
+    workers compare what they hold, 0: never, None: as often as costs little; `corrupt`: when one holds other bits than
+    the others, `evict` it, or also `rollback` to the last checkpoint from before. `chaos`: its trainers may be hurt on
     purpose (`atoll chaos`).
 
     `checkpoint_every`: steps, 0 for never, or `auto`. `checkpoint_remote`: a URI to which each durable checkpoint is copied.
@@ -69,6 +73,8 @@ class JobSpec:
     keep_for_s: float = 0.0
     resume: str | None = None
     nonfinite: str = STOP
+    compare_every: int | None = None
+    corrupt: str = EVICT
     chaos: bool = False
     detach: bool = False
     run_id: RunId | None = None
@@ -84,8 +90,8 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (is_safe_name(spec.name), f"name={spec.name!r}: use letters, digits, '_', '.' and '-' only"),
         (spec.workers >= 1, f"workers={spec.workers}: at least 1"),
         (spec.spares >= 0, f"spares={spec.spares}: 0 or more"),
-        (spec.cpus_per_worker >= 0, f"cpus_per_worker={spec.cpus_per_worker}: 0 or more"),
-        (spec.gpus_per_worker >= 0, f"gpus_per_worker={spec.gpus_per_worker}: 0 or more"),
+        (0 <= spec.cpus_per_worker < math.inf, f"cpus_per_worker={spec.cpus_per_worker}: a number, 0 or more"),
+        (0 <= spec.gpus_per_worker < math.inf, f"gpus_per_worker={spec.gpus_per_worker}: a number, 0 or more"),
         (
             _is_interval(spec.checkpoint_every),
             f"checkpoint_every={spec.checkpoint_every!r}: steps, 0 for never, or 'auto'",
@@ -98,6 +104,11 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (spec.keep_every >= 0, f"keep_every={spec.keep_every}: steps, 0 for none"),
         (0 <= spec.keep_for_s < math.inf, f"keep_for_s={spec.keep_for_s}: seconds, 0 for none"),
         (spec.nonfinite in {STOP, SKIP}, f"nonfinite={spec.nonfinite!r}: {STOP!r} or {SKIP!r}"),
+        (
+            spec.compare_every is None or spec.compare_every >= 0,
+            f"compare_every={spec.compare_every}: steps, 0 for never, None for as often as costs little",
+        ),
+        (spec.corrupt in {EVICT, ROLLBACK}, f"corrupt={spec.corrupt!r}: {EVICT!r} or {ROLLBACK!r}"),
         (spec.file.endswith(".py"), f"file={spec.file!r}: a Python file"),
         (all(p.isidentifier() for p in spec.function.split(".")), f"function={spec.function!r}: a dotted name"),
         (spec.run_id is None or is_safe_name(spec.run_id), f"run_id={spec.run_id!r}: no spaces or slashes"),

@@ -78,7 +78,8 @@ class Observation:
 
     `busy_s`: how long some were (`tcpi_busy_time` less `tcpi_rwnd_limited`, so that a slow reader is no slow link).
     `messages`: how many bursts they came in; each costs a round trip that is no fault of the link. Several connections
-    of one link are added up before.
+    of one link are added up before. `best`: bytes/s of its best stretch, since a slow link is slow in all of them, and a
+    host that had no processor for its network only in some; 0: not known.
     """
 
     source: NodeId
@@ -90,6 +91,17 @@ class Observation:
     rtt_s: float
     window_s: float = 0.0
     messages: int = 1
+    best: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detour:
+    """Two nodes whose members met by these NICs, though better ones are known: those did not answer."""
+
+    source: NodeId
+    source_nic: str
+    target: NodeId
+    target_nic: str
 
 
 class What(enum.StrEnum):

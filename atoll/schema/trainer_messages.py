@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.harm import Harm
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
-from atoll.schema.topology import Door, Observation, Topology
+from atoll.schema.topology import Detour, Door, Observation, Topology
 
 # The metric of a committed step whose update was left out, since a loss or gradient was not finite.
 SKIPPED = "skipped"
@@ -71,11 +71,12 @@ class TrainerReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochJoined:
-    """The trainer regrouped into `epoch` and goes on at `step`."""
+    """The trainer regrouped into `epoch` and goes on at `step`. `detours`: links that it met around."""
 
     trainer: TrainerId
     epoch: Epoch
     step: Step
+    detours: tuple[Detour, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,8 @@ class StepCommitted:
     """Measurements of one committed step, said once it is known to be decided on all members; rank 0 reports metrics.
 
     `grains` that this member computed, in `compute_s` seconds without what it waited for peers (`wait_s`). `grad_norm` of
-    the averaged gradient; 0 where it was not measured.
+    the averaged gradient; 0 where it was not measured. `again`: it was committed before, then all went back behind it.
+    `backup`: whom a step does not wait for, where that was chosen anew; `samples` are those that count.
     """
 
     trainer: TrainerId
@@ -107,6 +109,26 @@ class StepCommitted:
     compute_s: float = 0.0
     wait_s: float = 0.0
     grad_norm: float = 0.0
+    again: bool = False
+    backup: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaDigested:
+    """What this trainer holds after `step`, which `of` members digest. A measurement: it may be dropped.
+
+    `weights`: of all that committed updates alone change; `rest`: of what else its modules hold. Comparable within one
+    `numeric` class and one `shard` (empty: the whole state).
+    """
+
+    trainer: TrainerId
+    epoch: Epoch
+    step: Step
+    of: int
+    numeric: str
+    weights: str
+    rest: str = ""
+    shard: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +244,7 @@ TRAINER_FACTS = (
     EpochJoined,
     PeerDown,
     StepCommitted,
+    ReplicaDigested,
     Waiting,
     Busy,
     LinksObserved,
@@ -239,6 +262,7 @@ TrainerFact = (
     | EpochJoined
     | PeerDown
     | StepCommitted
+    | ReplicaDigested
     | Waiting
     | Busy
     | LinksObserved

@@ -299,18 +299,19 @@ class Agent:
                 self._alone.heard()
             if self._alone.look(now=self._clock.monotonic()) > ALONE_S:
                 self._perform(Leave(reason=f"no control plane at {self._config.control} for {ALONE_S:.0f} s"))
-            self._link.send(beat)
             await self._say_it_lives(beat)
 
     async def _say_it_lives(self, beat: AgentBeat) -> None:
-        """For one round. Whatever else is said says it as well: a beat goes out where nothing did for `BEAT_S`."""
-        end = self._clock.monotonic() + GREETING_S
+        """For one round. Whatever else is said says it as well: a beat goes out where nothing did for `BEAT_S`, or last."""
+        end, said = self._clock.monotonic() + GREETING_S, False
         while (left := end - (now := self._clock.monotonic())) > 0:
             quiet = now - self._link.sent_at
             if quiet >= BEAT_S:
                 self._link.send(beat)
-                quiet = 0.0
+                quiet, said = 0.0, True
             await asyncio.sleep(min(left, BEAT_S - quiet))
+        if not said:
+            self._link.send(beat)
 
     def _emit_from_watch(self, facts: tuple[Fact, ...] | None, at: float) -> None:
         """Called on the thread of the watch; None: it ends."""

@@ -55,12 +55,12 @@ class Beats:
         self._listening.listen(command.listen, self._key, anew=[n for n in doors if doors[n] != self._doors.get(n)])
         self._doors = doors
 
-    def tick(self, *, now: float, behind_s: float) -> PeersWatched | None:
+    def tick(self, *, now: float, behind_s: float, along: bool = False) -> PeersWatched | None:
         """Beat once, take in what came, and say what is to be told. `now` is monotonic; the tick was `behind_s` late."""
         self._send()
         for sock in self._sockets:
             self._drain(sock)
-        return self._listening.looked(now=now, behind_s=behind_s)
+        return self._listening.looked(now=now, behind_s=behind_s, along=along)
 
     def close(self) -> None:
         """Give the sockets back."""

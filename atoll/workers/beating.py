@@ -23,6 +23,8 @@ from atoll.schema.messages import PeersWatched, SilentPeer
 # Half a second, as looks each 0.1 s count it: five beats in a row did not come.
 SILENT_S = 0.45
 DIGEST_S = 1.0
+# After that a digest goes along with what is told anyway.
+ALONG_S = 0.45
 LOOK_S = 0.2
 LATE_S = 0.25
 
@@ -97,8 +99,11 @@ class Listening:
         peer.number, peer.heard, peer.fresh = beat[1], True, True
         return True
 
-    def looked(self, *, now: float, behind_s: float = 0.0) -> PeersWatched | None:
-        """What to tell after all that came was taken in, at a look that came `behind_s` after it was due."""
+    def looked(self, *, now: float, behind_s: float = 0.0, along: bool = False) -> PeersWatched | None:
+        """What to tell after all that came was taken in, at a look that came `behind_s` after it was due.
+
+        `along`: something else is told now, and what is told along with it costs nothing. A digest then comes early.
+        """
         passed = LOOK_S if self._last is None else min(max(now - self._last, 0.0), LOOK_S)
         self._last = now
         self._late_s = max(self._late_s, behind_s) if self._peers else 0.0
@@ -106,15 +111,15 @@ class Listening:
             peer.silent_s = 0.0 if peer.fresh else peer.silent_s + passed
             peer.heard = peer.heard and peer.silent_s <= SILENT_S
             peer.fresh = False
-        return self._fact(now=now, late=behind_s > LATE_S)
+        return self._fact(now=now, late=behind_s > LATE_S, within_s=ALONG_S if along else DIGEST_S)
 
-    def _fact(self, *, now: float, late: bool) -> PeersWatched | None:
+    def _fact(self, *, now: float, late: bool, within_s: float) -> PeersWatched | None:
         silent = tuple(
             SilentPeer(node=name, for_s=peer.silent_s) for name, peer in self._peers.items() if peer.silent_s > SILENT_S
         )
         heard = tuple(n for n, peer in self._peers.items() if peer.heard)
         shown = heard, tuple(s.node for s in silent)
-        due = bool(self._peers) and (late or now - self._told_at >= DIGEST_S)
+        due = bool(self._peers) and (late or now - self._told_at >= within_s)
         if shown == self._told and not due:
             return None
         fact = PeersWatched(node=self._node, heard=heard, silent=silent, behind_s=self._late_s)

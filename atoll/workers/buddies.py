@@ -11,9 +11,13 @@ very shard, then to one without a place. With one replica group each shard has o
 the member that follows in a ring of the island, in an order that puts members of one node as far apart as can be. With
 more groups every shard is held by several owners, and no copies are kept.
 
-Each member tells which holdings it has: its own shard and copies, each with its step and with the structure that it had
-(`tag`). A state is put together out of the shards of one layout at one step; one holder stands for each shard, an owner
-before a copy. Nothing else is ever mixed.
+Each member tells which holdings it has: its own shard and copies, each with its step, the epoch that committed that step
+(`line`: after a return to an earlier step the same number is computed anew, with other bits) and the structure that it
+had (`tag`). A state is put together out of the shards of one layout at one step of one line; one holder stands for each
+shard, an owner before a copy. Nothing else is ever mixed.
+
+Where copies are taken each k steps only, the newest state may be lost with one member. Then all go back to the newest one
+of which every shard is held (`fallback`): each member keeps its own shard of that step, too.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """The shard `index` of `size` as it was after `step`. `copy`: a buddy's. `key` names it among its holder's."""
+    """The shard `index` of `size` as it was after `step`, which epoch `line` committed.
+
+    `copy`: a buddy's. `key` names it among its holder's.
+    """
 
     key: str
     size: int
@@ -33,6 +40,7 @@ class Holding:
     step: int
     copy: bool = False
     tag: str = ""
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +64,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """One holder for each shard of one layout that is needed: (rank, key) by index."""
+    """One holder for each shard of one layout that is needed, as of one step of one line: (rank, key) by index."""
 
+    step: int
+    line: int
     size: int
     holders: dict[int, tuple[int, str]]
 
@@ -155,21 +165,31 @@ def recovery(standings: Sequence[Standing], step: int, size: int, wanted: Iterab
 
     Of the layout of `size` only the shards `wanted` are needed, and it comes first; of another all are.
     """
-    layouts = {h.size for s in standings for h in s.holdings if h.step == step}
-    for layout in sorted(layouts, key=lambda n: (n != size, n)):
-        needed = sorted(set(wanted)) if layout == size else range(layout)
-        found = {index: _holder(standings, step, layout, index) for index in needed}
+    layouts = {(h.line, h.size) for s in standings for h in s.holdings if h.step == step}
+    indices = sorted(set(wanted))
+    for line, layout in sorted(layouts, key=lambda one: (-one[0], one[1] != size, one[1])):
+        needed = indices if layout == size else range(layout)
+        found = {index: _holder(standings, step, layout, index, line) for index in needed}
         if all(found.values()):
-            return Recovery(size=layout, holders={index: one for index, one in found.items() if one})
+            holders = {index: one for index, one in found.items() if one}
+            return Recovery(step=step, line=line, size=layout, holders=holders)
     return None
 
 
-def _holder(standings: Sequence[Standing], step: int, size: int, index: int) -> tuple[int, str] | None:
+def fallback(standings: Sequence[Standing], step: int, size: int) -> Recovery | None:
+    """What the newest state before that after `step` can be put together from, whole; None where none can."""
+    earlier = sorted({h.step for s in standings for h in s.holdings if h.step < step}, reverse=True)
+    return next((found for at in earlier if (found := recovery(standings, at, size, range(size)))), None)
+
+
+def _holder(
+    standings: Sequence[Standing], step: int, size: int, index: int, line: int | None = None
+) -> tuple[int, str] | None:
     held = [
         (h.copy, rank, h.key)
         for rank, s in enumerate(standings)
         for h in s.holdings
-        if (h.size, h.index, h.step) == (size, index, step)
+        if (h.size, h.index, h.step) == (size, index, step) and line in {None, h.line}
     ]
     return min(held)[1:] if held else None
 

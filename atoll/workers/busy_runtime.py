@@ -1,7 +1,7 @@
 """What a worker does that may keep the others waiting, announced to them, so that nobody takes it for a hang (law 10).
 
-Announcements nest: an evaluation inside the first step of a process. At most one counts at a time, the last one told, so
-the end of an inner one is followed by what is left of the one around it.
+Announcements nest: an evaluation inside the first step of a process. The last one told counts, so an inner one is told
+with what is left of the one around it where that is longer, and at its end the outer one is told again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Announcements:
 
     def begin(self, what: str, limit_s: float) -> None:
         """This may take `limit_s` seconds."""
-        self._under_way.append(_Work(what, self._clock.monotonic() + limit_s))
-        self._tell(what, limit_s)
+        now = self._clock.monotonic()
+        self._under_way.append(_Work(what, now + limit_s))
+        self._tell(what, max(work.until for work in self._under_way) - now)
 
     def end(self, what: str) -> None:
         """The innermost of this name is over; nothing happens if there is none."""
@@ -42,11 +43,12 @@ class Announcements:
         if found is None:
             return
         self._under_way.remove(found)
-        self._tell(what, 0.0)
         now = self._clock.monotonic()
         around = max(self._under_way, key=lambda work: work.until, default=None)
         if around is not None and around.until > now:
             self._tell(around.what, around.until - now)
+        else:
+            self._tell(what, 0.0)
 
     def _tell(self, what: str, limit_s: float) -> None:
         self._host.tell(Busy(trainer=self._host.identity.trainer, what=what, limit_s=limit_s))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import os
 import sys
 import sysconfig
@@ -31,6 +32,7 @@ from atoll.errors import (
     StateError,
     UserError,
 )
+from atoll.fault.backup import Backup, checked
 from atoll.schema.ids import RunId
 from atoll.schema.ids import Step as StepNumber
 from atoll.schema.messages import TrainerFailed, TrainerFinished
@@ -41,8 +43,8 @@ from atoll.workers.peers import Connect
 from atoll.workers.program_runtime import is_out_of_memory, user_traceback
 from atoll.workers.samples import Plan, make_plan
 from atoll.workers.torch_ddp import solo_group
-from atoll.workers.torch_engine import Lost
 from atoll.workers.torch_grains import seed_all
+from atoll.workers.torch_parts import Lost
 from atoll.workers.torch_session import Session
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ class Context:
         """How many steps are committed here."""
         return self._session.standing.committed
 
-    def manage(self, *objects: Any, shard: int | None = None, **named: Any) -> Any:
+    def manage(self, *objects: Any, shard: int | None = None, copy_every: int = 1, **named: Any) -> Any:
         """Hand over what makes up the run's state: model, optimizer, scheduler, scaler, or anything with a state_dict.
 
         Keyword names are the names in checkpoints; positional objects are named by kind. Returns what was given, one
@@ -106,13 +108,15 @@ class Context:
         `fully_shard(..., mesh=mesh)`, its optimizer and what else belongs to them. It is called when the members are
         known, and again when their number changes; with the same generators seeded alike on all workers, it must make
         the same initial values on all. Returns a handle: `parts.model`, `parts.optimizer` inside the loop. `shard` workers
-        hold one model together (None: all of them); more workers than that train several alike.
+        hold one model together (None: all of them); more workers than that train several alike. Another worker follows
+        each step of a shard, so that its loss loses nothing; with `copy_every=k` it gets a copy each k steps instead, and
+        a loss leads all back to the last one: at most 2k - 1 steps are done again, with `step.again` true.
         """
-        build = _build_among(objects, shard)
+        build = _build_among(objects, shard, copy_every)
         if build is not None:
             for name, item in named.items():
                 self._session.managed.add(name, item)
-            return self._session.shard(build, shard)
+            return self._session.shard(build, shard, copy_every)
         managed = self._session.managed
         for item in objects:
             managed.add(managed.name_of(item), item)
@@ -129,18 +133,23 @@ class Context:
         micro_batch: int | None = None,
         steps: int | None = None,
         loaders: int = 0,
+        backup: Backup = 0,
     ) -> Iterator[Step]:
         """The training loop: one `Step` for each optimizer step, `steps` in all (None: one pass over the data).
 
         Each step's `global_batch` samples are cut into micro-batches of `micro_batch` (None: one), shared among the
         members. When members change, the same step comes again. `loaders` processes read ahead.
+
+        `backup=b` waits for all members but the slowest b of each step, `backup="auto"` chooses b before each step: who is
+        late leaves out what it has not finished, so the batch is smaller then. 0: every micro-batch counts.
         """
         rows = as_rows(data)
         plan = make_plan(
             seed=self.seed, size=len(rows), global_batch=global_batch, micro_batch=micro_batch, steps=steps
         )
-        _check_shares(plan, self._host.identity.spec.workers)
-        self._session.begin(rows, plan, loaders)
+        workers = self._host.identity.spec.workers
+        _check_shares(plan, workers)
+        self._session.begin(rows, plan, loaders, checked(backup, workers))
         return self._session.steps()
 
     def checkpoint(self) -> None:
@@ -153,6 +162,10 @@ class Context:
 
         Without it a worker that does not come to a step while the others wait may be taken for hung, and replaced.
         """
+        if not (math.isfinite(limit_s) and limit_s > 0):
+            raise UserError(
+                f"ctx.busy({what!r}, limit_s={limit_s}): give the most seconds, more than 0, that it may take"
+            )
         began = self._clock.monotonic()
         self._session.announcements.begin(what, limit_s)
         try:
@@ -164,13 +177,15 @@ class Context:
             sys.stderr.write(f"atoll: {what} took {took:.1f} s, over its limit of {limit_s:g} s\n")
 
 
-def _build_among(objects: tuple[Any, ...], shard: int | None) -> Any:
+def _build_among(objects: tuple[Any, ...], shard: int | None, copy_every: int) -> Any:
     """The function that builds a sharded model, if that is what was given."""
     builds = [o for o in objects if inspect.isroutine(o) or isinstance(o, functools.partial)]
     if builds and len(objects) > 1:
         raise StateError("ctx.manage takes one build function and nothing beside it by position; return all from build")
     if shard is not None and (shard < 1 or not builds):
         raise StateError(f"shard={shard}: give the number of workers that hold one model, with a build function")
+    if copy_every < 1 or (copy_every > 1 and not builds):
+        raise StateError(f"copy_every={copy_every}: give a number of steps, with a build function")
     return builds[0] if builds else None
 
 

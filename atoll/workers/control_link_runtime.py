@@ -3,7 +3,8 @@
 Handshake: the control plane's first frame is a `Challenge`; the agent answers with a `Proof` over the cluster secret
 and its node name (which it says in the call's metadata under `atoll-node`), and a nonce of its own, whose proof the
 control plane owes in return. Only then is a word of it believed. The secret itself never travels. A frame with an empty
-body is a beat: it says that the control plane's loop turns.
+body is a beat: it says that the control plane's loop turns. Facts that are queued at the same time share a frame, a line
+each: a frame costs both sides half a millisecond of a processor, a line a hundredth of that.
 
 A broken stream is opened again with pauses of at most 0.5 s, each on a new channel, so that no back-off of the old one
 delays finding a control plane that is back.
@@ -35,6 +36,8 @@ from atoll.workers.silence import Backoff
 HANDSHAKE_S = 2.0
 # More facts waiting in one stream than this means that the other side does not read.
 BACKLOG = 20_000
+# Facts that share a frame: even if each were a piece of a log, gRPC takes it. The hello, which is first, has its own.
+_TOGETHER = 16
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 5_000),
@@ -182,9 +185,15 @@ class ControlLink:
 
     async def _write(self, stream: Stream) -> None:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            most = 1
             while True:
-                await stream.write(Frame(body=await self._queue.get()))
-                self._queue.task_done()
+                facts = [await self._queue.get()]
+                while len(facts) < most and not self._queue.empty():
+                    facts.append(self._queue.get_nowait())
+                await stream.write(Frame(body=b"\n".join(facts)))
+                most = _TOGETHER
+                for _ in facts:
+                    self._queue.task_done()
 
 
 async def _read_one(stream: Stream, kind: type[Any]) -> Any:

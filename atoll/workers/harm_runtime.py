@@ -1,4 +1,4 @@
-"""Faults that a trainer does to itself, asked for by `atoll chaos`: a GIL that is kept, slow grains, a death at a place.
+"""Faults that a trainer does to itself, asked for by `atoll chaos`: a kept GIL, slow grains, a death, a flipped bit.
 
 Installed only where the run's spec says `chaos=True`. Orders come on the link's thread. A call through `ctypes.PyDLL`
 keeps the GIL while it lasts: no other thread of this interpreter gets a turn, as with a C extension that computes
@@ -43,6 +43,8 @@ class Harms:
                 self._stretch()
             case Harm.DIE:
                 self._die_at(order.place)
+            case Harm.FLIP:
+                inject.flip()
             case _:
                 sys.stderr.write(f"atoll: {order.harm} is not done from inside; nothing happens\n")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from atoll.schema.ids import NodeId, RunId, TrainerId
-from atoll.schema.messages import Membership, StopAtBoundary, TrainerFact
+from atoll.schema.messages import Membership, Rewound, StopAtBoundary, TrainerFact
 from atoll.schema.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who this trainer is, and what it may use. `secret` is the run's, for handshakes between its peers."""
+    """Who this trainer is, and what it may use. `secret` is the run's, for handshakes between its peers.
+
+    `rewound`: which of the run's checkpoints are in doubt.
+    """
 
     run: RunId
     trainer: TrainerId
@@ -32,6 +35,7 @@ class Identity:
     spec: JobSpec
     run_dir: Path
     secret: bytes
+    rewound: Rewound | None = None
 
 
 class Host(Protocol):

@@ -25,7 +25,7 @@ async def hurt(wish: Hurt) -> None:
                 send_signal(wish.pid, wish.start_ticks, signal.SIGCONT)
         case Harm.AGENT:
             os.kill(os.getpid(), signal.SIGKILL)
-        case Harm.GIL | Harm.SLOW | Harm.DIE:
+        case Harm.GIL | Harm.SLOW | Harm.DIE | Harm.FLIP:
             pass
         case _:
             assert_never(harm)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from atoll.clock import SystemClock
+from atoll.fault.backup import Told
 from atoll.schema.ids import Epoch, Step
 from atoll.schema.messages import LinksObserved, StepCommitted
 from atoll.workers.account import committed_line
@@ -40,6 +41,8 @@ class Outcome:
     grad_norm: float = 0.0
     calls: list[Callable[[], None]] = field(default_factory=list)
     foreign: bool = False
+    again: bool = False
+    backup: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +107,11 @@ class Outcomes:
 
     def regrouped(self, comm: Comm, step: int, unsettled: Iterable[tuple[int, int, int]]) -> None:
         """All members of a new epoch stand at `step`: one round settles whatever any of them had `unsettled`."""
-        # A learner may have seen a step's vote pass that the holders of the state did not, and gave up.
+        # A learner may have seen a step's vote pass that the holders of the state did not, and gave up; or the state was
+        # lost, and all go back.
         self._waiting = deque((o, around) for o, around in self._waiting if o.step <= step)
         known = {outcome.step for outcome, _ in self._waiting}
-        foreign = [_foreign(*one) for one in unsettled if one[0] not in known]
+        foreign = [_foreign(*one) for one in unsettled if one[0] not in known and one[0] <= step]
         own = {outcome.step: outcome.late for outcome, _ in self._waiting}
         around = _begin(comm, own, leader=True)
         self._regrouped, self._regrouped_at = around, step
@@ -143,11 +147,13 @@ class Outcomes:
             at=self._clock.now(),
             step_s=outcome.seconds,
             samples=outcome.samples,
-            metrics=means(sums) | self._tokens(outcome.samples),
+            metrics=means(sums) | self._tokens(outcome.samples) | _left_out(outcome.backup),
             grains=outcome.grains,
             compute_s=outcome.compute_s,
             wait_s=outcome.wait_s,
             grad_norm=outcome.grad_norm,
+            again=outcome.again,
+            backup=outcome.backup.words if outcome.backup is not None else "",
         )
         self._shown.append(fact)
         self._host.tell(fact if around.leader else replace(fact, metrics={}))
@@ -162,6 +168,10 @@ class Outcomes:
 
     def _tokens(self, samples: int) -> dict[str, float]:
         return {"tokens": float(samples * self.tokens_per_row)} if self.tokens_per_row else {}
+
+
+def _left_out(told: Told | None) -> dict[str, float]:
+    return {} if told is None else {"backup": float(told.backup), "left_out": float(told.left_out)}
 
 
 def _encode(late: dict[int, Sums]) -> bytes:

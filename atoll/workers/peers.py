@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import Member, Membership
-from atoll.schema.topology import Observation
+from atoll.schema.topology import Detour, Observation
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,10 @@ class Pending(Protocol):
         """True once done; False when poisoned or not done in time."""
         ...
 
+    def add_done_callback(self, call: Callable[[Any], None]) -> None:
+        """Run `call` with this when it has ended, on any thread; at once if it has."""
+        ...
+
 
 class Comm(Protocol):
     """The members of one epoch. Operations run in the order in which they are submitted."""
@@ -102,6 +106,10 @@ class Comm(Protocol):
     @property
     def members(self) -> tuple[Member, ...]:
         """In rank order."""
+        ...
+
+    def detours(self) -> tuple[Detour, ...]:
+        """Where this rank reached others by other NICs than the best known: those did not answer."""
         ...
 
     def observations(self) -> tuple[Observation, ...]:
@@ -131,8 +139,8 @@ class Comm(Protocol):
         """To one member."""
         ...
 
-    def recv(self, buffer: torch.Tensor, *, source: int, tag: int = 0) -> Pending:
-        """From one member, into `buffer`."""
+    def recv(self, buffer: torch.Tensor, *, source: int | None, tag: int = 0) -> Pending:
+        """From one member, or from any, into `buffer`; the result is whose it was."""
         ...
 
     def abort(self, reason: str, culprit: TrainerId | None = None) -> None:

@@ -20,22 +20,26 @@ from atoll.workers.learning import may_learn
 class Report:
     """What one member brings into the new epoch.
 
-    `committed` is its last committed step, `prepared` the step it is in doubt about. `stopping` and `sums` (the means
+    `committed` is its last committed step, `prepared` the step it is in doubt about. `shown` is the last step that anybody
+    committed as far as it knows: above `committed` where all went back to an earlier one. `stopping` and `sums` (the means
     that travelled with the vote, as [weighted sum, weight] by name) belong to the committed step: who is in doubt about
     it has not seen them. `unsettled` are its committed steps, as (step, epoch, attempt), that it could not yet put into
     the account: should all who saw them commit be lost, the others still know of them. `state_bytes` is the size of what
-    it holds, `replayable` whether optimizers alone change it, so that it can be learnt.
+    it holds, `replayable` whether optimizers alone change it, so that it can be learnt. `numeric`: with whom it may compare
+    bits (`comparing`).
     """
 
     rank: int
     has_state: bool
     committed: int = 0
+    shown: int = 0
     prepared: int | None = None
     stopping: bool = False
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     unsettled: tuple[tuple[int, int, int], ...] = ()
     state_bytes: int = 0
     replayable: bool = False
+    numeric: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,7 @@ class Decision:
     discard: tuple[int, ...] = ()
     receive: tuple[int, ...] = ()
     fresh: bool = False
+    shown: int = 0
     stopping: bool = False
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     unsettled: tuple[tuple[int, int, int], ...] = ()
@@ -77,6 +82,7 @@ def decide(reports: Sequence[Report]) -> Decision:
         source=min(r.rank for r in newest),
         apply=apply,
         discard=doubtful,
+        shown=max(r.shown for r in holders),
         receive=receive,
         learn=may_learn(receive=receive, teachers=teachers, state_bytes=size, replayable=replayable),
         teachers=teachers,

@@ -19,7 +19,7 @@ from atoll.checkpoint.fs_uploader import Destination
 from atoll.checkpoint.logical import RankLayout
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_flat import FlatState, replicated
-from atoll.checkpoint.torch_restore import Restore
+from atoll.checkpoint.torch_restore import Restore, none_doubted
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Handle, Writer
 from atoll.clock import SystemClock
@@ -41,9 +41,9 @@ _NO_WRITER = -1
 
 
 # What this member holds of a state that is spread over all, and the layouts of all members.
-Holdings = tuple[FlatState, tuple[RankLayout, ...]]
+Portion = tuple[FlatState, tuple[RankLayout, ...]]
 # None where their epoch has ended.
-Holding = Callable[[Comm], Holdings | None]
+PortionOf = Callable[[Comm], Portion | None]
 
 
 class Saving:
@@ -63,6 +63,7 @@ class Saving:
         self._members: dict[int, tuple[TrainerId, ...]] = {}
         self._writers: dict[int, tuple[int, ...]] = {}
         self._here: frozenset[TrainerId] = frozenset()
+        self._read: tuple[int, int] | None = None
 
     def request(self) -> None:
         """Save at the end of the step in hand, whatever its number."""
@@ -99,7 +100,7 @@ class Saving:
             self._pacing.saved(last.took)
             self._last = None
 
-    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int, holding: Holding | None = None) -> None:
+    def save(self, managed: Managed, plan: Plan, comm: Comm, *, step: int, holding: PortionOf | None = None) -> None:
         """Begin a checkpoint of what `managed` holds after `step`, which the members of `comm` computed.
 
         Where each member holds a part only, `holding` says which.
@@ -121,11 +122,11 @@ class Saving:
         rank, size = writers.index(comm.rank), len(writers)
         if holding is None:
             nodes = [nodes_of(comm)[r] for r in writers]
-            found: Holdings | None = replicated(flat_state(managed.frozen(), plan, step), rank, nodes)
+            found: Portion | None = replicated(flat_state(managed.frozen(), plan, step), rank, nodes)
         else:
             found = holding(comm)
         if found is not None:
-            name, config = managed.weights()
+            name, config = managed.readable()
             state, layouts = found
             self._last = self._writer.save(
                 state, layouts, step=step, epoch=comm.epoch, rank=rank, weights=name, config=config
@@ -206,11 +207,24 @@ class Saving:
         # Nobody writes now: what lies there whole and lacks only its record is a checkpoint, too.
         store.complete(run, now=SystemClock().now())
         memory = self._writer.memory() if self._writer is not None else ()
-        restore = Restore(store, run=run, damaged=self._damaged, to=self._destination(), memory=memory)
+        rewound = self._host.identity.rewound
+        restore = Restore(
+            store,
+            run=run,
+            damaged=self._damaged,
+            to=self._destination(),
+            memory=memory,
+            doubted=rewound.spoils if rewound is not None else none_doubted,
+        )
         found = restore.newest()
         if found is not None:
+            self._read = (epoch, restore.epoch)
             return found
         return self._resumed(Path(self._resume)) if self._resume else None
+
+    def line(self, epoch: int) -> int | None:
+        """Which epoch of this run wrote the checkpoint that was read here to begin `epoch`, if one was."""
+        return self._read[1] if self._read is not None and self._read[0] == epoch else None
 
     def _damaged(self, step: int, tier: Tier, problem: str) -> None:
         said = CheckpointCopied(

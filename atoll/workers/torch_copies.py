@@ -27,6 +27,8 @@ from atoll.workers.torch_shards import Shards, Spec
 # Apart from what a regroup sends.
 _TAG = 1
 _CHECK = 8
+# The key of the copy that follows its owner.
+IN_HAND = "copy"
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 Groups = list[dict[str, Any]]
@@ -52,10 +54,13 @@ class Trained:
 
 
 class Shadow:
-    """The copy of shard `index` of `size`. `like` is the structure of the state; `trained` lends its optimizer's form."""
+    """The copy of shard `index` of `size` after `step`, which epoch `line` committed.
 
-    def __init__(self, like: Shards, trained: Trained, *, size: int, index: int, step: int) -> None:
-        self.size, self.index, self.step, self.tag = size, index, step, like.tag
+    `like` is the structure of the state; `trained` lends its optimizer's form.
+    """
+
+    def __init__(self, like: Shards, trained: Trained, *, size: int, index: int, step: int, line: int = 0) -> None:
+        self.size, self.index, self.step, self.line, self.tag = size, index, step, line, like.tag
         self._specs = {name: spec for name, spec in like.specs.items() if spec.dim is not None}
         empty = empty_parts(self._specs, size, index)
         self._slab = Slab()
@@ -69,6 +74,17 @@ class Shadow:
     def memory(self) -> torch.Tensor:
         """The slab's bytes."""
         return torch.frombuffer(self._slab.view(), dtype=torch.uint8, count=self._slab.length)
+
+    def take(self, own: Shards, step: int, line: int) -> None:
+        """Be a copy of `own`, whose structure is the one that this was made for."""
+        self.step, self.line = step, line
+        for name, tensor in self._tensors.items():
+            tensor.copy_(own.flat.tensors[name])
+        self._same = {name: t.clone() for name, t in own.flat.tensors.items() if name not in self._specs}
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """All tensors as they were taken, those included that are not sharded."""
+        return {**self._same, **self._tensors}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All sharded tensors by name, what the optimizer has made since included."""
@@ -139,6 +155,7 @@ class _Arriving:
 @dataclass(slots=True)
 class _Update:
     step: int
+    line: int
     gradients: list[torch.Tensor | None] | None
     groups: Groups
 
@@ -164,13 +181,17 @@ class Copies:
             self.older.append(self.shadow)  # until a step is committed without it
             self.shadow = None
 
+    def shadows(self) -> dict[str, Shadow]:
+        """What is kept, by key."""
+        older = {f"{IN_HAND}-{at}": shadow for at, shadow in enumerate(self.older)}
+        return older if self.shadow is None else {IN_HAND: self.shadow, **older}
+
     def send(self, comm: Comm, own: Shards, index: int, trained: Trained, size: int, step: int) -> None:
         """Have the buddy take this rank's shard as it is; it must not change before `prepare` has returned."""
         if self._buddy is None:
             return
         image = Shadow(own, trained, size=size, index=index, step=step)
-        for name, tensor in image.tensors().items():
-            tensor.copy_(own.flat.tensors[name])
+        image.take(own, step, 0)
         check = checked([image.memory])[-_CHECK:]
         self._kept_alive = [image, check]
         self._leaving = [comm.send(image.memory, to=self._buddy, tag=_TAG), comm.send(check, to=self._buddy, tag=_TAG)]
@@ -202,7 +223,7 @@ class Copies:
         if not all(completed(work) for work in [*sent, *self._leaving]):
             return False
         self._leaving, self._kept_alive = [], []
-        self._pending = _Update(step, found, trained.groups() if updating else [])
+        self._pending = _Update(step, comm.epoch, found, trained.groups() if updating else [])
         return True
 
     def settle(self, step: int) -> bool:
@@ -217,7 +238,7 @@ class Copies:
         if self.shadow is not None:
             if pending.gradients is not None:
                 self.shadow.advance(pending.gradients, pending.groups)
-            self.shadow.step = step
+            self.shadow.step, self.shadow.line = step, pending.line
         return True
 
     def _arrived(self) -> bool:

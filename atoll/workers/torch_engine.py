@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -27,59 +27,16 @@ from atoll.clock import SystemClock
 from atoll.errors import AtollError, BatchError, NonFiniteError, UserError
 from atoll.fault.inject import failpoint
 from atoll.schema.spec import SKIP
-from atoll.schema.trainer_messages import SKIPPED
 from atoll.workers import reports
-from atoll.workers.account import fed_line
-from atoll.workers.busy_runtime import FIRST_STEP, Announcements
-from atoll.workers.epoch_runtime import EpochLink
-from atoll.workers.fs_account import AccountFile
-from atoll.workers.host import Host
-from atoll.workers.outcome_runtime import Outcome, Outcomes
+from atoll.workers.ballots import ballot
+from atoll.workers.busy_runtime import FIRST_STEP
+from atoll.workers.outcome_runtime import Outcome
 from atoll.workers.peers import Comm, completed
-from atoll.workers.samples import Plan
-from atoll.workers.saving_runtime import Saving
 from atoll.workers.torch_grains import BEFORE_LOOP, Buffers, seed_all
-from atoll.workers.torch_learning import Classroom
-from atoll.workers.torch_loader import Loader
-from atoll.workers.torch_managed import Managed
+from atoll.workers.torch_parts import Lost, Parts, fed_of, refuse_spoilt
 from atoll.workers.torch_reducer import Reducer, told_of_leavers
 from atoll.workers.torch_step import Retry, Step
 from atoll.workers.transaction import StepEvent, StepState, Transaction
-
-if TYPE_CHECKING:
-    from atoll.workers.torch_sharded import Sharded
-
-
-class Lost(BaseException):
-    """An update failed after its step was committed: this process no longer holds the run's state (law 3)."""
-
-
-@dataclass(slots=True)
-class Standing:
-    """Where this member stands. `sums` are the reported means that came with the last vote."""
-
-    committed: int = 0
-    has_state: bool = False
-    stopping: bool = False
-    sums: reports.Sums = field(default_factory=dict)
-
-
-@dataclass(slots=True, kw_only=True)
-class Parts:
-    """What an engine works with."""
-
-    host: Host
-    link: EpochLink
-    plan: Plan
-    managed: Managed
-    loader: Loader
-    saving: Saving
-    account: AccountFile
-    outcomes: Outcomes
-    standing: Standing
-    announcements: Announcements
-    classroom: Classroom
-    sharded: Sharded | None = None
 
 
 class Engine:
@@ -125,6 +82,8 @@ class Engine:
         """The next step to try, with this member's grains. What the program changes from here on belongs to it."""
         self._parts.managed.record()
         number = self._parts.standing.committed + 1
+        if self._parts.sharded is not None:
+            self._parts.sharded.make_step(number - 1)
         last, tries = self._tries
         self._tries = (number, tries + 1 if last == number else 1)
         return Step(
@@ -133,6 +92,7 @@ class Engine:
             attempt=self._tries[1] - 1,
             grains=grains,
             padding=padding,
+            again=number <= self._parts.standing.shown,
             began=self._clock.monotonic(),
         )
 
@@ -172,7 +132,7 @@ class Engine:
         real = grain if grain >= 0 else step.stand_in
         ids, batch = self._parts.loader.fetch(step.index, real)
         if grain >= 0:
-            step.fed.extend(ids)
+            step.fed[grain] = ids
         seed_all(self.seed, step.index, real)
         return batch
 
@@ -183,9 +143,20 @@ class Engine:
         elif not step.reduction_over:
             self._buffers.end_grain(step.weight_of(grain))
 
+    def suffices(self, step: Step) -> bool:
+        """Whether the others suffice, so that what this member has not finished is left out."""
+        return not step.reduction_over and self._parts.backups.suffices(step.index)
+
+    def leave_out(self, step: Step, grain: int) -> None:
+        """The micro-batch in hand does not count, and none after it: give what there is."""
+        self._buffers.drop_grain()
+        del step.fed[grain]
+        self.arm(step)
+        self.reduce(step)
+
     def before_backward(self, step: Step) -> None:
         """Gradients are about to be added to, or to be final."""
-        _refuse_spoilt(step)
+        refuse_spoilt(step)
         if self._reducer.touched:
             raise UserError(
                 f"step {step.index}: gradients were changed between two micro-batches; zero_grad is Atoll's, clipping "
@@ -203,11 +174,15 @@ class Engine:
                 f"step {step.index}: requires_grad or the optimizer's groups changed inside `with step:`; change them "
                 "before it"
             )
-        self._reducer.arm(weight=step.weight, bad_losses=step.bad_losses, flags=self._buffers.flags())
+        self._reducer.measures = self._parts.backups.measures
+        left_out = len(step.grains) - len(step.fed)
+        flags = self._buffers.flags()
+        self._reducer.arm(weight=step.weight, bad_losses=step.bad_losses, flags=flags, left_out=left_out)
 
     def reduce(self, step: Step) -> None:
         """Complete the reductions; without a result when the epoch ended."""
         step.reduction_over = True
+        self._parts.backups.arrived(step.index)
         reduced = self._reducer.finish()
         step.compute_s = self._reducer.entered_s - step.began
         if reduced is None:
@@ -236,13 +211,14 @@ class Engine:
         """The program has come round to the next step, or left the loop: what it did after `with step:` counts, too."""
         if not step.entered:
             raise UserError(f"step {step.index} was not entered; write `with step:` in the loop over ctx.steps")
-        _refuse_spoilt(step)
+        refuse_spoilt(step)
         saving = self._parts.saving
-        if not step.transaction.committed:
+        if not step.transaction.committed or step.index > self._parts.standing.committed:
             self._parts.managed.put_back()
             self._buffers.rollback()
             return
         self._parts.managed.passed()
+        self._parts.replicas.boundary(step.index, learning=self._parts.classroom.studying)
         if saving.is_due(step.index, step.transaction.epoch):
             # By its step's own members, who all name it alike, even where a regroup decided the step.
             comm = self._tried_by or self._link.comm
@@ -277,7 +253,8 @@ class Engine:
             except Retry as retry:
                 error = retry
         if isinstance(error, Retry) and step.transaction.committed:
-            self._acknowledge(step)
+            if step.index <= self._parts.standing.committed:
+                self._acknowledge(step)
             return True
         if isinstance(error, Retry):
             self.abandon(step)
@@ -328,21 +305,19 @@ class Engine:
         """Vote. Returns when the step is committed, raises `Retry` when it is not."""
         if step.transaction.committed:
             return
-        _refuse_spoilt(step)
+        refuse_spoilt(step)
         if not step.reduction_over:
             raise UserError(f"step {step.index}: run `for batch in step:` to its end before optimizer.step()")
         if step.reduced is None:
             raise Retry
         self._refuse(step)
-        self._parts.account.write(fed_line(step.index, step.transaction.epoch, step.attempt, step.fed))
+        self._parts.account.write(fed_of(step, self._parts.plan))
         updating = self._updating and not step.skipped
         if self._parts.sharded is not None and not self._parts.sharded.prepare(step.index, updating=updating):
             raise Retry
         failpoint("before-vote")
         step.after(StepEvent.CAST)
-        stop = self._parts.host.mailbox.stop is not None
-        every = self._parts.saving.proposal(self._link.comm, step.index)
-        work = self._link.comm.all_gather(_ballot(step, stop=stop, learnt=self._parts.classroom.learnt, every=every))
+        work = self._link.comm.all_gather(self._ballot(step))
         passed = self._reducer.awaited(work)
         step.wait_s = self._reducer.waited_s
         failpoint("after-vote")
@@ -350,6 +325,10 @@ class Engine:
             ballots = [json.loads(b) for b in work.result]
             self._parts.classroom.heard(ballots)
             self._parts.saving.heard(step.transaction.epoch, step.index, ballots)
+            learners = self._parts.classroom.learners
+            self._parts.replicas.heard(step.index, step.transaction.epoch, ballots, learners)
+            step.backup = self._parts.backups.told(step.reduced.left_out if step.reduced is not None else 0)
+            self._parts.backups.heard(step.index, ballots, step.reduced.norm if step.reduced is not None else math.nan)
             standing = self._parts.standing
             standing.stopping = standing.stopping or any(b["stop"] for b in ballots)
             self.commit_as(step, StepEvent.PASSED, reports.merge(b["sums"] for b in ballots))
@@ -358,6 +337,17 @@ class Engine:
         self._resolve(step)
         if self._moved or not step.transaction.committed:
             raise Retry
+
+    def _ballot(self, step: Step) -> bytes:
+        return ballot(
+            step.take_reports(),
+            skipped=step.skipped,
+            stop=self._parts.host.mailbox.stop is not None,
+            learnt=self._parts.classroom.learnt,
+            compare=self._parts.replicas.willing,
+            given=self._parts.backups.given(len(step.fed), step.weight, self._reducer.square),
+            every=self._parts.saving.proposal(self._link.comm, step.index),
+        )
 
     def commit_as(self, step: Step, event: StepEvent, sums: reports.Sums) -> None:
         """The step is committed, by its vote or by the regroup."""
@@ -369,7 +359,7 @@ class Engine:
         standing.committed, standing.sums = step.index, sums
         self._buffers.commit()
         if self._parts.sharded is not None:
-            self._parts.sharded.committed(step.index)
+            self._parts.sharded.committed(step.index, step.transaction.epoch)
 
     def abandon(self, step: Step) -> None:
         """Put everything back as it was at the step's entry."""
@@ -408,38 +398,22 @@ class Engine:
 
     def _acknowledge(self, step: Step) -> None:
         failpoint("before-ack")
+        left_out = step.reduced.left_out if step.reduced is not None else 0
         outcome = Outcome(
             step=step.index,
             epoch=step.transaction.epoch,
             attempt=step.attempt,
             seconds=step.ended - step.began,
-            samples=self._parts.plan.global_batch,
-            grains=len(step.grains),
+            samples=self._parts.plan.global_batch - left_out * self._parts.plan.micro_batch,
+            grains=len(step.fed),
             compute_s=step.compute_s,
             wait_s=step.wait_s,
             voted=step.voted,
             late=step.take_reports(),
             grad_norm=step.reduced.norm if step.reduced is not None else 0.0,
             calls=step.calls,
+            again=step.again,
+            backup=step.backup,
         )
         self._parts.outcomes.add(outcome, self._link.comm)
         failpoint("after-ack")
-
-
-def _refuse_spoilt(step: Step) -> None:
-    """A step that failed here is at odds with the other members: a program that caught the error cannot go on."""
-    if step.problem is not None:
-        error = step.problem
-        raise UserError(
-            f"step {step.index} failed with {type(error).__name__}: {error}; do not catch it, this worker cannot go on "
-            "as if nothing had happened"
-        ) from error
-
-
-def _ballot(step: Step, *, stop: bool, learnt: bool, every: int | None) -> bytes:
-    """A vote is the statement that this member is prepared; what has to be agreed travels with it."""
-    sums = step.take_reports()
-    if step.skipped:
-        reports.add(sums, SKIPPED, 1.0, 1.0)
-    more = ({"learnt": True} if learnt else {}) | ({} if every is None else {"every": every})
-    return json.dumps({"stop": stop, "sums": sums} | more).encode()

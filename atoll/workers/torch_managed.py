@@ -117,6 +117,11 @@ class Managed:
         return [o for o in self._objects.values() if isinstance(o, nn.Module)]
 
     @property
+    def optimizers(self) -> list[Optimizer]:
+        """The managed optimizers."""
+        return [o for _, o in self._optimizers()]
+
+    @property
     def tolerates_nonfinite(self) -> bool:
         """True with a managed GradScaler: it skips such updates itself and lowers its scale."""
         return any(isinstance(o, GradScaler) and o.is_enabled() for o in self._objects.values())
@@ -150,6 +155,27 @@ class Managed:
                 )
 
         return register_optimizer_step_pre_hook(check).remove
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What committed updates alone change: parameters of managed optimizers, and the tensors that these keep."""
+        found = False
+        for name, optimizer in self._optimizers():
+            for at, param in enumerate(p for g in optimizer.param_groups for p in g["params"]):
+                found = True
+                yield f"{name}.{at}", param
+                kept = optimizer.state.get(param, {})
+                yield from ((f"{name}.{at}.{k}", t) for k, t in kept.items() if isinstance(t, torch.Tensor))
+        if not found:
+            yield from ((str(at), p) for at, p in enumerate(self.reduced_parameters()))
+
+    def flip_bit(self) -> None:
+        """Hurt this replica, as a bit that flips in memory would: the largest weight changes, and stays finite."""
+        param = max((t for _, t in self.weights()), key=torch.Tensor.numel).detach()
+        values = (param.to_local() if hasattr(param, "to_local") else param).view(-1)
+        at = int(values.abs().argmax())
+        one = values[at : at + 1].view(torch.uint8)
+        # Of what holds the exponent's end and the first of the mantissa, a bit of the mantissa.
+        one[max(values.element_size() - 2, 0)] ^= 0x10
 
     def trainable(self) -> list[tuple[int, bool]]:
         """What `reduced_parameters` depends on and a program may change as it goes: freezing, groups added."""
@@ -228,7 +254,7 @@ class Managed:
                 }
         return state
 
-    def weights(self) -> tuple[str, str]:
+    def readable(self) -> tuple[str, str]:
         """The name of the first module, whose weights other programs may read, and its configuration as JSON text."""
         for name, item in self._objects.items():
             if isinstance(item, nn.Module):

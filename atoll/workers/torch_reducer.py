@@ -1,8 +1,8 @@
 """Exact weighted averaging of gradients over all ranks, bucket by bucket while backward runs.
 
 Every rank adds up weight * gradient over its grains in `.grad`; the last grain's backward arms the hooks. A header goes
-first: [total weight, losses that are not finite, members that left the loop, one flag for each module buffer that
-changed]. Then buckets follow in
+first: [total weight, losses that are not finite, members that left the loop, micro-batches that do not count, one flag
+for each module buffer that changed]. Then buckets follow in
 reverse order of registration, which is about the order in which backward finishes them. A bucket is sent once it is full
 and all before it were sent, so every rank submits the same operations in the same order whatever its graph did; what
 backward did not reach is filled in at the end (zeros where no grain used the parameter). Dividing by the summed weight
@@ -31,22 +31,27 @@ from atoll.fault.inject import failpoint
 from atoll.workers.peers import Comm, Pending, completed
 
 # Large enough to fill a link for milliseconds, small enough that the last one adds little after backward ends.
-BUCKET_BYTES = 4 << 20
+BUCKET_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduced:
-    """The outcome of a step's reductions, the same on every rank. `norm` of the averaged gradient, 0 where unknown."""
+    """The outcome of a step's reductions, the same on every rank. `norm` of the averaged gradient, 0 where unknown.
+
+    `left_out`: micro-batches of the step that do not count.
+    """
 
     weight: float
     bad_losses: int
     flags: tuple[float, ...]
     finite: bool
     norm: float = 0.0
+    left_out: int = 0
 
 
 # A header's numbers before the flags.
-_FIXED = 3
+_FIXED = 4
+_LEAVERS = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +74,8 @@ class Reducer:
         self._handles = [_on_gradient(p, self._ready) for p in self._params]
         self.entered_s = 0.0  # monotonic: when this rank had given all that it has to the step's sums
         self.waited_s = 0.0  # since then, for the others
+        self.measures = False  # whether `square` is wanted
+        self.square = 0.0  # of this rank's own weighted sum of gradients
         self._comm: Comm | None = None
         self._armed = False
         self._repeated = False
@@ -87,7 +94,7 @@ class Reducer:
         self._comm = comm
         self._armed = self._repeated = False
         self._header = self._header_work = None
-        self.entered_s, self.waited_s = 0.0, 0.0
+        self.entered_s, self.waited_s, self.square = 0.0, 0.0, 0.0
         self.clear()
 
     def clear(self) -> None:
@@ -113,20 +120,20 @@ class Reducer:
     def leave(self, flags: int) -> int | None:
         """Say in a header's place that no step follows here. How many said so; None when the epoch ended."""
         header = torch.zeros(_FIXED + flags, dtype=torch.float64)
-        header[_FIXED - 1] = 1.0
+        header[_LEAVERS] = 1.0
         if self._comm is None or not completed(self._comm.all_reduce(header)):
             return None
-        return round(header[_FIXED - 1].item())
+        return round(header[_LEAVERS].item())
 
-    def arm(self, *, weight: float, bad_losses: int, flags: Sequence[float]) -> None:
-        """The next backward is this rank's last in the step: send as it goes. `weight` is of all its grains."""
+    def arm(self, *, weight: float, bad_losses: int, flags: Sequence[float], left_out: int = 0) -> None:
+        """The next backward is this rank's last in the step: send as it goes. `weight` is of all its grains that count."""
         if self._comm is None:
             raise RuntimeError("arm before open")
         for bucket in self._buckets:
             bucket.waiting, bucket.work = len(bucket.params), None
             bucket.arrived.clear()
         self._sent = 0
-        self._header = torch.tensor([weight, float(bad_losses), 0.0, *flags], dtype=torch.float64)
+        self._header = torch.tensor([weight, float(bad_losses), 0.0, float(left_out), *flags], dtype=torch.float64)
         if self._comm.size > 1:
             self._header_work = self._comm.all_reduce(self._header)
             self._armed = True
@@ -150,6 +157,8 @@ class Reducer:
             view.zero_()
         else:
             view.copy_(grad.to_dense() if grad.is_sparse else grad)
+            if self.measures:
+                self.square += _square(view)
         bucket.arrived.add(index)
         bucket.waiting -= 1
 
@@ -184,7 +193,7 @@ class Reducer:
         """Without peers the sums are complete where they are."""
         if self._header is None or comm.poisoned is not None:
             return None
-        weight, bad_losses, _, *flags = self._header.tolist()
+        weight, bad_losses, _, left_out, *flags = self._header.tolist()
         scale = 1.0 / weight if weight else 0.0
         for param in self._params:
             if param.grad is None:
@@ -195,13 +204,20 @@ class Reducer:
         squares = [_square(grad) for grad in grads]
         finite = math.isfinite(scale) and all(map(_is_finite, squares, grads))
         norm = math.sqrt(sum(squares)) if finite else math.nan
-        return Reduced(weight=weight, bad_losses=int(bad_losses), flags=tuple(flags), finite=finite, norm=norm)
+        return Reduced(
+            weight=weight,
+            bad_losses=int(bad_losses),
+            flags=tuple(flags),
+            finite=finite,
+            norm=norm,
+            left_out=round(left_out),
+        )
 
     def _collect(self) -> Reduced | None:
         header, work = self._header, self._header_work
         if header is None or work is None or not self.awaited(work):
             return None
-        weight, bad_losses, left, *flags = header.tolist()
+        weight, bad_losses, left, left_out, *flags = header.tolist()
         if left:
             raise UserError(told_of_leavers(round(left), self._comm.size if self._comm is not None else 0))
         # All weights 0: every gradient is 0 too, and stays so.
@@ -216,7 +232,14 @@ class Reducer:
         for bucket in self._buckets:
             _give(bucket)
         norm = math.sqrt(squares) if finite else math.nan
-        return Reduced(weight=weight, bad_losses=int(bad_losses), flags=tuple(flags), finite=finite, norm=norm)
+        return Reduced(
+            weight=weight,
+            bad_losses=int(bad_losses),
+            flags=tuple(flags),
+            finite=finite,
+            norm=norm,
+            left_out=round(left_out),
+        )
 
     def sum(self, flats: Sequence[torch.Tensor]) -> bool:
         """Sum small tensors over ranks, in place. False when the epoch ended."""

@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 
 from atoll.checkpoint.torch_state import Flat
 from atoll.errors import DeviceError, InternalError, StateError, UserError
-from atoll.fault.inject import failpoint
+from atoll.fault.backup import Backup
+from atoll.fault.inject import failpoint, offer
 from atoll.schema.codec import decode_as, encode
 from atoll.schema.ids import Epoch
 from atoll.schema.ids import Step as StepNumber
@@ -36,11 +37,14 @@ from atoll.workers.peers import Comm, Connect, completed
 from atoll.workers.regroup import Decision, Report, decide
 from atoll.workers.samples import Plan, share
 from atoll.workers.saving_runtime import Saving, flat_state, load_flat, with_standing
-from atoll.workers.torch_engine import Engine, Parts, Standing
+from atoll.workers.torch_backup import Backups
+from atoll.workers.torch_engine import Engine
 from atoll.workers.torch_learning import Classroom
 from atoll.workers.torch_loader import Loader, LocalLoader, SpawnedLoader, Spot, check_rows
 from atoll.workers.torch_managed import Managed
+from atoll.workers.torch_parts import Parts, Standing
 from atoll.workers.torch_regroup import receive_state, send_state
+from atoll.workers.torch_replicas import Replicas
 from atoll.workers.torch_step import Step
 from atoll.workers.transaction import StepEvent, StepState
 
@@ -63,6 +67,7 @@ class Session:
         self.link = EpochLink(host, connect)
         self.announcements = Announcements(host)
         self.classroom = Classroom(self.managed, self.announcements)
+        self.replicas = Replicas(host, self.managed, device)
         self._host = host
         self._account = AccountFile(host.identity.run_dir, host.identity.trainer)
         self._outcomes = Outcomes(host, self._account)
@@ -73,10 +78,12 @@ class Session:
         self._open: Step | None = None
         self._waited_s = 0.0
         self.sharded: Sharded | None = None
+        self._secure = False
+        self._backups = Backups()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def begin(self, rows: Rows, plan: Plan, loaders: int) -> None:
+    def begin(self, rows: Rows, plan: Plan, loaders: int, backup: Backup = 0) -> None:
         """The managed objects are complete and the data known: ready for a membership."""
         if self._plan is not None:
             raise UserError(
@@ -87,7 +94,12 @@ class Session:
         check_rows(rows)
         if self.sharded is None:
             flat_state(self.managed.state(), plan, 0)  # refuse what cannot be saved now, not at the first checkpoint
-        self._plan = plan
+        if self.sharded is not None and backup != 0:
+            raise UserError(f"backup={backup!r}: every worker needs every other where they hold one model together")
+        self._plan, self._backups = plan, Backups(backup)
+        self.replicas.begin()
+        if self._host.identity.spec.chaos:
+            offer(self.managed.flip_bit)
         self._outcomes.tokens_per_row = getattr(rows, "tokens_per_row", 0)
         self._loader = SpawnedLoader(rows, plan, loaders, self._following) if loaders else LocalLoader(rows, plan)
         parts = Parts(
@@ -102,6 +114,8 @@ class Session:
             standing=self.standing,
             announcements=self.announcements,
             classroom=self.classroom,
+            replicas=self.replicas,
+            backups=self._backups,
             sharded=self.sharded,
         )
         self._engine = Engine(parts, self.device, self._resolve)
@@ -119,14 +133,16 @@ class Session:
             if self.link.comm.size > 1:
                 self._host.heard()
             if self.standing.stopping or self.standing.committed >= plan.steps:
-                break
+                if self._is_secure() and self._outcomes.drain():
+                    break
+                self._regroup(None)  # which may lead back to an earlier step
+                continue
             if not begun:
                 begun = True
                 self.announcements.begin(FIRST_STEP, FIRST_STEP_S)
             self._open = self._next(engine)
             yield self._open
             self._pass_boundary(engine)
-        self._drain()
 
     def _next(self, engine: Engine) -> Step:
         mine = self._shares[self.link.comm.rank]
@@ -140,8 +156,16 @@ class Session:
             self._waited_s = step.wait_s
 
     def _drain(self) -> None:
-        while not self._outcomes.drain():
+        """Until every step is settled, and no loss takes one back."""
+        while not (self._is_secure() and self._outcomes.drain()):
             self._regroup(None)
+
+    def _is_secure(self) -> bool:
+        """Whether the copies of a sharded model are of its last state. False when the epoch ended."""
+        if self.sharded is not None and self.standing.has_state and not self._secure:
+            self._secure = self.link.joined and self.sharded.secure(self.standing.committed)
+            return self._secure
+        return True
 
     def finish(self) -> None:
         """After the user's function: leave together. Members that joined meanwhile stop where this one did."""
@@ -198,14 +222,18 @@ class Session:
     def _regroup(self, in_doubt: Step | None) -> None:
         """Join the newest epoch and stand where all its members stand."""
         plan, engine = self._begun()
+        self._secure = False
         while True:
             comm = self.link.join()
             failpoint("in-regroup")
             work = comm.all_gather(encode(self._report(comm, in_doubt, plan)))
             if not completed(work):
                 continue
-            decision = decide([decode_as(Report, payload) for payload in work.result])
+            reports = [decode_as(Report, payload) for payload in work.result]
+            decision = decide(reports)
             self.classroom.close()
+            self.replicas.regrouped(reports, decision, comm.rank, sharded=self.sharded is not None)
+            self.standing.shown = max(self.standing.shown, decision.shown)
             if self._follow(decision, comm, in_doubt):
                 break
         self.standing.stopping = self.standing.stopping or decision.stopping
@@ -219,6 +247,7 @@ class Session:
                 trainer=self._host.identity.trainer,
                 epoch=Epoch(comm.epoch),
                 step=StepNumber(self.standing.committed + 1),
+                detours=comm.detours(),
             )
         )
 
@@ -230,6 +259,7 @@ class Session:
             committed=standing.committed,
             prepared=in_doubt.index if in_doubt is not None and _is_open(in_doubt) else None,
             stopping=standing.stopping,
+            shown=max(standing.shown, standing.committed),
             sums=standing.sums,
             unsettled=self._outcomes.unsettled,
             state_bytes=self._size_of_state(plan) if standing.has_state and self.sharded is None else 0,
@@ -237,6 +267,7 @@ class Session:
             and self.managed.replayable
             and not standing.stopping
             and standing.committed < plan.steps,
+            numeric=self.replicas.numeric,
         )
 
     def _size_of_state(self, plan: Plan) -> int:
@@ -244,6 +275,7 @@ class Session:
 
     def _share_out(self, plan: Plan, comm: Comm) -> None:
         self._shares = share(plan.grains, self.classroom.weights(comm))
+        self._backups.regrouped(comm, [len(s) for s in self._shares], self.standing.committed)
         if self._loader is not None:
             self._loader.restart()
 
@@ -272,19 +304,21 @@ class Session:
             self._hold(load_flat(flat, self.managed, plan), plan)
         return True
 
-    def shard(self, build: Build, size: int | None) -> Built:
-        """The model is `build`'s, sharded over `size` members (None: over all)."""
+    def shard(self, build: Build, size: int | None, copy_every: int) -> Built:
+        """The model is `build`'s, sharded over `size` members (None: over all), and copied each `copy_every` steps."""
         if self.sharded is not None or self._plan is not None:
             raise StateError("ctx.manage(build) was called twice, or after ctx.steps; build everything in one function")
         if self.device.type != "cpu":
             raise DeviceError(f"a sharded model is trained on CPUs only so far, and this worker has {self.device}")
 
-        from atoll.workers.torch_sharded import Access, Sharded  # noqa: PLC0415 - torch's sharding takes a second to import
+        from atoll.workers.torch_shard_access import Access  # noqa: PLC0415 - as below
+        from atoll.workers.torch_sharded import Sharded  # noqa: PLC0415 - torch's sharding takes a second to import
 
         def state() -> dict[str, Any]:
             return with_standing(self.managed.state(), self._begun()[0], self.standing.committed)
 
         def load(flat: Flat) -> int:
+            self.saving.before_update()  # a checkpoint of what is there may not be staged yet
             return load_flat(flat, self.managed, self._begun()[0])
 
         def found(epoch: int) -> Flat | None:
@@ -292,12 +326,12 @@ class Session:
 
         seed = self._host.identity.spec.seed
         access = Access(state=state, load=load, found=found)
-        self.sharded = Sharded(build, size, self.managed, seed, access)
+        self.sharded = Sharded(build, size, self.managed, seed, access, copy_every=copy_every)
         return self.sharded.built
 
     def _follow_sharded(self, sharded: Sharded, decision: Decision, comm: Comm, in_doubt: Step | None) -> bool:
         """As `_follow`, where each member holds a shard. False when the epoch ended meanwhile."""
-        from atoll.workers.torch_sharded import Task  # noqa: PLC0415 - as in `shard`
+        from atoll.workers.torch_shard_access import Task  # noqa: PLC0415 - as in `shard`
 
         plan, engine = self._begun()
         step = in_doubt if in_doubt is not None and _is_open(in_doubt) else None
@@ -314,14 +348,16 @@ class Session:
             step=decision.step,
             fresh=decision.fresh,
             applying=step is not None,
+            line=step.transaction.epoch if step is not None else 0,
             update_now=update_now,
             give_up=give_up,
         )
         stand = sharded.follow(comm, task)
-        if sharded.take_new():
+        if sharded.take_new() or (stand is not None and stand != decision.step):
             engine.renew()
         if stand is None:
             return False
+        self.replicas.shard = sharded.shard
         if not self.standing.has_state or stand != decision.step:
             self._hold(stand, plan)
         return True
@@ -352,7 +388,9 @@ class Session:
         failed = self.classroom.examine(comm, flat, due)
         if failed is None or (failed and not self._give_whole(comm, flat, failed, plan)):
             return False
-        standing.has_state = standing.has_state or comm.rank in due
+        if comm.rank in due:
+            standing.has_state = True
+            self.replicas.given(self.classroom.teacher, standing.committed)
         self._share_out(plan, comm)
         return True
 
@@ -371,7 +409,8 @@ class Session:
         """This member has the state after `step` now, or learns it from here on."""
         self.standing.has_state = whole
         self.standing.committed = step
-        self._account.write(plan_line(plan, begin=step, epoch=self.link.epoch))
+        epoch = self.link.epoch
+        self._account.write(plan_line(plan, begin=step, epoch=epoch, line=self.saving.line(epoch)))
 
 
 def _is_open(step: Step) -> bool:

@@ -65,9 +65,10 @@ def boxed(tensors: Mapping[str, torch.Tensor], specs: Mapping[str, Spec], size: 
     return {n: (t, specs[n].box(size, index)) for n, t in tensors.items() if n in specs}
 
 
-def teller(standings: Sequence[Standing], step: int) -> tuple[int, str] | None:
-    """The lowest rank that holds a shard of its own, with all that is not sharded."""
-    held = [(r, h.key) for r, s in enumerate(standings) for h in s.holdings if h.step == step and not h.copy]
+def teller(standings: Sequence[Standing], found: Recovery) -> tuple[int, str] | None:
+    """The lowest rank that holds a shard of its own of that state, with all that is not sharded."""
+    wanted = (found.step, found.line, False)
+    held = [(r, h.key) for r, s in enumerate(standings) for h in s.holdings if (h.step, h.line, h.copy) == wanted]
     return min(held) if held else None
 
 

@@ -7,12 +7,14 @@ At a regroup every member tells what it holds (`buddies.Standing`), and all conc
 filled, and from whom. A loss that a spare replaces moves one shard, from its buddy's memory to the spare. Where the
 number of shards changes, every member keeps what it has, builds anew, and is filled by the reshard planner. What was
 held before is kept until a step is committed in the new shape, so that a loss in the middle of all this loses nothing.
+
+With copies each k steps (`copy_every`) the newest state may be lost with one member: then all are filled with the last one
+that was copied, and the session goes back to its step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -39,22 +41,25 @@ from atoll.workers.buddies import (
     arrange,
     buddies,
     column_of,
+    fallback,
     group_of,
     kept,
     needy,
     recovery,
     shard_size,
 )
+from atoll.workers.comparing import comparable
 from atoll.workers.peers import Comm, completed
-from atoll.workers.saving_runtime import Holdings, nodes_of
+from atoll.workers.saving_runtime import Portion, nodes_of
 from atoll.workers.torch_built import Build, Built, made_of
-from atoll.workers.torch_copies import Copies, Shadow, Trained, empty_parts
+from atoll.workers.torch_copies import Shadow, Trained, empty_parts
 from atoll.workers.torch_grains import seed_all
+from atoll.workers.torch_holdings import LIVE, Holdings
 from atoll.workers.torch_managed import Managed
 from atoll.workers.torch_moves import Held, exchange
 from atoll.workers.torch_reducer import Reducer
+from atoll.workers.torch_shard_access import Access, Task
 from atoll.workers.torch_shard_plans import (
-    boxed,
     header,
     heard,
     islands,
@@ -66,46 +71,10 @@ from atoll.workers.torch_shard_plans import (
 )
 from atoll.workers.torch_sharded_reducer import ShardedReducer
 from atoll.workers.torch_shards import Shards, Spec, joined, local_state
+from atoll.workers.torch_snapshots import Own
 
 DIMENSION = "shard"
-_LIVE, _COPY, _FILE = "live", "copy", "file"
-
-
-@dataclass(frozen=True, slots=True)
-class _Own:
-    """A shard that this rank held in another shape or before it was built anew."""
-
-    shards: Shards
-    place: Place
-    step: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What a regroup has decided: all stand after `step`. `applying`: this member has yet to apply that step's update.
-
-    `fresh`: nobody holds a state. `update_now` applies it at once, where the model will not be the same afterwards;
-    `give_up` lets go of the step, where the state is lost and all return to a checkpoint.
-    """
-
-    step: int
-    fresh: bool
-    applying: bool
-    update_now: Callable[[], None]
-    give_up: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """The way to the session's whole state.
-
-    `state` gives it, `load` fills it and returns the step of what it was filled with; `found` reads the checkpoint to
-    begin with in an epoch, if there is one.
-    """
-
-    state: Callable[[], Mapping[str, Any]]
-    load: Callable[[Flat], int]
-    found: Callable[[int], Flat | None]
+_FILE = "file"
 
 
 class Sharded:
@@ -118,24 +87,24 @@ class Sharded:
         managed: Managed,
         seed: int,
         access: Access,
+        *,
+        copy_every: int = 1,
     ) -> None:
         self._build, self._asked, self._managed, self._seed = build, asked, managed, seed
         self._state, self._load, self._found = access.state, access.load, access.found
         self.built = Built()
         self.tainted = False
         self._place: Place | None = None
-        self._step = 0
+        self._step = self._line = 0
         self._live = False
         self._mesh: DeviceMesh | None = None
-        self._older: dict[str, _Own] = {}
-        self._copies = Copies()
+        self._held = Holdings(copy_every)
         self._comm: Comm | None = None
         self._places: tuple[Place, ...] = ()
         self._sends = self._keeps = False
         self._ward: Place | None = None
         self._tag = ""
         self._entries = 0
-        self._was_live = ""
         self._new = False
 
     # -- regroup -------------------------------------------------------------------------------------------------------
@@ -143,7 +112,8 @@ class Sharded:
     def follow(self, comm: Comm, task: Task) -> int | None:
         """Stand where all members stand: after which step. None when the epoch ended meanwhile."""
         size = shard_size(comm.size, self._asked)
-        self.settle(task.step)
+        self._held.collect()
+        self._held.settle(task.step)
         applying = task.applying and self._live
         if applying and (self.tainted or self._place is None or self._place.size != size or not self._entries):
             task.update_now()  # the model will be another, or have another structure, where the others' updates are done
@@ -155,17 +125,20 @@ class Sharded:
         places = arrange(standings, size)
         wanting = needy(standings, places)
         found = recovery(standings, task.step, size, [places[r].index for r in wanting]) if wanting else None
-        lost = task.fresh or (bool(wanting) and found is None)
-        if lost and not task.fresh:
+        if wanting and found is None and not task.fresh:
+            # Lost with its copy, or since the last copy: nobody goes on with the newest state.
             task.give_up()
+            wanting, found = tuple(range(comm.size)), fallback(standings, task.step, size)
         elif applying and comm.rank in wanting:
             task.update_now()
+        elif applying:
+            self._line = task.line
         self._rebuild_for(places[comm.rank])
         step: int | None = task.step
-        if lost:
-            step = self._restart(comm, standings, places, fresh=task.fresh, step=task.step)
-        elif found is not None and not self._fill(comm, task.step, standings, places, wanting, found):
-            step = None
+        if task.fresh or (wanting and found is None):
+            step = self._restart(comm, standings, places, task.step)
+        elif found is not None:
+            step = found.step if self._fill(comm, standings, places, wanting, found) else None
         if step is None:
             return None
         self._place, self._step, self._live, self.tainted = places[comm.rank], step, True, False
@@ -178,24 +151,11 @@ class Sharded:
         return new
 
     def _standing(self, comm: Comm, step: int, *, applying: bool) -> Standing:
+        current = self._live and self._place is not None and self._step == step and not applying
         live = self._live and not self.tainted and (applying or self._step == step)
-        held = []
-        if self._live and self._place is not None and self._step == step and not applying:
-            held.append(_holding(_LIVE, self._place, step, self._tag))
-        for key, own in self._older.items():
-            if own.step == step:
-                held.append(_holding(key, own.place, step, own.shards.tag))
-        for key, shadow in self._shadows().items():
-            if shadow.step == step:
-                held.append(
-                    Holding(key=key, size=shadow.size, index=shadow.index, step=step, copy=True, tag=shadow.tag)
-                )
+        mine = _holding(self._place, step, self._tag, self._line) if current and self._place is not None else None
         node = str(comm.members[comm.rank].node)
-        return Standing(node=node, place=self._place, live=live, holdings=tuple(held))
-
-    def _shadows(self) -> dict[str, Shadow]:
-        older = {f"{_COPY}-{at}": shadow for at, shadow in enumerate(self._copies.older)}
-        return older if self._copies.shadow is None else {_COPY: self._copies.shadow, **older}
+        return Standing(node=node, place=self._place, live=live, holdings=self._held.listed(step, mine))
 
     def _rebuild_for(self, place: Place) -> None:
         """Build for `place`, unless the model that is there will do. What it held is kept."""
@@ -204,8 +164,7 @@ class Sharded:
         if same and not self.tainted:
             return
         if self._live and had is not None:
-            self._was_live = f"older-{len(self._older)}"
-            self._older[self._was_live] = _Own(self._shards(), had, self._step)
+            self._held.retire(Own(shards=self._shards(), place=had, step=self._step, line=self._line))
         self._live, self._place = False, None
         self._make(place)
 
@@ -226,24 +185,28 @@ class Sharded:
     def _fill(
         self,
         comm: Comm,
-        step: int,
         standings: Sequence[Standing],
         places: Sequence[Place],
         wanting: Sequence[int],
         found: Recovery,
     ) -> bool:
         """Put the state of those who want it together from all who hold it. False when the epoch ended."""
-        telling = teller(standings, step)
+        telling = teller(standings, found)
         if telling is None:
-            raise CheckpointError(told_of_holes(standings, step))
+            raise CheckpointError(told_of_holes(standings, found.step))
         rank, key = telling
-        work = comm.all_gather(self._told(key) if comm.rank == rank else b"")
+        work = comm.all_gather(self._held.told(key, self._own_if_live()) if comm.rank == rank else b"")
         if not completed(work):
             return False
         specs, meta = heard(work.result[rank])
         copies = planned(specs, found, (rank, key), [(r, places[r]) for r in wanting], standings)
         place = places[comm.rank] if comm.rank in wanting else None
-        return self._take(comm, copies, self._sources(specs), specs, meta, place) is not None
+        sources = self._held.sources(specs, self._own_if_live(), self._place)
+        if self._take(comm, copies, sources, specs, meta, place) is None:
+            return False
+        if place is not None:
+            self._line = found.line
+        return True
 
     def _take(
         self,
@@ -266,14 +229,9 @@ class Sharded:
             return 0
         return self._load(Flat(tensors=joined(target, specs, self._mesh), meta=meta))
 
-    def _told(self, key: str) -> bytes:
-        """What a joiner has to know of the state besides the values of its tensors."""
-        shards = self._shards() if key == _LIVE and self._live else self._older[self._retired(key)].shards
-        return header(shards.specs, shards.flat.meta)
-
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def holding(self, comm: Comm) -> Holdings | None:
+    def holding(self, comm: Comm) -> Portion | None:
         """What each member writes of a checkpoint: boxes of its shard. None when the epoch has ended.
 
         Nobody asks anybody: who holds what follows from the places. What is not sharded may change before the next
@@ -293,10 +251,10 @@ class Sharded:
 
         return cut(Flat(tensors=tensors, meta=own.flat.meta), logicals, comm.rank, nodes_of(comm), of)
 
-    def _restart(
-        self, comm: Comm, standings: Sequence[Standing], places: Sequence[Place], *, fresh: bool, step: int
-    ) -> int | None:
-        """Nobody holds the state, or nobody all of it: all begin from a checkpoint. The step; None when the epoch ended.
+    def _restart(self, comm: Comm, standings: Sequence[Standing], places: Sequence[Place], step: int) -> int | None:
+        """Nobody holds the state after `step`, or nobody all of it: all begin from a checkpoint, or at 0 as built.
+
+        The step; None when the epoch ended.
 
         One member reads and sends to the others: two might find two different checkpoints to be the newest.
         """
@@ -306,33 +264,16 @@ class Sharded:
         if not completed(work):
             return None
         if not work.result[0]:
-            if not fresh:
+            if step:
                 raise CheckpointError(told_of_holes(standings, step))
-            return 0
+            return 0  # nothing was computed yet: what `build` makes is that state
         specs, meta = heard(work.result[0])
         copies = scattered(specs, (0, _FILE), places)
         sources = {_FILE: {n: (t, whole(t.shape)) for n, t in read.tensors.items()}} if read is not None else {}
-        self._live = False
+        self._live, self._line = False, comm.epoch
         return self._take(comm, copies, sources, specs, meta, places[comm.rank])
 
-    # -- sources ---------------------------------------------------------------------------------------------------------
-
-    def _retired(self, key: str) -> str:
-        """The key of an older holding; what was told as live may have become one since."""
-        return self._was_live if key == _LIVE else key
-
-    def _sources(self, specs: Mapping[str, Spec]) -> dict[str, Held]:
-        """All that this rank holds, by key, with the boxes of what it is."""
-        found: dict[str, Held] = {}
-        if self._live and self._place is not None:
-            found[_LIVE] = boxed(self._shards().flat.tensors, specs, self._place.size, self._place.index)
-        for key, own in self._older.items():
-            found[key] = boxed(own.shards.flat.tensors, specs, own.place.size, own.place.index)
-            if key == self._was_live and not self._live:
-                found[_LIVE] = found[key]
-        for key, shadow in self._shadows().items():
-            found[key] = boxed(shadow.tensors(), specs, shadow.size, shadow.index)
-        return found
+    # -- epochs --------------------------------------------------------------------------------------------------------
 
     def _enter(self, comm: Comm, standings: Sequence[Standing], places: tuple[Place, ...], step: int) -> None:
         """The epoch begins: the mesh's group is carried by it, and who keeps whose copy is settled."""
@@ -344,20 +285,37 @@ class Sharded:
         ward = next((r for r, buddy in enumerate(keepers) if buddy == comm.rank), None)
         buddy = keepers[comm.rank]
         self._tag, self._entries = self._shards().tag, self._count()
+        self._ward = places[ward] if ward is not None else None
         keep = ward is not None and self._is_kept(standings[comm.rank], places[ward], step)
         self._sends = buddy is not None and not self._is_kept(standings[buddy], places[comm.rank], step)
         self._keeps = ward is not None and not keep
-        self._ward = places[ward] if ward is not None else None
-        self._copies.regrouped(buddy=buddy, ward=ward, keep=keep)
+        if self._held.snapshots is None:
+            self._held.copies.regrouped(buddy=buddy, ward=ward, keep=keep)
+            return
+        self._held.snapshots.regrouped(
+            buddy=buddy,
+            ward=ward,
+            sends=self._sends,
+            keeps=self._keeps,
+            active=any(k is not None for k in keepers),
+            step=step,
+            line=self._line,
+        )
 
     def _is_kept(self, standing: Standing, place: Place, step: int) -> bool:
         """Whether that member has the copy in hand, in the form that the state has now."""
         found = kept(standing, place, step)
-        return found is not None and found.key == _COPY and found.tag == self._tag
+        return found is not None and self._held.follows(found) and (found.tag, found.line) == (self._tag, self._line)
 
     def _count(self) -> int:
         """How many entries the optimizer's state has: it changes once, at the first update."""
         return sum(len(s) for s in self.built.optimizer_entry[1].state.values())
+
+    @property
+    def shard(self) -> str | None:
+        """Which part this rank holds, where others hold the same, bit by bit."""
+        place = self._place if self.column is not None else None
+        return comparable(place.index, place.size) if place is not None else None
 
     @property
     def column(self) -> Subset | None:
@@ -385,11 +343,20 @@ class Sharded:
         if again:
             raise UserError("optimizer.step was called twice in one step; a sharded model takes one update a step")
 
+    def make_step(self, committed: int) -> None:
+        """A step is about to be handed to the program: the state is as an abort, or a return to it, has to find it."""
+        self._held.settle(committed)
+        snapshots, place = self._held.snapshots, self._place
+        if snapshots is not None and place is not None and snapshots.is_due(committed):
+            snapshots.take(self._as_of(committed, place), self._trained(), self._ward)
+
     def begin_step(self, committed: int) -> None:
         """Before a step: copies follow what was committed; what a buddy lacks is sent while the step computes."""
-        self.settle(committed)
         comm, place = self._comm, self._place
         if comm is None or place is None:
+            return
+        if self._held.snapshots is not None:
+            self._held.snapshots.move(comm)
             return
         if self._count() != self._entries:
             # The optimizer has made its state: a new structure, on all ranks at the same step.
@@ -397,28 +364,48 @@ class Sharded:
             self._sends = self._keeps = True
         if not (self._sends or self._keeps):
             return
-        own, trained = self._shards(), self._trained()
+        own, trained, copies = self._shards(), self._trained(), self._held.copies
         if self._sends:
-            self._copies.send(comm, own, place.index, trained, place.size, committed)
+            copies.send(comm, own, place.index, trained, place.size, committed)
         if self._keeps and self._ward is not None:
-            shadow = Shadow(own, trained, size=self._ward.size, index=self._ward.index, step=committed)
-            self._copies.receive(comm, shadow)
+            size, index = self._ward.size, self._ward.index
+            copies.receive(comm, Shadow(own, trained, size=size, index=index, step=committed, line=self._line))
         self._sends = self._keeps = False
 
     def prepare(self, step: int, *, updating: bool) -> bool:
         """Before the vote on `step`: the buddy can follow it. False when the epoch ended."""
-        return self._comm is not None and self._copies.prepare(self._comm, step, self._trained(), updating=updating)
+        if self._comm is None:
+            return False
+        if self._held.snapshots is not None:
+            return self._held.snapshots.prepare(self._comm, step)
+        return self._held.copies.prepare(self._comm, step, self._trained(), updating=updating)
 
-    def committed(self, step: int) -> None:
+    def committed(self, step: int, line: int) -> None:
         """This rank's own shard follows at once, or on the spot where its optimizer was called."""
-        self._step = step
+        self._step, self._line = step, line
 
-    def settle(self, step: int) -> None:
-        """`step` is the last that was committed."""
-        if self._copies.settle(step):
-            self._older.clear()
+    def secure(self, committed: int) -> bool:
+        """No step follows: copy the last state too, so that no loss from here on takes it back. False when the epoch ended."""
+        comm, snapshots = self._comm, self._held.snapshots
+        if snapshots is None or comm is None or self._place is None:
+            return True
+        self._held.settle(committed)
+        if not snapshots.land(comm):
+            return False
+        if snapshots.is_due(committed) or not snapshots.covers(committed):
+            snapshots.take(self._as_of(committed, self._place), self._trained(), self._ward)
+        if not snapshots.land(comm) or not completed(comm.all_gather(b"")):
+            return False
+        snapshots.landed_everywhere(committed)
+        return True
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _as_of(self, step: int, place: Place) -> Own:
+        return Own(shards=self._shards(), place=place, step=step, line=self._line)
+
+    def _own_if_live(self) -> Shards | None:
+        return self._shards() if self._live else None
 
     def _shards(self) -> Shards:
         if self._mesh is None:
@@ -432,5 +419,5 @@ class Sharded:
         return Trained(optimizer, name, tuple(where[id(p)] for p in params))
 
 
-def _holding(key: str, place: Place, step: int, tag: str) -> Holding:
-    return Holding(key=key, size=place.size, index=place.index, step=step, tag=tag)
+def _holding(place: Place, step: int, tag: str, line: int) -> Holding:
+    return Holding(key=LIVE, size=place.size, index=place.index, step=step, tag=tag, line=line)

@@ -62,12 +62,12 @@ class ShardedReducer(Reducer):
         seen, self._seen = self._seen, None
         return seen is not None and (not any(p.grad is seen[0] for p in self._all) or _version(seen[0]) != seen[1])
 
-    def arm(self, *, weight: float, bad_losses: int, flags: Sequence[float]) -> None:
+    def arm(self, *, weight: float, bad_losses: int, flags: Sequence[float], left_out: int = 0) -> None:
         """The next backward is this rank's last in the step."""
         for module in self._sharded:
             module.set_requires_gradient_sync(True)
         self._seen = None
-        super().arm(weight=weight, bad_losses=bad_losses, flags=flags)
+        super().arm(weight=weight, bad_losses=bad_losses, flags=flags, left_out=left_out)
 
     def finish(self) -> Reduced | None:
         """Wait for all; `.grad` is final. None when the epoch ended meanwhile."""
@@ -80,7 +80,7 @@ class ShardedReducer(Reducer):
         comm, header, work = self._comm, self._header, self._header_work
         if comm is None or header is None or (work is not None and not self.awaited(work)):
             return None
-        weight, bad_losses, left, *flags = header.tolist()
+        weight, bad_losses, left, _, *flags = header.tolist()
         if left:
             raise UserError(told_of_leavers(round(left), comm.size))
         for param in self._all:

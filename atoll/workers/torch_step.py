@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from atoll.errors import BatchError, DeviceError, UserError
+from atoll.fault.backup import Told
 from atoll.fault.inject import failpoint
 from atoll.workers.reports import Sums, add
 from atoll.workers.torch_grains import AFTER_LOOP, seed_all
@@ -31,10 +32,20 @@ class Step:
     """One try of one step. `index` counts from 1; the same index comes again if the members change meanwhile."""
 
     def __init__(
-        self, engine: Engine, *, transaction: Transaction, attempt: int, grains: range, began: float, padding: int = 0
+        self,
+        engine: Engine,
+        *,
+        transaction: Transaction,
+        attempt: int,
+        grains: range,
+        began: float,
+        padding: int = 0,
+        again: bool = False,
     ) -> None:
         self.index = transaction.step
         self.attempt = attempt
+        # The step was committed before and may have been shown; all went back behind it since.
+        self.again = again
         self.transaction = transaction
         self.grains = grains
         # Passes for company: where a model is sharded all ranks call it equally often. They have weight 0 and numbers
@@ -44,7 +55,8 @@ class Step:
         self.began = began
         self.ended = began
         self.compute_s, self.wait_s = 0.0, 0.0
-        self.fed: list[int] = []
+        # The rows of each micro-batch that counts, so far.
+        self.fed: dict[int, tuple[int, ...]] = {}
         self.bad_losses = 0
         self.calls: list[Callable[[], None]] = []
         self.reduced: Reduced | None = None
@@ -52,6 +64,7 @@ class Step:
         self.entered = False
         # Committed without an update, since a loss or gradient was not finite.
         self.skipped = False
+        self.backup: Told | None = None
         self.voted: Sums = {}
         # What went wrong here, to be said again should the program go on as if it had not.
         self.problem: BaseException | None = None
@@ -82,10 +95,15 @@ class Step:
             raise UserError("iterate a step once, inside `with step:`")
         self._looped = True
         for grain in self.passes:
+            # What a program uses after the loop is bound in its body, so that one micro-batch comes in any case.
+            if self._grain is not None and self._engine.suffices(self):
+                break
             batch = self._engine.begin_grain(self, grain)
             self._grain = grain
             yield batch
             self._engine.end_grain(self, grain)
+            if self.reduction_over:
+                break
         self._grain = None
         if not self.reduction_over:
             self._engine.before_backward(self)
@@ -107,6 +125,10 @@ class Step:
         self._engine.before_backward(self)
         amount = amount if grain >= 0 else 0.0
         self._weights[grain] = amount
+        if self._engine.suffices(self):
+            self._weights[grain] = 0.0
+            self._engine.leave_out(self, grain)
+            return
         if grain >= 0 and not bool(torch.isfinite(loss.detach())):
             self.bad_losses += 1
         last = grain == self.passes[-1]
@@ -137,7 +159,11 @@ class Step:
             self._reports.append((name, plain, self._grain))
 
     def on_commit(self, call: Callable[[], None]) -> None:
-        """Run `call` once the step is known to be committed on all members; never for a try that was given up."""
+        """Run `call` once the step is known to be committed on all members; never for a try that was given up.
+
+        Where a loss led back to an earlier step (`copy_every`), the steps since are done again and their calls come
+        again, with `step.again` true.
+        """
         self.calls.append(call)
 
     @property

@@ -19,6 +19,7 @@ from atoll.schema.messages import (
     LinksObserved,
     Membership,
     PeerDown,
+    ReplicaDigested,
     ServerReady,
     StepCommitted,
     StopAtBoundary,
@@ -75,7 +76,7 @@ def noted(found: FoundTrainer, fact: TrainerFact) -> tuple[FoundTrainer, str | N
             found = dataclasses.replace(found, outcome=fact)
         case TrainerHello() | ServerReady() | Busy():
             pass
-        case PeerDown() | StepCommitted() | Waiting() | LinksObserved():
+        case PeerDown() | StepCommitted() | ReplicaDigested() | Waiting() | LinksObserved():
             return found, None
         case CheckpointCommitted() | CheckpointFailed() | CheckpointCopied() | CheckpointIntervalChosen():
             return found, None
@@ -120,4 +121,6 @@ def status_of(found: FoundTrainer, seen: int | None) -> int:
 
 def is_measurement(fact: AgentFact) -> bool:
     """Whether it may be lost: another of its kind comes soon."""
-    return isinstance(fact, TrainerSaid) and isinstance(fact.fact, StepCommitted | Waiting | LinksObserved)
+    return isinstance(fact, TrainerSaid) and isinstance(
+        fact.fact, StepCommitted | ReplicaDigested | Waiting | LinksObserved
+    )

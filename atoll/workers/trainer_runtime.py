@@ -148,6 +148,7 @@ def _host(order: ForkTrainer, mailbox: Mailbox, link: AgentLink) -> TrainerHost:
         spec=start.spec,
         run_dir=Path(start.run_dir),
         secret=bytes.fromhex(start.secret),
+        rewound=start.rewound,
     )
     nics = [(nic.name, nic.host) for nic in order.nics] if len(order.nics) > 1 else []
     return TrainerHost(identity, mailbox, Listener(order.address, identity.secret, start.run, nics), link)

@@ -103,7 +103,7 @@ class Watcher:
         found = ((trainer, self._look(trainer, at, behind_s)) for trainer, at in self._trainers.items())
         looks = {trainer: look for trainer, look in found if look is not None}
         facts = self._watch.looked(looks, now=self._clock.monotonic(), behind_s=behind_s)
-        heard = self._beats.tick(now=now, behind_s=behind_s)
+        heard = self._beats.tick(now=now, behind_s=behind_s, along=bool(facts))
         return facts if heard is None else (*facts, heard)
 
     def _look(self, trainer: TrainerId, at: _Trainer, behind_s: float) -> Look | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -62,11 +63,13 @@ def train(ctx) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     ctx.manage(model=model, optimizer=optimizer, scheduler=scheduler)
-    for step in ctx.steps(data, global_batch=24, micro_batch=4, steps=STEPS):
+    steps, backup = ctx.config.get("steps", STEPS), ctx.config.get("backup", 0)
+    for step in ctx.steps(data, global_batch=24, micro_batch=4, steps=steps, backup=backup):
         if ctx.config.get("learn") and step.index == LESSON_FROM:
             wait_for(ctx._host.identity.run_dir / "ready-s")
         with step:
             for x, y in step:
+                compute_for(ctx, step)
                 loss = nn.functional.mse_loss(model(x), y)
                 step.backward(loss)
                 step.report(loss=loss.detach())
@@ -74,6 +77,14 @@ def train(ctx) -> None:
             optimizer.step()
             scheduler.step()
     write_final(ctx, model, optimizer, scheduler)
+
+
+def compute_for(ctx, step) -> None:
+    """Emulated compute of a micro-batch, five times as long where this trainer has a bad step."""
+    grain_s = ctx.config.get("grain_s", 0.0)
+    if grain_s:
+        bad = ctx._host.identity.trainer == "b" and random.Random(step.index).random() < ctx.config["bad"]
+        time.sleep(grain_s * (5 if bad else 1))
 
 
 def wait_for(path) -> None:
@@ -131,6 +142,7 @@ def run_trainer(name, scenario, run_dir, line) -> int:
         working_dir=str(run_dir),
         file="t.py",
         seed=11,
+        workers=len(scenario["members"]),
         config={"ddp": scenario["ddp"], "learn": scenario.get("learn"), **scenario.get("config", {})},
         checkpoint_every=scenario.get("checkpoint_every", 0),
     )
@@ -268,10 +280,13 @@ def outcome(scenario):
         plane = ControlPlane(scenario, run_dir)
         began = time.monotonic()
         hung = plane.run()
-        losses = {}
+        losses, words = {}, []
         for trainer in plane.trainers.values():
             for fact in trainer.facts:
-                if type(fact).__name__ == "StepCommitted" and fact.metrics:
+                if type(fact).__name__ != "StepCommitted":
+                    continue
+                words += [fact.backup] if fact.backup else []
+                if fact.metrics:
                     losses.setdefault(fact.step, []).append(fact.metrics["loss"])
         account = read_account(run_dir)
         finals = {p.stem: json.loads(p.read_text()) for p in sorted((run_dir / "final").glob("*.json"))}
@@ -281,7 +296,14 @@ def outcome(scenario):
             "hung": hung,
             "killed": plane.killed,
             "epochs": plane.epoch,
-            "losses": [losses.get(s, []) for s in range(1, STEPS + 1)],
+            "losses": [losses.get(s, []) for s in range(1, scenario.get("config", {}).get("steps", STEPS) + 1)],
+            "words": words,
+            "left_out": account.left_out,
+            "samples": account.samples,
+            "again": list(account.again),
+            "told_again": sorted(
+                {f.step for t in plane.trainers.values() for f in t.facts if getattr(f, "again", False)}
+            ),
             "account": [account.steps, account.lost, account.repeated, list(account.problems)],
             "finals": finals,
             "examined": sorted(p.name.removeprefix("examined-") for p in run_dir.glob("examined-*")),

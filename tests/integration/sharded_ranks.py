@@ -36,7 +36,7 @@ def train(ctx) -> None:
         return
     inputs = torch.randn(96, 8, generator=torch.Generator().manual_seed(3))
     data = (inputs, inputs.square().sum(1, keepdim=True))
-    parts = ctx.manage(built, shard=ctx.config["shard"])
+    parts = ctx.manage(built, shard=ctx.config["shard"], copy_every=ctx.config.get("copy_every", 1))
     for step in ctx.steps(data, global_batch=24, micro_batch=4, steps=STEPS):
         with step:
             for x, y in step:

@@ -144,6 +144,34 @@ def test_loss_that_is_nan_stops_the_run_with_the_step_named_before_it_commits(cl
     assert max(losses(cluster.client, run)) == 6
 
 
+def flipped(cluster, **changes):
+    """A run in which a bit of rank 1's weights flips, at default settings for when that is noticed; and its story."""
+    from atoll.schema.harm import Harm, HarmWish
+
+    client = cluster.client
+    run = submit(client, chaos=True, config={"steps": 120, "pause_s": 0.05}, **changes)
+    view = wait_until(client, run, lambda v: v.step >= 40 and v.members == 3, "step 40")
+    victim = worker(view, 1).trainer
+    client.harm(run, HarmWish(trainer=victim, harm=Harm.FLIP))
+    assert wait_end(client, run).state == "succeeded"
+    return run, victim, client.events(run)
+
+
+def test_bit_that_flips_in_one_worker_is_named_and_the_worker_replaced(cluster):
+    run, victim, told = flipped(cluster)
+    (lost,) = [e for e in told if e.kind == "lost"]
+    assert lost.subject == victim
+    assert lost.text.startswith("corrupt: after step ")
+    assert len([e for e in told if e.kind == "tainted"]) == 1
+    assert account_of(cluster.home, run) == (120, 0, 0, ())
+
+
+def test_run_that_wants_no_tainted_step_goes_back_before_the_flip(cluster):
+    _, victim, told = flipped(cluster, corrupt="rollback", checkpoint_every=10)
+    assert [e.subject for e in told if e.kind == "lost"] == [victim]
+    assert len([e for e in told if e.kind == "rewound" and "to the checkpoint of step" in e.text]) == 1
+
+
 def test_script_that_raises_fails_the_run_with_its_own_words(cluster):
     view = wait_end(cluster.client, submit(cluster.client, config={"raise_at": 3}))
     assert view.state == "failed"

@@ -218,10 +218,9 @@ class World:
     def on_failed(self, short, code, *words):
         return self.fact([short], lambda t: m.TrainerFailed(trainer=t, step=3, code=code, problem=" ".join(words)))
 
-    def on_commit(self, short, step):
-        return self.fact(
-            [short], lambda t: m.StepCommitted(trainer=t, epoch=1, step=int(step), at=1.0, step_s=0.1, samples=8)
-        )
+    def on_commit(self, short, step, *backup):
+        told = {"epoch": 1, "step": int(step), "at": 1.0, "step_s": 0.1, "samples": 8, "backup": " ".join(backup)}
+        return self.fact([short], lambda t: m.StepCommitted(trainer=t, **told))
 
     def on_saved(self, short, step):
         return self.fact(

@@ -3,14 +3,18 @@
 What is said above `----` is done to the cluster, what is below is what the core concluded and did, with seconds since
 the block began; its last line says where the run stands and how long it went without a commit.
 
+cluster rollback=1               a run with corrupt="rollback"
 cluster h a1 a2 workers=2        other nodes; the first is the control plane's own, `h` has no room for trainers
 kill t3 | freeze t3 | thaw t3 | hold t3 (its GIL) | sleep t3 | compute t3 | busy t3 60 | works t3
 off b2 | on b2                   power of a host
 cut b1 b2 from a1 a2 | deafen b2 from a1 (a1 hears it still) | heal
 agent b2                         the agent's process is killed and started anew
 stall 3 | restart 3              the control plane is stopped for so long, or dies and is back after it
+flip t3                          a bit of its weights; replicas are compared each 10 steps
 overload | save                  both from now on: everything late; a durable checkpoint
 go 3                             seconds pass
+cluster h a1 a2 nics=2           every host has a fast NIC and a slow one
+cutfast a1 a2 | healfast         the fast network between two hosts
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from pathlib import Path
 import pytest
 from imagined_failures import Cluster
 from imagined_faults import TICK_S
+from imagined_nics import TwoNics
 
 HERE = Path(__file__).parent / "failures"
 # What does not concern the fault, or follows from the lines shown.
@@ -47,9 +52,10 @@ class Stage:
         word, *rest = text.split()
         cluster = self.cluster
         match word:
-            case "kill" | "off" | "on" | "agent":
+            case "kill" | "flip" | "off" | "on" | "agent":
                 acts = {
                     "kill": cluster.kill,
+                    "flip": cluster.flip,
                     "off": cluster.power_off,
                     "on": cluster.power_on,
                     "agent": cluster.end_agent,
@@ -62,10 +68,8 @@ class Stage:
                 at = rest.index("from")
                 ones, others = rest[:at], rest[at + 1 :]
                 cluster.cut(*((ones, others) if word == "cut" else (others, ones)), both=word == "cut")
-            case "heal":
-                cluster.heal()
-            case "save":
-                cluster.save()
+            case "heal" | "save" | "cutfast" | "healfast":
+                getattr(cluster, word)(*rest)
             case "overload":
                 cluster.overloaded = True
             case "go" | "stall" | "restart":
@@ -99,8 +103,10 @@ def play(text):
             if lines[0].startswith("cluster"):
                 _, *words = lines.pop(0).split()
                 options = {k: int(v) for k, v in (w.split("=") for w in words if "=" in w)}
-                options["nodes"] = tuple(w for w in words if "=" not in w)
-            stage = Stage(Cluster(**options))
+                if nodes := tuple(w for w in words if "=" not in w):
+                    options["nodes"] = nodes
+            kind = TwoNics if options.pop("nics", 1) == 2 else Cluster
+            stage = Stage(kind(**options))
         out.append("\n".join([*said, "----", *stage.block(lines)]))
     return "\n\n".join(out) + "\n"
 

@@ -150,7 +150,8 @@ class FakeControl(ControlPlaneServicer):
     def _read(self, frames, ended):
         with contextlib.suppress(grpc.RpcError, ValueError):
             for frame in frames:
-                self._hear(Registry(AGENT_FACTS).decode(frame.body))
+                for line in frame.body.split(b"\n"):
+                    self._hear(Registry(AGENT_FACTS).decode(line))
         ended.set()
 
     def _hear(self, fact):

@@ -23,12 +23,13 @@ from atoll.schema.views import RunState
 READY_S = 1.0
 # What real agents and trainers do, in tenths of a second.
 DEAF_TICKS, STALL_TICKS, REPEAT_TICKS, WAIT_TICKS, DIGEST_TICKS = 5, 5, 5, 2, 10
+COMPARE_STEPS = 10
 
 
 class Cluster(Faults):
     """The first node is the control plane's own host; `h` has no room for trainers. Times are whole tenths of a second."""
 
-    def __init__(self, *, nodes=("a1", "a2", "b1", "b2", "c1"), workers=4, spares=1, cpus=1.0):
+    def __init__(self, *, nodes=("a1", "a2", "b1", "b2", "c1"), workers=4, spares=1, cpus=1.0, rollback=0):
         self.home = nodes[0]
         self.now, self.journal, self.incarnation = 0, [], 1
         self.core = Core(1, beat_key="00")
@@ -41,13 +42,20 @@ class Cluster(Faults):
         self.commits = []
         self.commit_times = []
         self.undone = 0
-        self.saved = 0
+        self.saved = self.saved_in = self.flips = 0
         self.cpus = cpus
         self.list_nodes()
         for host in self.hosts.values():
             self.attach(host)
         spec = JobSpec(
-            name=RUN, working_dir="/w", file="f.py", workers=workers, spares=spares, cpus_per_worker=1.0, detach=True
+            name=RUN,
+            working_dir="/w",
+            file="f.py",
+            workers=workers,
+            spares=spares,
+            cpus_per_worker=1.0,
+            detach=True,
+            corrupt="rollback" if rollback else "evict",
         )
         self.do(ev.RunAsked(request="q", run=RUN, spec=spec, run_dir="/r", secret="00"))
 
@@ -125,14 +133,21 @@ class Cluster(Faults):
             versions=m.Versions(atoll="0", protocol=1, python="3"),
             last_incarnation=0,
             trainers=found,
-            # All of one address: there is nothing to probe.
-            nics=(Nic(name="eth0", host="host"),),
+            nics=self.nics_of(host.name),
+            doors=self.doors_of(host.name),
             beats=(door,),
         )
         self.do(ev.AgentAttached(hello=hello))
         for proc in self.procs.values():
             if proc.node == host.name and proc.alive and proc.step:
                 self.say(proc, self.commit_of(proc))
+
+    def nics_of(self, _node):
+        """All of one address: there is nothing to probe."""
+        return (Nic(name="eth0", host="host"),)
+
+    def doors_of(self, _node):
+        return ()
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -149,6 +164,8 @@ class Cluster(Faults):
     def obey(self, host, command):
         match command:
             case m.StartTrainer():
+                if command.rewound is not None and command.rewound.spoils(self.saved, self.saved_in):
+                    self.saved = command.rewound.step
                 self.procs[command.trainer] = Proc(
                     command.trainer, command.seat, host.name, ready_at=self.now + round(READY_S / TICK_S)
                 )
@@ -306,8 +323,15 @@ class Cluster(Faults):
 
     def all_meet(self, procs):
         return all(p.able for p in procs) and all(
-            self.both_ways(p.node, q.node) for p in procs for q in procs if p is not q
+            self.connected(p.node, q.node) for p in procs for q in procs if p is not q
         )
+
+    def connected(self, one, other):
+        """Whether what trainers of one send over the connections that they have reaches the other, both ways."""
+        return self.both_ways(one, other)
+
+    def detours(self, _node, _membership):
+        return ()
 
     def together(self, membership, members):
         if any(p.joined != membership.epoch for p in members):
@@ -329,9 +353,16 @@ class Cluster(Faults):
             step = self.saved
             assert not any(p.alive and p.holds and p.newest.epoch < membership.epoch for p in self.procs.values())
             self.undone += max((s for s, _ in self.commits), default=0) - step
+        bits = next((p.bits for p in members if p.holds and p.step == step), 0)
         for proc in members:
+            if not (proc.holds and proc.step == step):
+                proc.bits = bits
             proc.joined, proc.step, proc.holds = membership.epoch, step, True
-            self.say(proc, m.EpochJoined(trainer=proc.trainer, epoch=membership.epoch, step=step))
+            self.say(proc, self.joined(proc, membership, step))
+
+    def joined(self, proc, membership, step):
+        detours = self.detours(proc.node, membership)
+        return m.EpochJoined(trainer=proc.trainer, epoch=membership.epoch, step=step, detours=detours)
 
     def commit(self, membership, members):
         last = self.commits[-1] if self.commits else (0, 0)
@@ -345,10 +376,18 @@ class Cluster(Faults):
         for proc in members:
             proc.step = step
             self.say(proc, self.commit_of(proc))
+            if step % COMPARE_STEPS == 0:
+                self.say(proc, self.digest_of(proc, len(members)))
 
     def commit_of(self, proc):
         return m.StepCommitted(
             trainer=proc.trainer, epoch=proc.joined, step=proc.step, at=0.0, step_s=TICK_S, samples=1, grains=1
+        )
+
+    def digest_of(self, proc, of):
+        weights = f"{(proc.step * 40503 ^ proc.bits * 2654435761) & 0xFFFFFFFF:08x}"
+        return m.ReplicaDigested(
+            trainer=proc.trainer, epoch=proc.joined, step=proc.step, of=of, numeric="cpu", weights=weights
         )
 
     def wait(self, proc, membership):
@@ -365,7 +404,7 @@ class Cluster(Faults):
             peer = self.procs.get(member.trainer)
             if member.trainer == proc.trainer:
                 continue
-            if peer is None or not self.both_ways(proc.node, member.node):
+            if peer is None or not self.connected(proc.node, member.node):
                 silent.append(member.trainer)
             elif not peer.able:
                 missing.append(member.trainer)

@@ -40,6 +40,7 @@ class Proc:
     blocked_at: int | None = None
     said_wait_at: int = 0
     waiting: bool = False
+    bits: int = 0
 
     @property
     def able(self):
@@ -91,6 +92,11 @@ class Faults:
         proc = self.proc(short)
         proc.does = "evaluates" if limit_s else "works"
         self.say(proc, m.Busy(trainer=proc.trainer, what="eval", limit_s=limit_s))
+
+    def flip(self, short):
+        """A bit of what it holds; each flip makes other bits."""
+        self.flips += 1
+        self.proc(short).bits = self.flips
 
     def power_off(self, name):
         self.hosts[name].on = False
@@ -144,7 +150,7 @@ class Faults:
 
     def save(self):
         """A durable checkpoint of the last committed step."""
-        self.saved = self.commits[-1][0]
+        self.saved, self.saved_in = self.commits[-1]
         first = self.procs[self.run.members[0].trainer]
         said = m.CheckpointCommitted(trainer=first.trainer, step=self.saved, path="/c", bytes=1, seconds=0.1)
         self.say(first, said)

@@ -165,3 +165,15 @@ def test_agent_that_began_anew_is_believed_though_its_clock_was_set_back():
     ear.listening.listen(("a",), KEY, anew=["a"])
     assert ear.listening.came(write_beat(KEY, "a", 7))
     assert not ear.listening.came(write_beat(KEY, "a", 7))
+
+
+def test_digest_goes_along_with_what_is_told_anyway_once_the_last_is_half_a_second_old():
+    ear = Ear("a")
+    ear.until_told("a")
+    told = []
+    for n in range(1, 9):
+        ear.now = round(ear.now + 0.1, 6)
+        assert ear.listening.came(write_beat(KEY, "a", 100 + n))
+        if ear.listening.looked(now=ear.now, along=True) is not None:
+            told.append(n)
+    assert told == [5]

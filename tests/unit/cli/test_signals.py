@@ -9,7 +9,19 @@ import pytest
 
 from atoll.schema.views import RunState
 
-SCRIPT = "import atoll\n\ndef train(ctx):\n    pass\n\nif __name__ == '__main__':\n    atoll.run(train, workers=2)\n"
+# A suite that was started in the background ignores interrupts, and so would what it starts.
+SCRIPT = """
+import signal
+
+import atoll
+
+def train(ctx):
+    pass
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    atoll.run(train, workers=2)
+"""
 
 
 @pytest.fixture

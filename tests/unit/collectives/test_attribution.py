@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 
@@ -214,3 +215,17 @@ def test_the_order_of_observations_changes_nothing(seed):
         assert [(k.source, k.target, round(k.bandwidth)) for k in one.topology.links] == [
             (k.source, k.target, round(k.bandwidth)) for k in two.topology.links
         ]
+
+
+def test_a_link_that_was_well_in_one_stretch_of_the_window_is_not_slow():
+    hiccup = dataclasses.replace(seen("a", "b", 6 * MB), best=50 * MB)
+    state, changes = folded(known(), *[[hiccup, *(seen(*e, 50 * MB) for e in RING[1:])]] * 4)
+    assert changes == []
+    assert bandwidth(state, "a", "b") == FAST
+
+
+def test_a_link_whose_slowness_differs_from_window_to_window_is_not_blamed():
+    others = [seen(*e, 50 * MB) for e in RING[1:]]
+    rates = (3, 9, 30, 12, 5) * 2
+    _, changes = folded(known(), *[[seen("a", "b", rate * MB), *others] for rate in rates])
+    assert changes == []

@@ -95,6 +95,15 @@ def test_all_gather_returns_payloads_of_unequal_length_in_rank_order(place):
     assert all(w.result == [b"", b"x" * 1000, b"x" * 2000, b"x" * 3000] for w in works)
 
 
+@pytest.mark.parametrize("length", [503, 504, 505])
+def test_all_gather_around_the_size_of_one_frame_loses_and_adds_nothing(place, length):
+    comms = place.epoch(3)
+    payloads = [bytes([1 + c.rank]) * (length + c.rank - 1) for c in comms]
+    works = [c.all_gather(p) for c, p in zip(comms, payloads, strict=True)]
+    wait_all(works)
+    assert all(w.result == payloads for w in works)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool], ids=str)
 def test_broadcast_copies_the_roots_buffer(place, dtype):
     comms = place.epoch(3)

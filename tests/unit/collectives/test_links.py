@@ -9,7 +9,8 @@ import time
 import pytest
 from declared_network import two_nics
 
-from atoll.collectives.tcp_links import Line, Links, Pressure, counts
+from atoll.collectives import tcp_links
+from atoll.collectives.tcp_links import Counts, Line, Links, Pressure, counts
 
 
 @pytest.fixture
@@ -60,10 +61,10 @@ def test_only_what_went_under_pressure_is_counted_and_only_once(pair):
     carry(left, right, 300_000)
     pressure.ends(10.5)
     carry(left, right, 100_000)
-    carried, busy = pressure.taken(11.0)
+    carried, busy, _ = pressure.taken(11.0)
     assert carried == 300_000
     assert 0.0 <= busy <= 0.5
-    assert pressure.taken(12.0) == (0, 0.0)
+    assert pressure.taken(12.0) == (0, 0.0, 0.0)
 
 
 def test_pressure_that_goes_on_is_counted_up_to_now(pair):
@@ -95,3 +96,16 @@ def test_connections_between_addresses_of_no_known_nic_are_left_out(pair):
     pressure.begins(time.monotonic())
     carry(left, right, 1000)
     assert links.observe({1: [Line(left, pressure)]}) == ()
+
+
+def test_the_best_stretch_is_told_beside_the_whole(pair, monkeypatch):
+    left, _ = pair
+    kernel = [(0, 0.0), (100_000, 1.0), (100_000, 1.0), (200_000, 1.1), (200_000, 1.1), (201_000, 1.1001)]
+    monkeypatch.setattr(tcp_links, "counts", lambda _sock: Counts(*kernel.pop(0), 0.0, 0.0))
+    pressure = Pressure(left)
+    for begun in (10.0, 20.0, 30.0):
+        pressure.begins(begun)
+        pressure.ends(begun + 5.0)
+    carried, busy, best = pressure.taken(40.0)
+    assert (carried, busy) == (201_000, pytest.approx(1.1001))
+    assert best == pytest.approx(1_000_000)  # a thousand bytes are no stretch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from declared_network import MBIT, declared, island_nodes, two_nics
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from atoll.collectives.fabric import fabric_of
 from atoll.collectives.network import network_on
-from atoll.collectives.planner import Planner
+from atoll.collectives.planner import Planner, turned
 
 CODED = {"int8": 0.25, "onebit": 1 / 32}
 
@@ -82,3 +84,22 @@ def test_no_plan_is_predicted_to_beat_the_bound(topology, count, codec):
 def test_ranks_alone_or_on_unmeasured_hosts_have_a_plan():
     assert Planner(fabric_of(["x"]), 0).plan(10, 4).size == 1
     assert Planner(fabric_of(["x", "y", "z"]), (0, 1, 2)).plan(10, 4).size == 3
+
+
+def test_around_one_slow_link_between_islands_others_meet_as_fast_as_before():
+    whole = two_nics(2, 2)
+    ends = {"a0", "b0"}
+    links = tuple(replace(k, bandwidth=k.bandwidth / 5) if {k.source, k.target} == ends else k for k in whole.links)
+    before, after = planner_of(whole), planner_of(replace(whole, links=links))
+    assert [planner.choose(1 << 17, 4).recipe.groups for planner in (before, after)] == [
+        ((0, 1), (2, 3)),
+        ((0, 1), (3, 2)),
+    ]
+    assert after.choose(1 << 17, 4).predicted_s < 1.05 * before.choose(1 << 17, 4).predicted_s
+
+
+def test_groups_are_turned_only_where_that_gains():
+    planner = planner_of(two_nics(3, 3))
+    groups = ((0, 1, 2), (3, 4, 5))
+    assert turned(groups, planner.fabric) == groups
+    assert turned((0, 1, 2), planner.fabric) == (0, 1, 2)

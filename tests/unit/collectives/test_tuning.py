@@ -7,9 +7,17 @@ import dataclasses
 import pytest
 from declared_network import MBIT, two_nics
 
+from atoll.collectives.attribution import MIN_BYTES
 from atoll.collectives.network import network_on
 from atoll.collectives.telemetry import Trace
-from atoll.collectives.tuning import DISTRUST_WINDOWS, KEPT_GENERATIONS, TRIAL_WINDOWS, WINDOW_BYTES, Told, Tuning
+from atoll.collectives.tuning import (
+    DISTRUST_WINDOWS,
+    TRIAL_WINDOWS,
+    WINDOW_BYTES,
+    Told,
+    Tuning,
+    window_bytes,
+)
 from atoll.schema.topology import Observation, Topology
 
 SLOW = {"bytes": 2_000_000, "busy_s": 2.0}  # a hundred times slower than an island's link
@@ -63,6 +71,7 @@ def test_operations_that_take_what_was_planned_change_nothing(pace):
 def test_a_link_that_is_slow_for_two_windows_is_planned_around():
     here = tuning()
     first = here.newest
+    here.count(WINDOW_BYTES)
     assert here.told(window(5.0))
     assert (here.newest, here.changes) == (first, [])
     assert here.told(window(5.0))
@@ -92,14 +101,18 @@ def test_who_comes_last_tells_the_pace():
     assert here.changes == []
 
 
-def test_old_generations_are_forgotten_and_the_last_few_are_kept():
+def test_generations_that_nobody_will_ask_for_are_forgotten_however_far_the_windows_ran_ahead():
     here = tuning()
-    for _ in range(KEPT_GENERATIONS + 4):
+    assert [here.count(WINDOW_BYTES) for _ in range(2)] == [0, 0]
+    for _ in range(20):
+        here.windows += 1
         here.told(window(None, seen=False))
-    newest = KEPT_GENERATIONS + 4
-    assert all(here.planner(g) is here.newest for g in range(newest - KEPT_GENERATIONS + 1, newest + 1))
+    assert [here.planner(0) is here.newest for _ in range(2)] == [True, True]
+    here.windows += 1
+    here.told(window(None, seen=False))
     with pytest.raises(KeyError):
-        here.planner(newest - KEPT_GENERATIONS)
+        here.planner(0)
+    assert here.planner(here.count(WINDOW_BYTES)) is here.newest
 
 
 def test_pace_and_rate_are_of_operations_since_last_asked():
@@ -174,3 +187,14 @@ def test_a_pair_whose_link_turned_slow_is_not_planned_on_a_nic_by_which_it_did_n
     for _ in range(2):
         here.told(at(100.0, window(5.0)))
     assert here.network.fabric.routes[0, 1].bandwidth < 10 * MBIT
+
+
+def test_a_small_model_on_slow_links_has_windows_of_two_steps():
+    here, gradient = tuning(), 1 << 19
+    assert [(here.count(gradient), here.window_ends())[1] for _ in range(6)] == [False, True] * 3
+
+
+def test_fast_links_are_measured_by_many_bytes_and_the_slowest_by_enough_to_tell():
+    fast, slow = (two_nics(2, 2, inside=rate, across=rate) for rate in (10_000 * MBIT, 1 * MBIT))
+    assert window_bytes(fast, 4) == WINDOW_BYTES
+    assert window_bytes(slow, 4) == 4 * MIN_BYTES

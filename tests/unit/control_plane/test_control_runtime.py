@@ -59,8 +59,8 @@ class FakeAgent:
         self.commands = []
         self.beats = 0
 
-    async def say(self, fact):
-        await self.stream.write(Frame(body=encode(fact)))
+    async def say(self, *facts):
+        await self.stream.write(Frame(body=b"\n".join(encode(fact) for fact in facts)))
 
     async def until(self, kind):
         async with asyncio.timeout(5):
@@ -154,8 +154,8 @@ def test_run_goes_from_submission_to_its_end(tmp_path):
             await there.say(m.TrainerSaid(run=run, fact=m.TrainerReady(trainer=trainer, host="h", port=1)))
             told = await there.until(m.TellTrainer)
             assert told.command.epoch == 1
-            await there.say(m.TrainerSaid(run=run, fact=m.TrainerFinished(trainer=trainer, step=3)))
-            await there.say(m.TrainerExited(trainer=trainer, run=run, pid=5, exit_status=0))
+            finished = m.TrainerSaid(run=run, fact=m.TrainerFinished(trainer=trainer, step=3))
+            await there.say(finished, m.TrainerExited(trainer=trainer, run=run, pid=5, exit_status=0))  # in one frame
             await there.until(m.ForgetTrainer)
             assert (tmp_path / "runs" / run).is_dir()
         reader = HistoryReader(tmp_path / "history.sqlite")

@@ -69,6 +69,9 @@ def test_run_that_does_not_say_chaos_is_never_hurt():
         ({"harm": Harm.DIE}, "invalid-spec"),
         ({"place": "before-vote"}, "invalid-spec"),
         ({"harm": Harm.STOP, "for_s": -1.0}, "invalid-spec"),
+        ({"harm": Harm.STOP, "for_s": float("inf")}, "invalid-spec"),
+        ({"harm": Harm.STOP, "for_s": float("nan")}, "invalid-spec"),
+        ({"harm": Harm.FLIP, "for_s": 5.0}, "invalid-spec"),
     ],
 )
 def test_wish_that_cannot_be_is_answered_with_its_problem(changes, code):

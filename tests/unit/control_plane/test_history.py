@@ -1,7 +1,10 @@
+import time
+
 import pytest
 from imagined_network import imagined_network
 
 from atoll.control_plane import effects as fx
+from atoll.control_plane import sql_history
 from atoll.control_plane.sql_history import HistoryReader, HistoryWriter
 from atoll.schema.codec import from_plain
 from atoll.schema.spec import JobKind
@@ -122,4 +125,50 @@ def test_full_disk_costs_lines_and_not_the_writer(tmp_path):
     writer.close()
     reader = HistoryReader(path)
     assert [e["text"] for e in reader.events()] == ["later"]
+    reader.close()
+
+
+def test_what_a_full_disk_refuses_is_kept_and_written_when_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(sql_history, "AGAIN_S", 0.01)
+    insert = dict(sql_history._INSERT)
+    monkeypatch.setitem(sql_history._INSERT, fx.Note, "INSERT INTO no_such_table VALUES (1)")
+    writer = HistoryWriter(tmp_path / "h.sqlite")
+    reader = HistoryReader(tmp_path / "h.sqlite")
+    writer.put(note("one"))
+    writer.put(fx.ShowRun(view=run_view()))
+    while not writer.problem:
+        time.sleep(0.005)
+    assert reader.events() == []
+    monkeypatch.setitem(sql_history._INSERT, fx.Note, insert[fx.Note])
+    writer.put(note("two"))
+    writer.close()
+    assert [e["text"] for e in reader.events()] == ["one", "two"]
+    assert reader.run("r")
+    reader.close()
+
+
+def test_full_disk_keeps_no_history_writer_from_beginning(tmp_path, monkeypatch):
+    tables = sql_history._TABLES
+    monkeypatch.setattr(sql_history, "_TABLES", ("CREATE TABLE no such thing",))
+    writer = HistoryWriter(tmp_path / "h.sqlite")
+    assert writer.problem
+    monkeypatch.setattr(sql_history, "_TABLES", tables)
+    writer.put(note("one"))
+    writer.close()
+    reader = HistoryReader(tmp_path / "h.sqlite")
+    assert [e["text"] for e in reader.events()] == ["one"]
+    reader.close()
+
+
+def test_of_views_the_newest_waits_and_of_lines_the_last():
+    views = [fx.ShowRun(view=run_view(step=step)) for step in range(3)]
+    lines = [note(str(n)) for n in range(sql_history.KEPT + 5)]
+    assert sql_history.newest([*views, *lines]) == [*lines, views[-1]]
+    assert sql_history.last([*lines, views[-1]]) == [*lines[5:], views[-1]]
+
+
+def test_disk_with_room_keeps_a_burst_of_any_length(written, monkeypatch):
+    monkeypatch.setattr(sql_history, "KEPT", 3)
+    reader = written(*(note(str(n)) for n in range(10)))
+    assert len(reader.events()) == 10
     reader.close()

@@ -1,4 +1,5 @@
 import errno
+import os
 import sqlite3
 
 import pytest
@@ -6,6 +7,7 @@ from sqlalchemy.exc import OperationalError
 
 from atoll.control_plane import records as r
 from atoll.control_plane import sql_journal
+from atoll.control_plane.fs_reserve import log_of, widen
 from atoll.control_plane.sql_journal import Journal
 from atoll.errors import ClusterError
 from atoll.schema.messages import Member
@@ -144,3 +146,43 @@ def test_control_plane_that_cannot_start_for_want_of_space_says_so(path, monkeyp
     monkeypatch.setattr(sql_journal, "_take", always_full)
     with pytest.raises(ClusterError, match=r"is full: .*; free some space"):
         opened(path)
+
+
+def test_log_has_its_space_beforehand_and_keeps_what_is_decided(path):
+    journal = opened(path)
+    log = log_of(path)
+    assert log.stat().st_size == sql_journal.LOG_BYTES
+    for _ in range(50):
+        journal.append((ALL[0],))
+    assert log.stat().st_size == sql_journal.LOG_BYTES
+    journal.close()
+    journal = opened(path)
+    assert journal.records() == [ALL[0]] * 50
+    journal.close()
+
+
+def test_space_of_the_reserve_goes_to_the_log_before_others_take_it(path, monkeypatch):
+    journal = opened(path)
+    write, full = journal._write, [True]
+
+    def once_full(records):
+        if full.pop() if full else False:
+            raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+        write(records)
+
+    monkeypatch.setattr(journal, "_write", once_full)
+    journal.append((ALL[5],))
+    assert log_of(path).stat().st_size > sql_journal.LOG_BYTES
+    journal.close()
+
+
+def test_space_that_the_disk_has_not_changes_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    file = tmp_path / "log"
+    file.write_bytes(b"kept")
+    assert not widen(file, 4096)
+    assert file.read_bytes() == b"kept"
+    assert widen(file, 4)

@@ -14,6 +14,7 @@ from atoll.control_plane.probes import (
     REFRESH_S,
     RETRY_S,
     SETTLE_S,
+    SLOW_AGAIN_S,
     WINDOW_S,
     Probes,
 )
@@ -279,7 +280,7 @@ def test_traffic_of_several_trainers_is_judged_together():
     told = []
     for _ in range(2):
         for a, b in ("ac", "bc"):  # two senders, each in words of its own
-            world.probes.observed([seen(a, b, 5 * MB)])
+            world.probes.observed([seen(a, b, 5 * MB)], clock=world.clock)
         world.clock += WINDOW_S
         told += world.tick()[0]
     assert [c.what.value for c in told] == ["receiver"]
@@ -291,7 +292,7 @@ def test_a_link_that_carries_traffic_well_needs_no_probe():
     world.run(5)
     world.asked.clear()
     for _ in range(40):
-        world.probes.observed([seen("a", "b", 55 * MB)])
+        world.probes.observed([seen("a", "b", 55 * MB)], clock=world.clock)
         world.run(REFRESH_S / 10)
     assert world.asked == []
 
@@ -305,3 +306,24 @@ def test_the_part_of_some_nodes_has_their_links_and_trunks_alone():
     assert [h.node for h in part.hosts] == ["a", "b"]
     assert part.version == world.probes.known.topology.version
     assert world.probes.part({"a"}) is None
+
+
+def test_a_link_that_traffic_found_slow_is_asked_soon_and_often_until_it_is_well():
+    slowed = [60 * MB]
+    world = World("ab", lambda *_: slowed[0])
+    world.run(5)
+    slowed[0] = 5 * MB
+    for _ in range(2):
+        world.probes.observed([seen("a", "b", 5 * MB)], clock=world.clock)
+        world.run(1)
+    assert world.rates()["a", "b"] == pytest.approx(5 * MB)
+    world.asked.clear()
+    world.run(3 * SLOW_AGAIN_S)
+    assert 2 <= len(world.asked) <= 4
+    slowed[0] = 60 * MB
+    told = world.run(2 * SLOW_AGAIN_S)
+    assert world.rates()["a", "b"] == pytest.approx(60 * MB)
+    assert told
+    world.asked.clear()
+    world.run(REFRESH_S / 2)
+    assert world.asked == []

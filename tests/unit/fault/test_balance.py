@@ -153,3 +153,13 @@ def test_noise_splits_nothing_anew():
     for _ in range(300):
         window = [rows(even, {t: 0.1 * chance.lognormvariate(0.0, 0.3) for t in FAST}, 1)[0] for _ in range(LONG)]
         assert balance.resplit(window, FAST, LONG) is None
+
+
+def test_a_verdict_since_the_last_split_is_news_and_waits_for_no_doubled_pause():
+    rhythm = balance.Rhythm()
+    for step in (1, 21, 61):
+        rhythm.took(step)
+    assert not rhythm.allows(81)
+    assert not rhythm.allows(81, 61)
+    assert rhythm.allows(81, 70)
+    assert not rhythm.allows(80, 70)

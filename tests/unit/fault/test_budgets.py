@@ -72,3 +72,14 @@ def test_memory_that_runs_out_on_all_workers_at_once_ends_the_run():
 def test_only_memory_is_remembered_across_commits():
     losses = [loss(Cause.HARDWARE), loss(Cause.MEMORY), loss(Cause.CRASH)]
     assert [x.cause for x in after_commit(losses)] == [Cause.MEMORY]
+
+
+def test_replicas_that_differ_wherever_they_run_end_it_though_steps_are_committed_between():
+    differ = [loss(Cause.CORRUPT, trainer=f"t{i}", step=100 * i) for i in range(12)]
+    assert verdict(after_commit(differ[:11]), workers=4) == ""
+    assert "12 replicas came to differ from the others, last t11" in verdict(after_commit(differ), workers=4)
+
+
+def test_replicas_that_differ_once_in_a_long_while_are_borne():
+    differ = [loss(Cause.CORRUPT, step=1000 * i) for i in range(12)]
+    assert verdict(differ, workers=4) == ""

@@ -23,6 +23,14 @@ def test_epoch_that_never_committed_is_passed_over():
     assert cost([*OLD, *later], 0.45, epoch=1).epoch == 4
 
 
+def test_epoch_with_a_single_step_is_measured_by_the_undisturbed_step_of_the_next():
+    one = Commit(step=5, at=0.8, epoch=2, members=3)
+    joined = [Commit(step=s, at=1.0 + (s - 6) / 10, epoch=3, members=4) for s in range(6, 12)]
+    found = cost([*OLD, one, *joined], 0.45, epoch=1)
+    assert (found.raw_s, found.step_s) == pytest.approx((0.35, 0.1))
+    assert (found.epoch, found.members) == (2, 3)
+
+
 @pytest.mark.parametrize("commits", [OLD, [*OLD, *NEW[:4]]])
 def test_cost_is_unknown_before_new_members_showed_an_undisturbed_step(commits):
     assert cost(commits, 0.45, epoch=1) is None

@@ -241,3 +241,10 @@ def test_all_waiting_in_a_circle_is_no_hang_of_anybody():
         world.process(one, idle_for=60.0)
         world.waits(one, silent=[other])
     assert isinstance(only(world), HungLink)
+
+
+def test_stop_that_may_be_over_as_its_node_tells_nothing_counts_no_more():
+    world = Imagined()
+    world.process("t3", stopped_for=UNAWAITED_S)
+    world.silent(world.trainers["t3"].node, for_s=1.0)
+    assert [v for v in world.verdicts() if getattr(v, "why", None) is Why.STOPPED] == []

@@ -61,6 +61,18 @@ def test_islands_of_one_node_are_lost_nodes():
     assert isinstance(only(world), NodeLost)
 
 
+def test_host_that_died_is_no_part_that_reaches_us():
+    world = Imagined()
+    world.unheard("b1", by=["a1"], for_s=SILENCE_S)
+    world.silent("b1", for_s=SILENCE_S - 0.15)
+    world.all_wait_for("t2")
+    assert world.verdicts() == []
+    world = Imagined()
+    world.unheard("b1", by=["a1"], for_s=SILENCE_S)
+    world.all_wait_for("t2")
+    assert isinstance(only(world), Partitioned)
+
+
 def test_parts_that_both_reach_us_are_split_once_the_run_feels_it():
     world = deaf()
     assert world.verdicts() == []

@@ -103,7 +103,7 @@ def test_finished_member_is_not_a_loss():
     assert choose(done, standing("b")) == Steady()
 
 
-@pytest.mark.parametrize("failures", range(6))
+@pytest.mark.parametrize("failures", range(-1, 6))
 def test_backoff_never_shrinks(failures):
     assert backoff(failures) <= backoff(failures + 1)
 

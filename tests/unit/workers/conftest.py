@@ -28,6 +28,7 @@ class FakeWork:
     def __init__(self, comm):
         self._comm = comm
         self._done = False
+        self._calls = []
         self.result = None
 
     @property
@@ -36,6 +37,16 @@ class FakeWork:
 
     def finish(self, result):
         self.result, self._done = result, True
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call(self)
+
+    def add_done_callback(self, call):
+        with self._comm.group.changed:
+            if not self._done:
+                self._calls.append(call)
+                return
+        call(self)
 
     def wait(self, timeout=None):
         changed = self._comm.group.changed
@@ -110,6 +121,9 @@ class FakeGroup:
 
 
 class FakeComm:
+    def detours(self):
+        return ()
+
     def observations(self):
         return ()
 
@@ -156,12 +170,17 @@ class FakeComm:
 
     def _deliver(self, source, to, tag):
         with self.group.changed:
-            mail = self.group.mail.get((source, to, tag), [])
             wanted = self.group.mail.get(("wanted", source, to, tag), [])
+            if source is None:  # from anybody: whoever has sent first
+                sources = [k[0] for k, v in self.group.mail.items() if k[1:] == (to, tag) and v]
+                source = sources[0] if sources else None
+            elif not wanted:
+                wanted = self.group.mail.get(("wanted", None, to, tag), [])
+            mail = self.group.mail.get((source, to, tag), [])
             while mail and wanted:
                 sent, (buffer, work) = mail.pop(0), wanted.pop(0)
                 buffer.copy_(sent)
-                work.finish(None)
+                work.finish(source)
             self.group.changed.notify_all()
 
     def abort(self, reason, culprit=None):

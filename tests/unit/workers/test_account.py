@@ -73,3 +73,55 @@ def test_commits_after_the_checkpoint_that_a_lost_run_returned_to_do_not_count()
     again = [plan_line(PLAN, begin=1, epoch=2), *whole(2, epoch=2), committed_line(2, 2, 0)]
     account = merge([*lines, *again])
     assert (account.steps, account.samples, account.lost, account.repeated, account.problems) == (2, 8, 0, 0, ())
+
+
+def test_steps_undone_by_a_return_to_earlier_copies_are_told_and_count_once():
+    lines = [plan_line(PLAN, begin=0, epoch=1)]
+    lines += [line for step in (1, 2, 3) for line in (*whole(step), committed_line(step, 1, 0))]
+    lines += [plan_line(PLAN, begin=1, epoch=2)]
+    lines += [line for step in (2, 3) for line in (*whole(step, 2), committed_line(step, 2, 0))]
+    account = merge(lines)
+    assert (account.steps, account.samples, account.lost, account.repeated) == (3, 12, 0, 0)
+    assert account.again == (2, 3)
+    assert not account.problems
+
+
+def done(epoch, *steps):
+    return [line for step in steps for line in (*whole(step, epoch), committed_line(step, epoch, 0))]
+
+
+def test_checkpoint_from_before_a_return_to_copies_holds_what_that_return_undid():
+    lines = [plan_line(PLAN, begin=0, epoch=1), *done(1, 1, 2, 3, 4)]
+    lines += [plan_line(PLAN, begin=1, epoch=2), *done(2, 2)]
+    lines += [plan_line(PLAN, begin=3, epoch=3, line=1), plan_line(PLAN, begin=3, epoch=3), *done(3, 4)]
+    account = merge(lines)
+    assert (account.steps, account.samples, account.lost, account.repeated) == (4, 16, 0, 0)
+    assert (account.gaps, account.again, account.problems) == ((), (2, 4), ())
+
+
+def test_checkpoint_from_after_a_return_to_copies_does_not_bring_back_what_that_undid():
+    lines = [plan_line(PLAN, begin=0, epoch=1), *done(1, 1, 2, 3, 4)]
+    lines += [plan_line(PLAN, begin=1, epoch=2), *done(2, 2)]
+    lines += [plan_line(PLAN, begin=2, epoch=3, line=2), *done(3, 4)]
+    account = merge(lines)
+    assert (account.gaps, account.lost) == ((3,), 4)
+
+
+def test_rows_left_out_are_told_apart_from_lost_ones():
+    first, second = PLAN.grain(1, 0), PLAN.grain(1, 1)
+    account = merge([plan_line(PLAN, begin=0, epoch=1), fed_line(1, 1, 0, first, second), committed_line(1, 1, 0)])
+    assert (account.samples, account.left_out, account.lost, account.repeated) == (2, 2, 0, 0)
+
+
+def test_rows_left_out_by_a_try_that_did_not_commit_do_not_count():
+    first, second = PLAN.grain(1, 0), PLAN.grain(1, 1)
+    tried = fed_line(1, 1, 0, first, second)
+    account = merge([plan_line(PLAN, begin=0, epoch=1), tried, *whole(1, epoch=2), committed_line(1, 2, 1)])
+    assert (account.samples, account.left_out, account.lost, account.repeated) == (4, 0, 0, 0)
+
+
+def test_row_both_fed_and_left_out_is_repeated():
+    first, second = PLAN.grain(1, 0), PLAN.grain(1, 1)
+    lines = [fed_line(1, 1, 0, first, second), fed_line(1, 1, 0, second)]
+    account = merge([plan_line(PLAN, begin=0, epoch=1), *lines, committed_line(1, 1, 0)])
+    assert (account.left_out, account.lost, account.repeated) == (2, 0, 2)

@@ -11,6 +11,7 @@ from atoll.workers.buddies import (
     arrange,
     buddies,
     column_of,
+    fallback,
     group_of,
     kept,
     missing,
@@ -20,8 +21,8 @@ from atoll.workers.buddies import (
 )
 
 
-def holding(index, size=3, step=7, *, copy=False, key="live"):
-    return Holding(key=key, size=size, index=index, step=step, copy=copy)
+def holding(index, size=3, step=7, *, copy=False, key="live", line=0):
+    return Holding(key=key, size=size, index=index, step=step, copy=copy, line=line)
 
 
 def member(index, size=3, *, group=0, node="n", held=(), live=True):
@@ -173,3 +174,57 @@ def test_any_single_loss_is_recoverable_with_copies(seed):
     survivors = [s for i, s in enumerate(standings) if i != lost]
     assert recovery(survivors, 7, size - 1, range(size - 1)) is not None
     assert kept(standings[keepers[lost]], Place(size=size, group=0, index=lost), 7) is not None
+
+
+def kept_of(index, *steps, ward=None, size=3, line=0):
+    """What a member keeps where all are copied each few steps: its own shard and its ward's."""
+    own = tuple(holding(index, size, s, key=f"kept-{s}", line=line) for s in steps)
+    copies = tuple(holding(ward, size, s, key=f"copy-{s}", copy=True, line=line) for s in steps if ward is not None)
+    return own + copies
+
+
+def test_all_fall_back_to_the_newest_step_of_which_every_shard_is_held():
+    standings = [NEW, member(0, held=kept_of(0, 3, 6, ward=1)), member(2, held=kept_of(2, 3, 6, ward=0))]
+    assert recovery(standings, 7, 3, [1]) is None
+    found = fallback(standings, 7, 3)
+    assert (found.step, found.size) == (6, 3)
+    assert found.holders == {0: (1, "kept-6"), 1: (1, "copy-6"), 2: (2, "kept-6")}
+
+
+def test_copy_that_did_not_arrive_before_the_loss_leads_back_further():
+    arrived = (*kept_of(0, 3, ward=1), *kept_of(0, 6))
+    standings = [NEW, member(0, held=arrived), member(2, held=kept_of(2, 3, 6, ward=0))]
+    assert fallback(standings, 7, 3).step == 3
+
+
+def test_copies_of_a_step_that_was_undone_are_not_mixed_with_those_of_its_second_time():
+    standings = [NEW, member(0, held=kept_of(0, 6, ward=1, line=1)), member(2, held=kept_of(2, 6, ward=0, line=2))]
+    assert fallback(standings, 7, 3) is None
+
+
+def test_rank_and_buddy_lost_leave_nothing_to_fall_back_to():
+    standings = [NEW, NEW, member(2, held=kept_of(2, 3, 6, ward=1))]
+    assert fallback(standings, 7, 3) is None
+
+
+def test_shards_of_the_old_size_are_fallen_back_to_where_nobody_takes_the_place():
+    standings = [member(0, held=kept_of(0, 6, ward=1)), member(2, held=kept_of(2, 6, ward=0))]
+    found = fallback(standings, 7, 2)
+    assert (found.step, found.size, sorted(found.holders)) == (6, 3, [0, 1, 2])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_single_loss_leads_back_to_the_last_step_that_all_buddies_acknowledged(seed):
+    draw = random.Random(seed)
+    size = draw.randint(2, 7)
+    keepers = ring([draw.choice("abc") for _ in range(size)])
+    lost = draw.randrange(size)
+    newest = [draw.random() < 0.5 for _ in range(size)]
+    standings = []
+    for i in range(size):
+        ward = keepers.index(i)
+        held = [*kept_of(i, 3, 6, size=size), *kept_of(i, 3, ward=ward, size=size)[1:]]
+        held += [holding(ward, size, 6, key="copy-6", copy=True)] if newest[i] else []
+        standings.append(member(i, size, held=held))
+    survivors = [s for i, s in enumerate(standings) if i != lost]
+    assert fallback([*survivors, NEW], 7, size).step == (6 if newest[keepers[lost]] else 3)

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from atoll.schema.messages import (
     CheckpointCopied,
     CheckpointIntervalChosen,
     EpochJoined,
+    Rewound,
     StepCommitted,
     TrainerFailed,
     TrainerFinished,
@@ -94,6 +96,32 @@ def test_run_that_lost_all_members_returns_to_its_own_checkpoint(crew, tmp_path)
     run_crew(again, train_with(steps=6), "b")
     assert again.hosts["b"].facts(EpochJoined)[0].step == 5
     assert again.hosts["b"].told[-1] == TrainerFinished(trainer="b", step=6)
+
+
+def test_checkpoints_in_doubt_do_not_count_and_their_steps_are_saved_anew(crew, tmp_path):
+    kept = str(tmp_path / "kept")
+    run_crew(crew("a", checkpoint_every=2, checkpoint_dir=kept), train_with(steps=5), "a")
+    again = crew("b", checkpoint_every=2, checkpoint_dir=kept)
+    host = again.hosts["b"]
+    host.identity = dataclasses.replace(host.identity, rewound=Rewound(step=3, epoch=1))
+    run_crew(again, train_with(steps=6), "b")
+    assert host.facts(EpochJoined)[0].step == 3
+    assert [f.step for f in host.facts(CheckpointCommitted)] == [4, 6]
+
+
+def test_checkpoints_in_doubt_are_better_than_none(crew, tmp_path):
+    kept = str(tmp_path / "kept")
+    run_crew(crew("a", checkpoint_every=2, checkpoint_dir=kept, keep_checkpoints=1), train_with(steps=4), "a")
+    again = crew("b", checkpoint_dir=kept)
+    host = again.hosts["b"]
+    host.identity = dataclasses.replace(host.identity, rewound=Rewound(step=2, epoch=1))
+    run_crew(again, train_with(steps=6), "b")
+    assert host.facts(EpochJoined)[0].step == 5
+
+
+def test_checkpoints_of_later_epochs_are_in_no_doubt():
+    rewound = Rewound(step=3, epoch=2)
+    assert [rewound.spoils(*c) for c in ((3, 1), (4, 2), (4, 3))] == [False, True, False]
 
 
 def test_resume_with_another_batch_is_refused(crew, lone_host, tmp_path):

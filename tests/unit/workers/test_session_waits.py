@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from atoll.errors import UserError
 from atoll.schema.messages import Busy, PeerDown, StepCommitted, TrainerFailed
 from atoll.workers.busy_runtime import FIRST_STEP, FIRST_STEP_S, Announcements
+from atoll.workers.context import Context
 from atoll.workers.torch_ddp import solo_group
 
 GRAINS, MICRO = 6, 2
@@ -145,11 +147,33 @@ def test_the_end_of_an_inner_announcement_says_again_what_is_left_of_the_outer_o
     announced.end("first step")
     assert [(f.what, f.limit_s) for f in host.facts(Busy)] == [
         ("first step", 60.0),
-        ("evaluate", 5.0),
-        ("evaluate", 0.0),
+        ("evaluate", 50.0),
         ("first step", 48.0),
         ("first step", 0.0),
     ]
+
+
+def test_an_inner_announcement_that_is_longer_counts_while_it_lasts(connected):
+    host, clock = connected.hosts["a"], Clock()
+    announced = Announcements(host, clock)
+    announced.begin("outer", 5.0)
+    announced.begin("inner", 60.0)
+    clock.at += 2.0
+    announced.end("inner")
+    announced.end("outer")
+    assert [(f.what, f.limit_s) for f in host.facts(Busy)] == [
+        ("outer", 5.0),
+        ("inner", 60.0),
+        ("outer", 3.0),
+        ("outer", 0.0),
+    ]
+
+
+@pytest.mark.parametrize("limit_s", [float("inf"), float("nan"), -1.0, 0.0])
+def test_an_announcement_without_an_end_is_refused(connected, limit_s):
+    context = Context(connected.hosts["a"], None)
+    with pytest.raises(UserError, match="more than 0, that it may take"), context.busy("evaluate", limit_s=limit_s):
+        pass
 
 
 def test_an_outer_announcement_past_its_limit_is_not_said_again(connected):
