@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import checkpoint_parts_gpu as devices
+from benchmarks import checkpoint_parts_read as reading
 from benchmarks import checkpoint_parts_reshard as resharding
 from benchmarks import checkpoint_parts_save as saving
 from benchmarks import checkpoint_parts_tables as tables
@@ -25,9 +27,12 @@ PARTS: dict[str, Part] = {
     "stall": saving.stall,
     "share": saving.share,
     "write": saving.write,
+    "read": reading.read,
+    "memory": reading.memory,
     "manifest": tables.manifest,
     "digest": tables.digest,
     "reshard": resharding.reshard,
+    "gpu": devices.gpu,
 }
 
 

@@ -54,6 +54,15 @@ class Ground:
             self.clear()
         return found
 
+    def write(self, by: str) -> list[dict[str, Any]]:
+        """As `save`, from full slabs."""
+        self._step += 1
+        found: list[dict[str, Any]] = self.crew.call(
+            ranks.write, by=by, step=self._step, folder=str(self.saves), limit_s=ranks.SAVE_S
+        )
+        self.clear()
+        return found
+
     def train(self, *, saves: bool, steps: int, rows: int) -> list[dict[str, Any]]:
         """`steps` real steps on all ranks, with or without a save among them."""
         self._step += 1

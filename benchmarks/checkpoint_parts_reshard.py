@@ -17,7 +17,7 @@ from benchmarks.checkpoint_trainers import Appointed
 from benchmarks.ranks import Crew, Rank
 from benchmarks.reporting import Figure, Report
 
-_TRIALS = (5, 1)
+_TRIALS = (3, 1)
 _BAR = 5.0
 _FEWER = RANKS - 1
 # Steps before a change: the optimizer has its moments, and each rank's buddy has its copy.

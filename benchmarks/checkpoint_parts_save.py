@@ -1,4 +1,4 @@
-"""Parts that save: how long a step is held up, how fast a slab gets durable, and how much memory that takes."""
+"""Parts that save: how long a step is held up, and how fast a slab gets durable."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def write(*, quick: bool, place: Path) -> Report:
     with ground(place) as field:
         sizes = _ready(field, quick=quick)
         for name in _WRITERS:
-            field.save(name)
+            field.write(name)
         order = timing.rounds(_WRITERS, _WRITE_ROUNDS[quick], seed=4)
-        found = timing.paired(order, [field.save(name) for name in order])
+        found = timing.paired(order, [field.write(name) for name in order])
     seconds = {name: [written(answers) for answers in saves] for name, saves in found.items()}
     raw = timing.spread(seconds["raw"])
     figures = []
@@ -117,12 +117,12 @@ def write(*, quick: bool, place: Path) -> Report:
 
 
 def phases(saves: Sequence[Sequence[dict[str, Any]]]) -> dict[str, dict[str, float | int]]:
-    """Where ours spends its time, after the first slab is full: waiting for the last slab, writing, and the record."""
-    spans: dict[str, list[float]] = {"last_slab_s": [], "parts_s": [], "record_s": []}
+    """Where ours spends its time: until the first part is durable, until the last one is, and until the record is."""
+    spans: dict[str, list[float]] = {"first_part_s": [], "last_part_s": [], "record_s": []}
     for answers in saves:
-        staged, local = [a["staged"] for a in answers], [a["local"] for a in answers]
-        spans["last_slab_s"].append(max(staged) - min(staged))
-        spans["parts_s"].append(max(local) - max(staged))
+        local = [a["local"] for a in answers]
+        spans["first_part_s"].append(min(local) - min(a["staged"] for a in answers))
+        spans["last_part_s"].append(max(local) - min(local))
         spans["record_s"].append(_ended(answers) - max(local))
     return {name: timing.spread(values).plain() for name, values in spans.items()}
 
@@ -138,7 +138,7 @@ def durable(answers: Sequence[dict[str, Any]]) -> float:
 
 
 def written(answers: Sequence[dict[str, Any]]) -> float:
-    """From the first slab that is full to the end; for savers that copy nothing first, from the call."""
+    """From full slabs to the end; for savers that copy nothing first, from the call."""
     return _ended(answers) - min(float(a["staged"]) for a in answers)
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from atoll.checkpoint.logical import RankLayout
 from atoll.checkpoint.torch_layout import lay_out
 from atoll.checkpoint.writer import Writer
+from atoll.fault.inject import arm
 from atoll.schema.ids import RunId, TrainerId
 from benchmarks.checkpoint_state import Shape, local, moved, stack, state_of, tensors
 from benchmarks.ranks import Rank
@@ -130,8 +132,30 @@ class Watch(threading.Thread):
         return self.at
 
 
-def ours(rank: Rank, step: int, compute_s: float = 0.0, rest_s: float = 0.0) -> dict[str, Any]:
-    """By Atoll, as a session does it."""
+def write(rank: Rank, *, by: str, step: int, folder: str) -> dict[str, Any]:
+    """As `save`; by Atoll it counts from the moment at which all ranks have filled their slabs, and none writes before."""
+    if by != "atoll":
+        return save(rank, by=by, step=step, folder=folder)
+    release = threading.Event()
+    arm("before-handover", lambda: _waited(release))
+
+    def go() -> float:
+        begun = rank.gate()
+        release.set()
+        return begun
+
+    return {"by": by, "begun": rank.gate(), **ours(rank, step, go=go)}
+
+
+def _waited(release: threading.Event) -> None:
+    if not release.wait(SAVE_S):
+        raise TimeoutError("a rank never had its slab filled")
+
+
+def ours(
+    rank: Rank, step: int, compute_s: float = 0.0, rest_s: float = 0.0, go: Callable[[], float] | None = None
+) -> dict[str, Any]:
+    """By Atoll, as a session does it. `go` is called when the slab is full, and says when writing begins."""
     writer, began = rank.things["writer"], time.monotonic()
     handle = writer.save(
         rank.things["laid"], rank.things["layouts"], step=step, epoch=1, rank=rank.number, weights="model"
@@ -142,12 +166,13 @@ def ours(rank: Rank, step: int, compute_s: float = 0.0, rest_s: float = 0.0) -> 
     computed = time.monotonic()
     writer.before_update()
     updating = time.monotonic()
+    begins = staged.moment() if go is None else max(staged.moment(), go())
     time.sleep(rest_s)
     durable = ended.moment()
     if not handle.committed:
         raise RuntimeError(f"step {step} was not committed: {handle.problem}")
     blocked = (called - began) + (updating - computed)
-    moments = {"staged": staged.moment(), "local": local_.moment(), "durable": durable}
+    moments = {"staged": begins, "local": local_.moment(), "durable": durable}
     return {"call_s": called - began, "blocked_s": blocked, **moments}
 
 

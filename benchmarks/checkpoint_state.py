@@ -55,10 +55,22 @@ class Block(nn.Module):
         return values + self.down(nn.functional.gelu(self.up(values)))
 
 
-def stack(shape: Shape, mesh: DeviceMesh) -> tuple[nn.Sequential, torch.optim.AdamW]:
+class Stack(nn.Sequential):
+    """Blocks of which the first `deep` compute (None: all)."""
+
+    deep: int | None = None
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """[rows, width]."""
+        for block in self[: self.deep]:
+            values = block(values)
+        return values
+
+
+def stack(shape: Shape, mesh: DeviceMesh) -> tuple[Stack, torch.optim.AdamW]:
     """The model, sharded over `mesh`, and its optimizer, which has no moments yet."""
     with torch.device("meta"):
-        model = nn.Sequential(*(Block(shape.width) for _ in range(shape.blocks)))
+        model = Stack(*(Block(shape.width) for _ in range(shape.blocks)))
     for block in model:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -67,6 +79,16 @@ def stack(shape: Shape, mesh: DeviceMesh) -> tuple[nn.Sequential, torch.optim.Ad
         for parameter in model.parameters():
             parameter.fill_(0.01 / shape.width)
     return model, torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+
+
+def shallow(shape: Shape, mesh: DeviceMesh) -> tuple[Stack, torch.optim.AdamW]:
+    """As `stack`, with all moments, of which only the first block ever computes: its steps cost next to nothing."""
+    model, optimizer = stack(shape, mesh)
+    model.deep = 1
+    for parameter in model.parameters():
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+    return model, optimizer
 
 
 def moved(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -31,7 +31,8 @@ class Kind:
     """One kind. `figure`: the name and bar in seconds of the issue's own figures; `fresh`: it ends its ground.
 
     `anew`: on a new run each time, and once its members are joined by their fast NICs: a link that was cut before is
-    left out until it was probed again, and cutting a NIC that carries nothing costs nothing.
+    left out until it was probed again, and cutting a NIC that carries nothing costs nothing. A worker that was slow
+    keeps a smaller share for a while, and would be hurt less by the next trial.
     """
 
     name: str

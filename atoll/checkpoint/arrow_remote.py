@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import fs
 
+from atoll.checkpoint.fs_retrying import Backoff
 from atoll.checkpoint.manifest import CommitRecord, Segment, unseal
 from atoll.errors import CheckpointError
 from atoll.schema.checkpoints import Tier
@@ -32,8 +33,6 @@ _STEP = re.compile(r"step-(\d+)")
 
 class RemoteError(CheckpointError):
     """The remote store failed or refused: trying again may help."""
-
-    code = "bad-remote"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +94,10 @@ class Remote:
 
     def read(self, step: int, file: str) -> bytes:
         """All of a small file."""
-        with _failing(self.where(step, file)), self._files().open_input_file(self._path(step, file)) as source:
-            return bytes(source.read())
+        size = self.size(step, file)
+        if size is None:
+            raise RemoteError(f"{self.where(step, file)} is not there")
+        return bytes(self.read_at(step, file, 0, size))
 
     def read_at(self, step: int, file: str, begin: int, length: int) -> memoryview:
         """`length` bytes from `begin`, however little the store gives at once."""
@@ -161,8 +162,8 @@ class RemoteCopy:
 
     tier = Tier.REMOTE
 
-    def __init__(self, remote: Remote, step: int) -> None:
-        self._remote, self._step = remote, step
+    def __init__(self, remote: Remote, step: int, backoff: Backoff | None = None) -> None:
+        self._remote, self._step, self._backoff = remote, step, backoff or Backoff()
 
     def where(self, file: str) -> str:
         """As `Source`."""
@@ -170,11 +171,11 @@ class RemoteCopy:
 
     def bytes_of(self, segment: Segment, begin: int, length: int) -> memoryview | None:
         """As `Source`."""
-        return self._remote.read_at(self._step, segment.file, begin, length)
+        return self._backoff.again(lambda: self._remote.read_at(self._step, segment.file, begin, length), RemoteError)
 
     def small(self, file: str) -> bytes | None:
         """As `Source`."""
-        return self._remote.read(self._step, file)
+        return self._backoff.again(lambda: self._remote.read(self._step, file), RemoteError)
 
 
 @contextmanager

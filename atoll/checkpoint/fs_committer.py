@@ -109,7 +109,7 @@ class Committer:
         with suppress(Overtaken, OSError):  # asked again, and told, with each commit
             claim.hold()
         if self._uploader is not None:
-            self._uploader.resume()
+            self._uploader.resume(claim)
 
     def _claim_again(self) -> None:
         """Whoever waits may wait for what another epoch has swept: `Overtaken` is raised then."""
@@ -135,6 +135,7 @@ class Committer:
             self._decide(handle, overdue=overdue)
         elif self._store.is_committed(handle.step):
             self._end(handle, committed=True)
+            handle.remote.set("the rank that commits sees to it")
         elif overdue:
             self._end(handle, problem="never committed by rank 0")
 

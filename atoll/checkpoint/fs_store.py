@@ -304,6 +304,15 @@ class Store:
         sync_directory(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
+    def set_aside(self, step: int) -> None:
+        """Have `step` count no more without deleting what is left of it: it cannot be read whole."""
+        directory = self.step_directory(step)
+        if self._claim is not None:
+            self._claim.hold()
+        with suppress(FileNotFoundError):
+            directory.rename(directory.with_name(f"damaged-{directory.name}-{os.urandom(4).hex()}"))
+            sync_directory(self.directory)
+
     def strays(self, step: int, run: str) -> Sequence[Path]:
         """Files that saves of `run` left at `step` and that no commit record names."""
         directory = self.step_directory(step)

@@ -19,14 +19,15 @@ from typing import TypeVar
 import xxhash
 
 from atoll.checkpoint.arrow_remote import Remote, RemoteCopy, RemoteError, RemoteRecord
+from atoll.checkpoint.fs_claims import Claim, Overtaken
 from atoll.checkpoint.fs_decisions import Decisions, counting
 from atoll.checkpoint.fs_files import read_at, reading
 from atoll.checkpoint.fs_futures import Future
 from atoll.checkpoint.fs_read import all_blocks, check_block, opened, read_block
+from atoll.checkpoint.fs_retrying import Backoff
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.manifest import BLOCK_BYTES, CommitRecord, unseal_commit
 from atoll.checkpoint.retention import Retention
-from atoll.checkpoint.retrying import Backoff
 from atoll.clock import Clock
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
@@ -84,6 +85,7 @@ class Uploader:
         self._busy = self._closing = False
         self._thread: threading.Thread | None = None
         self._told_at = 0.0
+        self._claim: Claim | None = None
 
     # -- called by others ----------------------------------------------------------------------------------------------
 
@@ -98,8 +100,12 @@ class Uploader:
                 self._thread.start()
             self._changed.notify_all()
 
-    def resume(self) -> None:
-        """This rank leads from now on: the newest step may have been cut off on its way up. Never waits."""
+    def resume(self, claim: Claim | None = None) -> None:
+        """This rank leads from now on: the newest step may have been cut off on its way up. Never waits.
+
+        Once a higher epoch than that of `claim` leads, nothing is decided or deleted here any more.
+        """
+        self._claim = claim
         steps = self._store.committed_steps()
         if steps:
             with self._changed:
@@ -130,6 +136,9 @@ class Uploader:
                 (step, future), self._waiting, self._busy = self._waiting, None, True
             try:
                 self._copy(step)
+            except Overtaken as error:
+                # No fact: the copy is in the hands of whoever overtook this one.
+                future.set(str(error))
             except Exception as error:  # noqa: BLE001 - the thread's outer edge: a failed copy is a fact
                 future.set(str(error))
                 self._say(step, TierState.FAILED, str(error))
@@ -162,6 +171,7 @@ class Uploader:
             self._send(step, file, size, pieces(directory, record, file), progress)
             progress.before, progress.file = progress.before + size, 0
         failpoint("before-decision")
+        self._still_lead()
         chosen = self._decisions.decide(step, name)
         if chosen != name:
             raise CheckpointError(f"{chosen or 'nothing'} was decided on for step {step}, and not {name}")
@@ -169,6 +179,10 @@ class Uploader:
         self._again(lambda: self._remote.write(step, name, [sealed], lambda _: None))
         failpoint("after-upload")
         self._say(step, TierState.WHOLE, self._remote.where(step))
+
+    def _still_lead(self) -> None:
+        if self._claim is not None:
+            self._claim.hold()
 
     def _send(
         self, step: int, file: str, size: int, made: Callable[[], Iterator[memoryview]], progress: _Progress
@@ -198,26 +212,15 @@ class Uploader:
         return True
 
     def _again(self, act: Callable[[], T]) -> T:
-        """What `act` returns, tried again while the store fails."""
-        failed = 0
-        while True:
-            try:
-                return act()
-            except RemoteError as error:
-                failed += 1
-                wait = self._backoff.wait_s(failed)
-                if wait is None:
-                    raise RemoteError(
-                        f"{error}; given up after {failed} tries, the next checkpoint tries anew"
-                    ) from None
-                if self._stopping.wait(wait):
-                    raise
+        return self._backoff.again(act, RemoteError, self._stopping)
 
     # -- old copies ----------------------------------------------------------------------------------------------------
 
     def _clean(self, newest: int) -> None:
         try:
             self._delete_older(newest)
+        except Overtaken:
+            return  # as in the loop
         except RemoteError as error:
             self._tell_failed(newest, f"copied, but older copies stay until the next one: {error}")
         except CheckpointError as error:
@@ -242,6 +245,7 @@ class Uploader:
             self._again(lambda found=record: read_back(self._remote, found))  # type: ignore[misc]
         for step in (*surplus, *littered):
             failpoint("before-remote-removal")
+            self._still_lead()
             if step in there:
                 self._decisions.withdraw(step, there[step])
             failpoint("after-withdrawal")

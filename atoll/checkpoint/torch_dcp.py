@@ -82,11 +82,14 @@ class StorageReader(storage.StorageReader):
         """Nothing has to be known of the others."""
 
     def prepare_local_plan(self, plan: plans.LoadPlan) -> plans.LoadPlan:
-        """As it is."""
-        return plan
+        """As it is, with the step that it is for."""
+        return replace(plan, storage_data=self._path.name)
 
     def prepare_global_plan(self, plans: list[plans.LoadPlan]) -> list[plans.LoadPlan]:
-        """As they are."""
+        """As they are. Raises `CheckpointError` where a step came in between, and ranks would read different ones."""
+        found = sorted({str(plan.storage_data) for plan in plans})
+        if len(found) > 1:
+            raise CheckpointError(f"ranks found {' and '.join(found)} as the newest: load again, or give a step's path")
         return plans
 
     def read_data(self, plan: plans.LoadPlan, planner: plans.LoadPlanner) -> Future[None]:

@@ -35,13 +35,21 @@ def read_into(reading: Reading, targets: Targets, blocks: Iterable[Block] | None
     bits = {key: _as_bits(tensor) for key, tensor in targets.items()}
 
     def deliver(key: Hashable, box: Box, values: np.ndarray) -> None:
-        target, outer = bits[key], key[1]  # type: ignore[index]
-        if isinstance(target, np.ndarray):
-            target[box.within(outer)] = values.view(target.dtype)
-        else:
-            target[box.within(outer)] = torch.from_numpy(values.view(_SIGNED[values.itemsize]).copy())
+        _put(bits[key], key[1], box, values)  # type: ignore[index]
 
     reading.read({key: Wanted(*key) for key, tensor in targets.items() if tensor.numel()}, deliver, blocks)
+
+
+def fill(target: torch.Tensor, outer: Box, box: Box, values: np.ndarray) -> None:
+    """Put the bits of `box` into `target`, which holds `outer`."""
+    _put(_as_bits(target), outer, box, values)
+
+
+def _put(target: np.ndarray | torch.Tensor, outer: Box, box: Box, values: np.ndarray) -> None:
+    if isinstance(target, np.ndarray):
+        target[box.within(outer)] = values.view(target.dtype)
+    else:
+        target[box.within(outer)] = torch.from_numpy(values.view(_SIGNED[values.itemsize]).copy())
 
 
 def read_state_1(directory: Path, record: format1.CommitRecord) -> Flat:

@@ -34,6 +34,7 @@ class Step:
     record: AnyRecord
     _reading: Reading | None = None
     _flat: Flat | None = None
+    _logicals: Mapping[str, Logical] | None = None
 
     @property
     def tree(self) -> dict[str, Any]:
@@ -43,9 +44,14 @@ class Step:
     @property
     def logicals(self) -> Mapping[str, Logical]:
         """All tensors, by name."""
-        if isinstance(self.record, CommitRecord):
-            return {one.name: one.logical for one in self.record.tensors}
-        return {name: logical_of(name, tensor) for name, tensor in self._whole(self.record).tensors.items()}
+        if self._logicals is None:
+            self._logicals = self._found(self.record)
+        return self._logicals
+
+    def _found(self, record: AnyRecord) -> Mapping[str, Logical]:
+        if isinstance(record, CommitRecord):
+            return {one.name: one.logical for one in record.tensors}
+        return {name: logical_of(name, tensor) for name, tensor in self._whole(record).tensors.items()}
 
     def fill(self, targets: Targets) -> None:
         """Each target gets its box, verified. Raises `CheckpointError`."""

@@ -64,7 +64,7 @@ class EpochEnded(Exception):
 class Ticket:
     """A send, a receive (then with its memory) or a part of the work that an operation waits for."""
 
-    __slots__ = ("also", "borrows", "done", "edge", "free", "lent", "owner", "rank", "view")
+    __slots__ = ("borrows", "done", "edge", "free", "lent", "owners", "rank", "view")
 
     def __init__(self, view: memoryview | None = None, edge: Edge | None = None, *, borrows: bool = False) -> None:
         self.view, self.edge = view, edge
@@ -74,8 +74,7 @@ class Ticket:
         self.free: Callable[[], None] | None = None
         self.done = False
         self.rank = -1  # of a receive from any rank: who sent it
-        self.owner: Waiter | None = None
-        self.also: tuple[Waiter, ...] = ()  # who else waits for it: all operations of a window for what it tells
+        self.owners: tuple[Waiter, ...] = ()  # several of what a window tells: all operations of the next but one
 
 
 class Waiter(Protocol):
@@ -387,7 +386,7 @@ class Peer:
             )
         body, free = self._inbox.body(at, size), functools.partial(self._free, bytes(frame.body))
         ticket = self.claimed
-        if ticket is not None and ticket.borrows and ticket.owner is not None:
+        if ticket is not None and ticket.borrows and ticket.owners:
             # Someone waits for it and will use it in this very turn: where it lies is good enough.
             ticket.lent, ticket.free = body, free
         else:

@@ -73,10 +73,7 @@ class Running:
         for ticket in tickets:
             if not ticket.done:
                 self.missing += 1
-                if ticket.owner is None:
-                    ticket.owner = self
-                else:
-                    ticket.also += (self,)
+                ticket.owners += (self,)
                 if ticket.edge is not None and ticket.view is not None:
                     ticket.edge.waits(self.reactor.now)
         return self.missing > 0
@@ -337,10 +334,8 @@ class Reactor:
     def complete(self, ticket: Ticket) -> None:
         """A ticket is done: a frame has left, a body is there, or whatever else an operation waits for."""
         ticket.done = True
-        if ticket.owner is not None:
-            ticket.owner.told(ticket)
-        for waiter in ticket.also:
-            waiter.told(ticket)
+        for owner in ticket.owners:
+            owner.told(ticket)
 
     def _flush(self, peer: Peer) -> None:
         """Send what the socket takes; for the rest the loop is woken."""

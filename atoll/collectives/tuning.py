@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,9 +63,10 @@ class Tuning:
         self._network, self._coded = network, coded
         self._knowledge = Knowledge(topology=in_use(network.topology))
         self._planners = {0: Planner(network.fabric, network.groups, coded=coded)}
-        # By generation, how many operations will ask for plans. Behind a slow link they may be many windows' worth.
-        self._asking: Counter[int] = Counter()
-        self._lock = threading.Lock()
+        # The generation of each operation that has not asked for plans, oldest first, and of those that have. Behind a slow
+        # link they may be many windows' worth.
+        self._counted: deque[int] = deque()
+        self._asked: Counter[int] = Counter()
         self._told = 0
         self._trial: _Trial | None = None
         self._distrusted = 0
@@ -95,8 +95,8 @@ class Tuning:
             self._operations += 1
             self._bytes += size_bytes
         generation = max(0, self.windows - 1)
-        with self._lock:
-            self._asking[generation] += 1
+        if self._network.topology.links:  # else no window ever ends
+            self._counted.append(generation)
         return generation
 
     def window_ends(self) -> bool:
@@ -112,8 +112,7 @@ class Tuning:
 
     def planner(self, generation: int) -> Planner:
         """The planner of a generation, once for each operation of it; its window must have been told."""
-        with self._lock:
-            self._asking[generation] -= 1
+        self._asked[generation] += 1
         return self._planners[generation]
 
     def took(self, trace: Trace) -> None:
@@ -149,9 +148,10 @@ class Tuning:
 
     def _forget(self) -> None:
         """What nobody will ask for any more: the windows that are over are those told here or more."""
-        with self._lock:
-            self._asking = +self._asking
-            oldest = min([*self._asking, self._told - 1])
+        while self._counted and self._asked[self._counted[0]] > 0:
+            self._asked[self._counted.popleft()] -= 1
+        self._asked = +self._asked
+        oldest = min(self._counted[0] if self._counted else self._told, self._told - 1)
         for generation in [g for g in self._planners if g < oldest]:
             del self._planners[generation]
 

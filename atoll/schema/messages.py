@@ -39,7 +39,8 @@ from atoll.schema.trainer_messages import TrainerHello as TrainerHello
 from atoll.schema.trainer_messages import TrainerReady as TrainerReady
 from atoll.schema.trainer_messages import Waiting as Waiting
 
-PROTOCOL = 1
+# 2: facts that were queued together share a frame.
+PROTOCOL = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,12 +19,14 @@ from atoll.checkpoint.fs_uploader import Destination
 from atoll.checkpoint.logical import RankLayout
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_flat import FlatState, replicated
+from atoll.checkpoint.torch_restore import Restore, none_doubted
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Handle, Writer
 from atoll.clock import SystemClock
 from atoll.errors import BatchError, CheckpointError
+from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.ids import Step, TrainerId
-from atoll.schema.messages import CheckpointIntervalChosen
+from atoll.schema.messages import CheckpointCopied, CheckpointIntervalChosen
 from atoll.workers.host import Host
 from atoll.workers.pacing import Pacing
 from atoll.workers.peers import Comm
@@ -190,7 +192,8 @@ class Saving:
     def found(self, *, epoch: int) -> Flat | None:
         """The state to begin with in `epoch`, if a checkpoint holds it.
 
-        The run's own newest one comes first (all members were lost at once), then the one that it was told to resume.
+        The run's own newest one comes first (all members were lost at once), from wherever it can be had whole, then the
+        one that it was told to resume.
         """
         run, store = self._host.identity.run, Store(self._directory)
         if store.directory.exists():
@@ -203,24 +206,31 @@ class Saving:
             store = store.under(claim)
         # Nobody writes now: what lies there whole and lacks only its record is a checkpoint, too.
         store.complete(run, now=SystemClock().now())
-        mine = [found for found in store.list() if found.run == run]
+        memory = self._writer.memory() if self._writer is not None else ()
         rewound = self._host.identity.rewound
-        if rewound is not None:
-            spoilt = [found for found in mine if rewound.spoils(found.step, found.epoch)]
-            sound = [found for found in mine if found not in spoilt]
-            # Where the one to go back to is gone, a state in doubt is better than none.
-            mine = sound or mine
-            # Out of the way, so that the same steps can be saved anew.
-            for found in spoilt if sound else ():
-                store.delete(found.step)
-        if mine:
-            self._read = (epoch, mine[-1].epoch)
-            return store.open(mine[-1].step)
+        restore = Restore(
+            store,
+            run=run,
+            damaged=self._damaged,
+            to=self._destination(),
+            memory=memory,
+            doubted=rewound.spoils if rewound is not None else none_doubted,
+        )
+        found = restore.newest()
+        if found is not None:
+            self._read = (epoch, restore.epoch)
+            return found
         return self._resumed(Path(self._resume)) if self._resume else None
 
     def line(self, epoch: int) -> int | None:
         """Which epoch of this run wrote the checkpoint that was read here to begin `epoch`, if one was."""
         return self._read[1] if self._read is not None and self._read[0] == epoch else None
+
+    def _damaged(self, step: int, tier: Tier, problem: str) -> None:
+        said = CheckpointCopied(
+            trainer=self._host.identity.trainer, step=Step(step), tier=tier, state=TierState.DAMAGED, detail=problem
+        )
+        self._host.tell(said)
 
     def _resumed(self, path: Path) -> Flat:
         if not path.is_dir():

@@ -27,6 +27,9 @@ WRITE_THE_ENVIRONMENT = {
 COMPUTE_IN_COLUMNS = frozenset(
     f"atoll.checkpoint.{name}" for name in ("columns", "coverage", "digests", "extents", "reshard_columns")
 )
+UNPICKLE_WHAT_IS_LISTED = {
+    "atoll.checkpoint.torch_dcp_files": "DCP describes its directories in a pickle; a list of plain classes is all it can name",
+}
 ALLOWED = {
     ("atoll", "atoll.launch"): "public names are resolved lazily",
 }
@@ -112,6 +115,7 @@ def test_nothing_reaches_a_shell_or_pickle(modules):
         for m in modules
         for name, line in m.imports()
         if name.split(".")[0] in {"pickle", "cloudpickle", "marshal", "shelve", "dill"}
+        if m.name not in UNPICKLE_WHAT_IS_LISTED
     ]
     wrong += [
         f"{m.name}:{node.lineno} asks for a shell"

@@ -280,12 +280,11 @@ def outcome(scenario):
         plane = ControlPlane(scenario, run_dir)
         began = time.monotonic()
         hung = plane.run()
-        losses, spent, words = {}, {}, []
+        losses, words = {}, []
         for trainer in plane.trainers.values():
             for fact in trainer.facts:
                 if type(fact).__name__ != "StepCommitted":
                     continue
-                spent[fact.step] = max(spent.get(fact.step, 0.0), fact.step_s)
                 words += [fact.backup] if fact.backup else []
                 if fact.metrics:
                     losses.setdefault(fact.step, []).append(fact.metrics["loss"])
@@ -298,7 +297,6 @@ def outcome(scenario):
             "killed": plane.killed,
             "epochs": plane.epoch,
             "losses": [losses.get(s, []) for s in range(1, scenario.get("config", {}).get("steps", STEPS) + 1)],
-            "spent": [spent[s] for s in sorted(spent)],
             "words": words,
             "left_out": account.left_out,
             "samples": account.samples,

@@ -235,6 +235,18 @@ def test_import_that_breaks_off_can_be_tried_again(tmp_path, hf):
         import_step(hf, Kind.HF, store.directory, HEADING)
 
 
+def test_tensors_of_many_blocks_come_and_go_whole(tmp_path):
+    state = {"model": {"w": torch.arange(5 << 18).view(5, -1), "b": torch.ones(3)}, "m": torch.arange(1 << 21).float()}
+    torch.save(state, tmp_path / "state.pt")
+    import_step(tmp_path / "state.pt", Kind.TORCH, tmp_path / "steps", HEADING)
+    store = Store(tmp_path / "steps")
+    assert store.verify(5).ok
+    assert sum(len(segment.blocks()) for segment in store.record(5).segments) == 3 + 3
+    same(unflatten(store.open(5)), state)
+    export_step(tmp_path / "steps", Form.HF, tmp_path / "out")
+    same(load_file(tmp_path / "out" / "model.safetensors"), state["model"])
+
+
 def test_format_1_step_exports_as_any(tmp_path):
     directory = tmp_path / "old" / "step-00000003"
     directory.mkdir(parents=True)

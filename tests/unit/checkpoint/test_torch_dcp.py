@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 from atoll.checkpoint.fs_store import Store
@@ -123,3 +124,24 @@ def test_value_that_is_no_plain_one_is_refused_by_name_and_nothing_counts(tmp_pa
     assert Store(tmp_path).list() == []
     with pytest.raises(StateError, match="holds tensors"):
         plain_value("pair", (torch.ones(1),))
+
+
+def test_ranks_that_found_unlike_newest_steps_load_none(tmp_path):
+    saved(tmp_path, trained(), step=7)
+    early = StorageReader(tmp_path)
+    early.read_metadata()
+    saved(tmp_path, trained(), step=8)
+    late = StorageReader(tmp_path)
+    late.read_metadata()
+    found = [reader.prepare_local_plan(LoadPlan([])) for reader in (early, late)]
+    with pytest.raises(CheckpointError, match="ranks found step-00000007 and step-00000008 as the newest"):
+        early.prepare_global_plan(found)
+    assert early.prepare_global_plan(found[:1]) == found[:1]
+
+
+def test_state_of_values_alone_is_a_step_too(tmp_path):
+    path = saved(tmp_path, {"n": 3, "empty": torch.empty(0)})
+    state = {"n": 0, "empty": torch.empty(0)}
+    dcp.load(state, storage_reader=StorageReader(path), no_dist=True)
+    assert state["n"] == 3
+    assert Store(tmp_path).verify(7).ok

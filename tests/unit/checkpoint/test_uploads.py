@@ -7,12 +7,13 @@ from pyarrow import fs
 from remote_stores import Flaky
 
 from atoll.checkpoint.arrow_remote import Remote, RemoteCopy
+from atoll.checkpoint.fs_claims import Claim
 from atoll.checkpoint.fs_decisions import LinkDecisions, counting
 from atoll.checkpoint.fs_futures import Ending, Future
+from atoll.checkpoint.fs_retrying import Backoff
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.fs_uploader import Destination, Uploader, read_back, record_name
 from atoll.checkpoint.retention import Retention
-from atoll.checkpoint.retrying import Backoff
 from atoll.checkpoint.torch_state import flatten
 from atoll.clock import SystemClock
 from atoll.errors import CheckpointError
@@ -203,6 +204,19 @@ def test_leader_goes_on_with_the_newest_step_by_itself(copying):
     uploader.resume()
     uploader.finish(10)
     assert kept.remote.steps() == [3]
+
+
+def test_leader_that_was_overtaken_decides_and_deletes_nothing(copying):
+    kept = copying(keep=1)
+    kept.copy(1)
+    uploader = kept.uploader()
+    Claim(kept.store.directory, run="run", epoch=2).hold()
+    uploader.resume(Claim(kept.store.directory, run="run", epoch=1))
+    ended = kept.copy(2, uploader=uploader)
+    uploader.finish(10)
+    assert "epoch 2 has claimed" in ended.problem
+    assert (kept.decisions.decided(2), kept.names(2), kept.states(2)) == ("", [], [])
+    assert len(kept.names(1)) == 1
 
 
 def test_rot_does_not_spread(copying):

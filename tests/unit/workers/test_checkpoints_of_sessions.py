@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -6,8 +7,10 @@ from torch import nn
 
 from atoll.checkpoint import interval
 from atoll.checkpoint.fs_store import Store
+from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.messages import (
     CheckpointCommitted,
+    CheckpointCopied,
     CheckpointIntervalChosen,
     EpochJoined,
     Rewound,
@@ -134,3 +137,29 @@ def test_resume_from_nowhere_is_refused(crew, lone_host, tmp_path):
     host = lone_host(resume=str(tmp_path / "nothing"))
     assert run_function(host, train_with(steps=4), connect=crew("x").fabric.connect) == 3
     assert host.told[-1].code == "bad-checkpoint"
+
+
+def test_run_whose_disk_is_lost_returns_to_its_copy_in_the_remote_store(crew, tmp_path):
+    kept, there = tmp_path / "kept", tmp_path / "there"
+    settings = {"checkpoint_every": 2, "checkpoint_dir": str(kept), "checkpoint_remote": there.as_uri()}
+    first = crew("a", **settings)
+    run_crew(first, train_with(steps=5), "a")
+    whole = [f.step for f in first.hosts["a"].facts(CheckpointCopied) if f.state is TierState.WHOLE]
+    assert whole[-1] == 4
+    shutil.rmtree(kept)
+    again = crew("b", **settings)
+    run_crew(again, train_with(steps=6), "b")
+    assert again.hosts["b"].facts(EpochJoined)[0].step == 5
+
+
+def test_run_goes_on_from_an_older_checkpoint_where_the_newest_is_damaged(crew, tmp_path):
+    kept = tmp_path / "kept"
+    run_crew(crew("a", checkpoint_every=2, checkpoint_dir=str(kept)), train_with(steps=5), "a")
+    pack = next((kept / "step-00000004").glob("e*.safetensors"))
+    pack.write_bytes(pack.read_bytes()[:-1] + b"!")
+    again = crew("b", checkpoint_every=2, checkpoint_dir=str(kept))
+    run_crew(again, train_with(steps=6), "b")
+    assert again.hosts["b"].facts(EpochJoined)[0].step == 3
+    (said,) = again.hosts["b"].facts(CheckpointCopied)
+    assert (said.step, said.tier, said.state) == (4, Tier.LOCAL, TierState.DAMAGED)
+    assert Store(kept).committed_steps() == [2, 4, 6]

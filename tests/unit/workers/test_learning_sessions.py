@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from atoll.checkpoint.fs_inspect import verify
+from atoll.checkpoint.fs_store import Store
 from atoll.fault.inject import LEARNING_FAILPOINTS, arm, disarm
-from atoll.schema.messages import Busy, EpochJoined
+from atoll.schema.messages import Busy, CheckpointFailed, EpochJoined
 from atoll.workers import learning
 from atoll.workers.fs_account import read_account
 from atoll.workers.torch_ddp import solo_group
@@ -191,9 +192,14 @@ def test_saves_beside_a_lesson_are_written_by_those_who_hold_the_state(course, t
     run.run()
     assert_whole(run, "a", "b", "c")
     found = {report.step: report for report in verify(tmp_path / "checkpoints")}
-    assert sorted(found) == [6, 12, 18, 24]
+    # Steps here take less time than a save may: one that comes too soon after two others is skipped, and said to be.
+    failed = [f for host in run.team.hosts.values() for f in host.facts(CheckpointFailed)]
+    assert all("skipped: 2 earlier saves" in fact.problem for fact in failed)
+    assert sorted([*found, *(fact.step for fact in failed)]) == [6, 12, 18, 24]
+    assert {6, 12} <= set(found)
     assert all(report.ok for report in found.values())
-    assert all(len(report.packs) == 2 for report in found.values())
+    store = Store(tmp_path / "checkpoints")
+    assert {store.record(step).size for step in found} == {2}
 
 
 def test_learner_without_room_for_more_gradients_is_waited_for(course, monkeypatch):

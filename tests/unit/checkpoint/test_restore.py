@@ -1,0 +1,174 @@
+"""Which tier a state comes back from, block by block, and what is told of the others."""
+
+import json
+import shutil
+
+import pytest
+from pyarrow import fs
+from remote_stores import Flaky
+
+from atoll.checkpoint.arrow_remote import Remote
+from atoll.checkpoint.fs_decisions import LinkDecisions
+from atoll.checkpoint.fs_futures import Ending
+from atoll.checkpoint.fs_retrying import Backoff
+from atoll.checkpoint.fs_store import COMMIT, Store
+from atoll.checkpoint.fs_uploader import Destination
+from atoll.checkpoint.retention import Retention
+from atoll.checkpoint.torch_restore import Restore
+from atoll.checkpoint.torch_state import digest, flatten
+from atoll.errors import CheckpointError
+from atoll.schema.checkpoints import Tier
+
+QUICK = Backoff(tries=3, first_s=0.001, most_s=0.002)
+
+
+class Run:
+    """Two durable steps of one rank, both also in a remote store, the last also in memory."""
+
+    def __init__(self, crew, state, tmp_path):
+        self.files = Flaky(fs.LocalFileSystem())
+        self.remote = Remote(lambda: (fs.PyFileSystem(self.files), str(tmp_path / "there")), run="run", uri="flaky://x")
+        decisions = LinkDecisions(tmp_path / "checkpoints", run="run")
+        self.to = Destination(remote=self.remote, decisions=decisions, keep=Retention(last=9), backoff=QUICK)
+        self.crew, self.state, self.told = crew(1, to=self.to), state, []
+        for step in (1, 2):
+            (handle,) = self.crew.save(flatten(state(step)), step)
+            assert handle.remote.outcome(20).ending is Ending.DONE
+        self.store = Store(self.crew.directory)
+        self.memory = self.crew.writers[0].memory()
+        self.there = tmp_path / "there" / "run"
+
+    def newest(self, **changes):
+        given = {"to": self.to, "memory": ()} | changes
+        found = Restore(self.store, run="run", damaged=lambda *said: self.told.append(said), **given).newest()
+        return None if found is None else digest(found)
+
+    def of(self, step):
+        return digest(flatten(self.state(step)))
+
+    def packs(self, step, root=None):
+        return sorted((root / f"step-{step:08d}" if root else self.store.step_directory(step)).glob("*.safetensors"))
+
+    def tiers(self):
+        return [(step, tier) for step, tier, _ in self.told]
+
+
+@pytest.fixture
+def run(crew, state, tmp_path):
+    return Run(crew, state, tmp_path)
+
+
+def flip(path, at=-1):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_whole_step_is_read_here_and_the_store_is_not_read(run):
+    reads = []
+    run.files.open_input_file = reads.append
+    assert run.newest() == run.of(2)
+    assert (run.told, reads) == ([], [])
+
+
+def test_damaged_block_comes_from_the_store_and_is_told_with_tensor_rank_and_file(run):
+    flip(run.packs(2)[0])
+    assert run.newest() == run.of(2)
+    ((step, tier, words),) = run.told
+    assert (step, tier) == (2, Tier.LOCAL)
+    assert run.packs(2)[0].name in words
+    assert "tensor '" in words
+    assert "rank 0" in words
+
+
+@pytest.mark.parametrize("lost", ["*.safetensors", "*.arrow", COMMIT])
+def test_lost_files_of_a_step_come_from_the_store(run, lost):
+    for path in run.store.step_directory(2).glob(lost):
+        path.unlink()
+    assert run.newest() == run.of(2)
+
+
+def test_lost_disk_is_made_up_for_by_the_store_even_without_its_decisions(run):
+    shutil.rmtree(run.store.directory)
+    assert run.newest() == run.of(2)
+    assert run.told == []
+
+
+def test_edited_record_is_not_believed(run):
+    path = run.store.step_directory(2) / COMMIT
+    found = json.loads(path.read_text())
+    found["record"]["tree"] = {}
+    path.write_text(json.dumps(found))
+    assert run.newest() == run.of(2)
+    assert run.tiers() == [(2, Tier.LOCAL)]
+
+
+def test_memory_serves_what_the_disk_lost(run):
+    for path in run.packs(2):
+        path.write_bytes(b"")
+    assert run.newest(to=None, memory=run.memory) == run.of(2)
+    assert run.told == []
+
+
+def test_damaged_memory_is_passed_over(run):
+    for step, _, source in run.memory:
+        if step == 2:
+            source._memory[: source._runs[-1][2]] = bytes(source._runs[-1][2])
+    assert run.newest(memory=run.memory) == run.of(2)
+    assert run.tiers() == [(2, Tier.MEMORY)]
+
+
+def test_memory_of_another_save_of_the_same_step_is_not_used(run):
+    other = [(step, epoch + 1, source) for step, epoch, source in run.memory]
+    for path in run.packs(2):
+        path.write_bytes(b"")
+    run.newest(to=None, memory=other)
+    assert (2, Tier.MEMORY) not in run.tiers()
+
+
+def test_step_that_is_whole_nowhere_gives_way_to_the_older_one_and_is_set_aside(run, crew, state):
+    flip(run.packs(2)[0])
+    flip(run.packs(2, run.there)[0])
+    assert run.newest() == run.of(1)
+    assert run.tiers() == [(2, Tier.LOCAL), (2, Tier.REMOTE)]
+    assert run.store.committed_steps() == [1]
+    assert [p.name[:21] for p in run.store.directory.glob("damaged-*")] == ["damaged-step-00000002"]
+    run.told.clear()
+    assert run.newest() == run.of(1)
+    again = crew(1, to=run.to, epoch=2)
+    (handle,) = again.save(flatten(state(5)), 2)
+    assert handle.remote.outcome(20).ending is Ending.DONE
+    shutil.rmtree(run.store.step_directory(2))
+    assert run.newest() == run.of(5)
+
+
+def test_run_whose_steps_are_all_damaged_is_told_so_and_nothing_is_loaded(run):
+    for step in (1, 2):
+        flip(run.packs(step)[0])
+    with pytest.raises(CheckpointError, match=r"step 2: .*has checksum"):
+        run.newest(to=None)
+    assert run.store.committed_steps() == [1, 2]
+
+
+def test_store_that_cannot_be_asked_does_not_matter_where_all_is_here(run):
+    run.files.fail = 10_000
+    assert run.newest() == run.of(2)
+
+
+def test_store_that_cannot_be_asked_is_no_empty_one(run):
+    shutil.rmtree(run.store.directory)
+    run.files.fail = 10_000
+    with pytest.raises(CheckpointError, match="given up after 3 tries"):
+        run.newest()
+
+
+def test_store_that_fails_now_and_then_and_gives_little_at_once_is_read_whole(run):
+    shutil.rmtree(run.store.directory)
+    run.files.fail, run.files.at_once = 2, 37
+    assert run.newest() == run.of(2)
+
+
+def test_nothing_anywhere_is_an_answer(run, tmp_path):
+    store = Store(tmp_path / "empty")
+    assert Restore(store, run="run", damaged=lambda *_: None).newest() is None
+    assert Restore(store, run="other", damaged=lambda *_: None, to=None).newest() is None
