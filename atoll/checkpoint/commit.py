@@ -15,8 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from atoll.checkpoint import format1
 from atoll.checkpoint.coverage import coverage_problem
 from atoll.checkpoint.digests import tensor_digest
@@ -256,19 +254,12 @@ def _outside(told: Told, logicals: Mapping[str, Logical]) -> str:
     strange = next((one.name for one in table.logicals if logicals.get(one.name) != one), None)
     if strange is not None:
         return f"rank {told.word.by} tells of another tensor {strange!r} than the state has"
-    sizes = np.array([one.itemsize for one in table.logicals])[table.boxes.tensor]
-    impossible = np.flatnonzero(table.bytes != table.boxes.volumes() * sizes)
-    if len(impossible):
-        one = table.extent(int(impossible[0]))
+    one = table.impossible()
+    if one is not None:
         return f"rank {told.word.by} tells of {one.tensor!r}{one.box} as {one.bytes} bytes, which it cannot be"
-    for number, file in enumerate(table.files):
-        rows = np.flatnonzero((table.file == number) & (table.bytes > 0))
-        spans = sorted((s.begin, s.begin + s.bytes) for s in told.word.segments if s.file == file)
-        begins, ends = (np.array([s[i] for s in spans], dtype=np.int64) for i in (0, 1))
-        at = np.searchsorted(begins, table.offset[rows], side="right") - 1
-        lost = rows[at < 0] if not spans else rows[(at < 0) | (table.offset[rows] + table.bytes[rows] > ends[at])]
-        if len(lost):
-            one = table.extent(int(lost[0]))
+    for file in table.files:
+        one = table.outside(file, [(s.begin, s.begin + s.bytes) for s in told.word.segments if s.file == file])
+        if one is not None:
             return f"rank {told.word.by} tells of {one.tensor!r}{one.box} in a part of {file} that it did not write"
     return ""
 

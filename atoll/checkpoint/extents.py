@@ -72,6 +72,22 @@ class Extents:
             bytes=int(self.bytes[row]),
         )
 
+    def impossible(self) -> Extent | None:
+        """One whose bytes are not those of its box, if there is any."""
+        sizes = np.array([one.itemsize for one in self.logicals], dtype=np.int64)[self.boxes.tensor]
+        wrong = np.flatnonzero(self.bytes != self.boxes.volumes() * sizes)
+        return self.extent(int(wrong[0])) if len(wrong) else None
+
+    def outside(self, file: str, spans: Iterable[tuple[int, int]]) -> Extent | None:
+        """One in `file` that lies in none of the `spans` of its bytes, if there is any."""
+        rows = np.flatnonzero((self.file == self.files.index(file)) & (self.bytes > 0))
+        # No byte lies in the first, so that each extent has one that begins before it.
+        ordered = [(-1, -1), *sorted(spans)]
+        begins, ends = (np.array([span[i] for span in ordered], dtype=np.int64) for i in (0, 1))
+        before = np.searchsorted(begins, self.offset[rows], side="right") - 1
+        wrong = rows[self.offset[rows] + self.bytes[rows] > ends[before]]
+        return self.extent(int(wrong[0])) if len(wrong) else None
+
 
 def extents_of(logicals: Iterable[Logical], rows: Iterable[Extent]) -> Extents:
     """Extents as columns, in their order. Raises `CheckpointError` for a tensor that `logicals` do not have."""

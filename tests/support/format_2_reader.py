@@ -33,7 +33,7 @@ class Step:
         )
         found = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         tensors, files = (json.loads(found.schema.metadata[name]) for name in (b"tensors", b"files"))
-        return [dict(row, tensor=tensors[row["tensor"]], file=files[row["file"]]) for row in found.to_pylist()]
+        return [dict(row, tensor=tensors[row["tensor"]][0], file=files[row["file"]]) for row in found.to_pylist()]
 
     def bytes_of(self, extent):
         """The extent's bytes, every block that any of them lies in verified."""
@@ -55,6 +55,6 @@ class Step:
         [one] = [t for t in self.record["tensors"] if t["name"] == name]
         whole = np.zeros(one["shape"], f"<u{item_bytes(one['dtype'])}")
         for extent in (e for e in self.extents if e["tensor"] == name):
-            box = tuple(slice(a, b) for a, b in zip(extent["start"], extent["stop"], strict=True))
+            box = tuple(slice(a, b) for a, b, _ in zip(extent["start"], extent["stop"], whole.shape, strict=False))
             whole[box] = np.frombuffer(self.bytes_of(extent), whole.dtype).reshape(whole[box].shape)
         return whole
