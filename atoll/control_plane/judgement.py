@@ -173,7 +173,7 @@ def lapse(desk: Desk) -> None:
 
 def _alone(desk: Desk) -> bool:
     """Whether no other host has been heard for so long that those of a healed cut would be back, too."""
-    others = [n for n in desk.nodes.values() if n.attached and not n.lost and not (n.seen is not None and n.seen.local)]
+    others = [n for n in desk.nodes.values() if n.attached and not n.lost and not n.local]
     return not any(desk.clock - n.attached_at >= RETURN_S for n in others)
 
 
