@@ -49,6 +49,11 @@ class Node:
         """True where Ray would place a seat."""
         return self.seen is not None and self.seen.alive and not self.lost
 
+    @property
+    def local(self) -> bool:
+        """True of the control plane's own host."""
+        return self.seen is not None and self.seen.local
+
 
 @dataclass(slots=True)
 class Desk:

@@ -4,6 +4,8 @@ A member that is lost costs its run one epoch, nothing else, as long as one surv
 (law 1). A run whose every member is on lost nodes has no such survivor, and nobody can know whether it still trains
 there. It is held as it is: if a node is heard again within `LEASE_S` nothing has happened. After that a trainer that
 hears neither agent nor peers has ended itself, its death counts as proven, and the run goes on from its last checkpoint.
+While we hear no host but our own, and for `RETURN_S` after, it may be we who are cut off, and members who hear each other
+train on: they stay held.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from atoll.schema.views import RunState
 
 # A trainer's lifeline, and what its looks at the clock may be late.
 LEASE_S = LIFELINE_S + 10.0
+# So soon after a cut of ours has healed the agents on its other side are back, one after the other.
+RETURN_S = 15.0
 # A cut that healed has to hold that long before whoever was behind it may join.
 HEALED_S = 3.0
 
@@ -153,9 +157,10 @@ def _held(desk: Desk, run: Run) -> list[Trainer]:
 
 def lapse(desk: Desk) -> None:
     """Leases that ran out: what was held on a lost node is lost, and whoever is out of reach for so long is gone."""
+    alone = _alone(desk)
     for run in desk.cluster.open_runs():
         late = [t for t in run.trainers.values() if not t.gone and t.began is not None and _out_of_reach(desk, t)]
-        late = [t for t in late if t.active or (t.ended is not None and t.ended.end is End.LOST)]
+        late = [t for t in late if (t.active and not alone) or (t.ended is not None and t.ended.end is End.LOST)]
         for trainer in late:
             evidence = f"{trainer.node} has been silent for {LEASE_S:.0f} s, after which a trainer alone ends itself"
             end_trainer(desk, run, trainer, End.LOST, evidence)
@@ -164,6 +169,12 @@ def lapse(desk: Desk) -> None:
             free_seat(desk, run, seat)
         if late:
             settle(desk, run)
+
+
+def _alone(desk: Desk) -> bool:
+    """Whether no other host has been heard for so long that those of a healed cut would be back, too."""
+    others = [n for n in desk.nodes.values() if n.attached and not n.lost and not n.local]
+    return not any(desk.clock - n.attached_at >= RETURN_S for n in others)
 
 
 def _out_of_reach(desk: Desk, trainer: Trainer) -> bool:

@@ -161,7 +161,7 @@ def _node_facts(desk: Desk, node: Node) -> NodeFacts:
         attached=node.attached,
         heard_at=node.heard_at,
         ray_alive=node.seen is not None and node.seen.alive,
-        local=node.seen is not None and node.seen.local,
+        local=node.local,
         attached_at=node.attached_at,
         known=node.known or desk.clock >= RETURN_S,
         lost=node.lost,
@@ -222,7 +222,7 @@ def tell_ring(desk: Desk) -> None:
 def _watched(desk: Desk) -> frozenset[NodeId]:
     runs = [run for run in desk.cluster.open_runs() if run.spec.kind is JobKind.TRAIN and not desk.closing]
     homes = {t.node for run in runs for t in run.active()}
-    witness = {n.node for n in desk.nodes.values() if n.attached and n.seen is not None and n.seen.local}
+    witness = {n.node for n in desk.nodes.values() if n.attached and n.local}
     lost = {n.node for n in desk.nodes.values() if n.lost}
     return frozenset((homes | witness) - lost if homes else ())
 

@@ -193,7 +193,8 @@ class Reducer:
         """Without peers the sums are complete where they are."""
         if self._header is None or comm.poisoned is not None:
             return None
-        weight, bad_losses, _, left_out, *flags = self._header.tolist()
+        header = self._header.tolist()
+        weight = header[0]
         scale = 1.0 / weight if weight else 0.0
         for param in self._params:
             if param.grad is None:
@@ -203,21 +204,14 @@ class Reducer:
             grad.mul_(scale)
         squares = [_square(grad) for grad in grads]
         finite = math.isfinite(scale) and all(map(_is_finite, squares, grads))
-        norm = math.sqrt(sum(squares)) if finite else math.nan
-        return Reduced(
-            weight=weight,
-            bad_losses=int(bad_losses),
-            flags=tuple(flags),
-            finite=finite,
-            norm=norm,
-            left_out=round(left_out),
-        )
+        return _reduced(header, finite=finite, squares=sum(squares))
 
     def _collect(self) -> Reduced | None:
         header, work = self._header, self._header_work
         if header is None or work is None or not self.awaited(work):
             return None
-        weight, bad_losses, left, left_out, *flags = header.tolist()
+        told = header.tolist()
+        weight, _, left = told[:3]
         if left:
             raise UserError(told_of_leavers(round(left), self._comm.size if self._comm is not None else 0))
         # All weights 0: every gradient is 0 too, and stays so.
@@ -231,15 +225,7 @@ class Reducer:
             finite, squares = finite and _is_finite(square, bucket.flat), squares + square
         for bucket in self._buckets:
             _give(bucket)
-        norm = math.sqrt(squares) if finite else math.nan
-        return Reduced(
-            weight=weight,
-            bad_losses=int(bad_losses),
-            flags=tuple(flags),
-            finite=finite,
-            norm=norm,
-            left_out=round(left_out),
-        )
+        return _reduced(told, finite=finite, squares=squares)
 
     def sum(self, flats: Sequence[torch.Tensor]) -> bool:
         """Sum small tensors over ranks, in place. False when the epoch ended."""
@@ -267,6 +253,19 @@ def told_of_leavers(left: int, size: int) -> str:
 
 def _on_gradient(param: nn.Parameter, call: Callable[[torch.Tensor], None]) -> Any:
     return param.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
+
+
+def _reduced(header: Sequence[float], *, finite: bool, squares: float) -> Reduced:
+    """The outcome by a summed header; `squares`: the square of the averaged gradient's norm."""
+    weight, bad_losses, _, left_out, *flags = header
+    return Reduced(
+        weight=weight,
+        bad_losses=int(bad_losses),
+        flags=tuple(flags),
+        finite=finite,
+        norm=math.sqrt(squares) if finite else math.nan,
+        left_out=round(left_out),
+    )
 
 
 def _give(bucket: _Bucket) -> None:

@@ -20,6 +20,7 @@ from atoll.schema.codec import Registry, decode_as, encode
 from atoll.schema.handshake import Challenge, Proof, check, proof
 from atoll.schema.messages import (
     AGENT_FACTS,
+    PROTOCOL,
     Adopt,
     AgentBeat,
     AgentHello,
@@ -114,7 +115,7 @@ class FakeControl(ControlPlaneServicer):
     def Attach(self, request_iterator, context):  # noqa: N802 - gRPC's name
         node = dict(context.invocation_metadata())["atoll-node"].encode()
         nonce = secrets.token_bytes(32)
-        versions = Versions(atoll="0", protocol=1, python="3.11")
+        versions = Versions(atoll="0", protocol=PROTOCOL, python="3.11")
         challenge = Challenge(
             nonce=nonce.hex(),
             pid=self.process[0],
