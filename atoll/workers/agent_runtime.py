@@ -64,7 +64,7 @@ from atoll.workers.agent_messages import (
     WatchRing,
 )
 from atoll.workers.control_link_runtime import ControlLink
-from atoll.workers.doctor_runtime import Node, examine
+from atoll.workers.doctor_runtime import WARM_LIMIT_S, Node, examine
 from atoll.workers.exit_runtime import Exits
 from atoll.workers.fork_messages import ChildEnded, ForkRefused, ForkTrainer, TrainerForked, ZygoteReport, ZygoteWarm
 from atoll.workers.fs_output import is_full, log_stream
@@ -213,15 +213,17 @@ class Agent:
             case ReadLog():
                 self._link.send(read_log(question, Path(effect.log)))
             case Examine():
+                now = self._clock.now()
                 web = self._config.web
                 node = Node(
                     node=self._config.node,
                     address=self._config.address,
                     home=self._config.home,
-                    zygote=self._zygote.warm,
+                    zygote=await self._zygote.warmed(WARM_LIMIT_S),
+                    zygote_ends=self._zygote.ends,
                     web=(web.host, web.port) if web and self._config.head else None,
                 )
-                findings = await asyncio.to_thread(examine, node, now=self._clock.now(), asked_at=question.now)
+                findings = await asyncio.to_thread(examine, node, now=now, asked_at=question.now)
                 self._link.send(DoctorReport(request=question.request, findings=findings))
             case _:
                 assert_never(question)

@@ -23,6 +23,8 @@ from atoll.workers.fork_messages import ZygoteWarm
 DRIVER = Path("/proc/driver/nvidia/gpus")
 CLOCK_S = 1.0
 FREE_BYTES = 2 << 30
+# A node that has just come is still importing torch, a few seconds long: that is no finding. The control plane waits for 8 s.
+WARM_LIMIT_S = 6.0
 # Each trainer holds a socket per peer and lane, and a file per loader; 1,024 is what ends runs of some hundred ranks.
 OPEN_FILES = 4096
 
@@ -35,6 +37,7 @@ class Node:
     address: str
     home: str
     zygote: ZygoteWarm | None
+    zygote_ends: int
     web: tuple[str, int] | None
 
 
@@ -42,7 +45,7 @@ def examine(node: Node, *, now: float, asked_at: float) -> tuple[Finding, ...]:
     """All findings. `now` and `asked_at` are Unix seconds here and at the control plane."""
     checks = [
         *_versions(),
-        _zygote(node.zygote),
+        _zygote(node.zygote, node.zygote_ends),
         _clock(now - asked_at),
         _disk(Path(node.home)),
         _ports(node.address),
@@ -70,9 +73,10 @@ def _installed(name: str) -> str:
         return ""
 
 
-def _zygote(zygote: ZygoteWarm | None) -> _Check:
+def _zygote(zygote: ZygoteWarm | None, ends: int) -> _Check:
     if zygote is None:
-        return "zygote", False, "still importing torch, or it cannot", "see agent.log in the node's state directory"
+        ended = f"; it ended {ends} time{'s' * (ends > 1)} before" if ends else ""
+        return "zygote", False, f"not done with importing torch{ended}", "see agent.log in the node's state directory"
     detail = f"warm after {zygote.seconds:.1f} s with torch {zygote.torch}, {zygote.threads} thread(s)"
     return "zygote", zygote.threads == 1, detail, "an import started threads; forking from it may hang"
 

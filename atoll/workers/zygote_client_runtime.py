@@ -43,11 +43,14 @@ class ZygoteKeeper:
         self.pid = 0
         self._start_ticks = 0
         self.warm: ZygoteWarm | None = None
+        self._became_warm = asyncio.Event()
+        self.ends = 0
 
     async def run(self) -> None:
         """Keep a zygote until cancelled."""
         while True:
             await self._live()
+            self.ends += 1
             self._fail_asked()
             await asyncio.sleep(self._backoff.next())
 
@@ -58,6 +61,12 @@ class ZygoteKeeper:
             return
         self._asked.add(request.start.trainer)
         self._writer.write(encode(request) + b"\n")
+
+    async def warmed(self, limit_s: float) -> ZygoteWarm | None:
+        """What it said when torch was imported; None if that takes longer than `limit_s`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._became_warm.wait(), limit_s)
+        return self.warm
 
     def kill(self) -> None:
         """End the zygote; the agent reaps it."""
@@ -81,6 +90,7 @@ class ZygoteKeeper:
             pass
         finally:
             writer, self._writer, self.warm = self._writer, None, None
+            self._became_warm.clear()
             self.kill()  # without its line it would end by itself, once its import is done
             writer.close()
             with contextlib.suppress(OSError):
@@ -90,6 +100,7 @@ class ZygoteKeeper:
         report: ZygoteReport = _REPORTS.decode(line)
         if isinstance(report, ZygoteWarm):
             self.warm = report
+            self._became_warm.set()
             self._backoff.reset()
         elif not isinstance(report, ChildEnded):
             self._asked.discard(report.trainer)

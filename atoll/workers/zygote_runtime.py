@@ -38,8 +38,13 @@ from atoll.workers.fork_messages import (
 )
 from atoll.workers.proc_runtime import reap, start_ticks
 
-# OpenBLAS starts its threads when it is loaded, and reads these then.
-_ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# OpenBLAS and Arrow's jemalloc start their threads when they are loaded, and read these then.
+_NO_THREADS = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 # torch._dynamo (2 s) is what making the first optimizer imports otherwise.
 ALSO = (
     "atoll.collectives.tcp_communicator",
@@ -127,9 +132,7 @@ def main() -> NoReturn:
     began = clock.monotonic()
     agent = socket.socket(fileno=os.dup(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _import_torch()
-    for name in ALSO:
-        _import_if_there(name)
+    _import_all()
     import torch  # noqa: PLC0415 - once the variables that it reads are set
 
     zygote = Zygote(agent)
@@ -150,12 +153,14 @@ def main() -> NoReturn:
     os._exit(70)
 
 
-def _import_torch() -> None:
-    given = {name: os.environ.pop(name, None) for name in _ONE_THREAD}  # noqa: TID251 - set around one import only
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))  # noqa: TID251 - likewise
+def _import_all() -> None:
+    given = {name: os.environ.get(name) for name in _NO_THREADS}  # noqa: TID251 - set around these imports only
+    os.environ.update(_NO_THREADS)  # noqa: TID251 - likewise
     import torch.optim  # noqa: PLC0415
     import torch.utils.data  # noqa: F401, PLC0415
 
+    for name in ALSO:
+        _import_if_there(name)
     for name, value in given.items():
         if value is None:
             del os.environ[name]  # noqa: TID251 - likewise: a program that reads them sees what it was given
