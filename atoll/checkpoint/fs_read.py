@@ -29,6 +29,8 @@ from atoll.errors import CheckpointError
 
 # Reading and hashing give up the interpreter's lock: enough threads to keep a disk and two cores busy.
 _THREADS = 4
+# Which of a block's tensors was hit nothing tells: so many are named, which is all but for very small ones.
+_NAMED = 8
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 # Gets a piece of a wanted box: its key, where it lies in the whole tensor, its bits. Called from several threads.
@@ -154,8 +156,7 @@ class Reading:
     def _holds(self, segment: Segment, index: int) -> str:
         """What is in a block that is not there."""
         begin, length = block_range(segment, index)
-        names = list(dict.fromkeys(e.tensor for e in self.lying.within(segment.file, begin, begin + length)))
-        return f"it held tensor {names[0]!r}" if names else "it held a header"
+        return f"it held {self._tensors(segment.file, begin, begin + length)}, written by rank {segment.rank}"
 
     def _cut(
         self, extent: Extent, begin: int, data: memoryview, wants: Sequence[tuple[Hashable, Box]], deliver: Deliver
@@ -175,10 +176,15 @@ class Reading:
 
     def named(self, segment: Segment, finding: BlockFinding) -> BlockFinding:
         """The finding with the rank that wrote the block and the tensors it belongs to."""
-        names = list(dict.fromkeys(e.tensor for e in self.lying.within(segment.file, finding.begin, finding.end)))
-        what = f"tensor {names[0]!r}" if names else "the header"
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return replace(finding, of=f"; it holds {what}{more}, written by rank {segment.rank}")
+        what = self._tensors(segment.file, finding.begin, finding.end)
+        return replace(finding, of=f"; it holds {what}, written by rank {segment.rank}")
+
+    def _tensors(self, file: str, begin: int, end: int) -> str:
+        names = list(dict.fromkeys(e.tensor for e in self.lying.within(file, begin, end)))
+        if not names:
+            return "the header"
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"tensor {', '.join(map(repr, names[:_NAMED]))}{more}"
 
 
 def opened(

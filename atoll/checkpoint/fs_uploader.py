@@ -268,7 +268,8 @@ class Uploader:
 def record_name(record: CommitRecord, sealed: bytes) -> RemoteRecord:
     """What a record is called in the store."""
     digest = xxhash.xxh3_64_hexdigest(sealed)
-    return RemoteRecord(step=record.step, epoch=record.epoch, at=int(record.at), digest=digest)
+    # A name has no sign: a clock that is set to before 1970 must not make a record that nobody finds.
+    return RemoteRecord(step=record.step, epoch=record.epoch, at=max(0, int(record.at)), digest=digest)
 
 
 def read_back(remote: Remote, named: RemoteRecord) -> None:

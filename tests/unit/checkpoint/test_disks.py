@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from atoll.checkpoint import fs_files
+from atoll.checkpoint import fs_files, fs_sources
 from atoll.checkpoint.fs_files import Disk
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.torch_state import digest, flatten
+from atoll.errors import CheckpointError
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed
 
 
@@ -63,6 +64,7 @@ FAULTS = [
     {"fails_open": errno.EROFS},
     {"fails_open": errno.EACCES},
     {"fails_link": errno.ENOSPC},
+    {"fails_write": errno.EROFS},
 ]
 
 
@@ -87,6 +89,56 @@ def test_disk_that_fails_commits_nothing_says_so_and_the_next_save_counts(crew, 
     assert [f.step for f in made.told if isinstance(f, CheckpointCommitted)][-1] == 3
     assert all(store.verify(step).ok for step in store.committed_steps())
     assert digest(store.open()) == digest(big(3))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"part": "e1-r0of1", "at_most": 0}, {"part": "step-00000002", "fails_sync": errno.EIO}],
+    ids=["takes-nothing", "names-not-durable"],
+)
+def test_disk_that_takes_nothing_or_keeps_no_names_commits_nothing_and_says_so(crew, disk, fault):
+    made = crew(1)
+    made.save_and_wait(big(1), 1)
+    disk(Faulty(**fault))
+    made.save_and_wait(big(2), 2)
+    disk(Disk())
+    made.finish()
+    assert not Store(made.directory).is_committed(2)
+    assert [f.step for f in made.told if isinstance(f, CheckpointFailed)] == [2]
+    assert digest(Store(made.directory).open()) == digest(big(1))
+
+
+def test_disk_that_is_slow_at_every_write_delays_the_commit_and_nothing_else(crew, disk):
+    turn = threading.Semaphore(0)
+    slow = Faulty("", at_most=1 << 16)
+    slow.write, plain = lambda *words: turn.acquire(timeout=20) and plain(*words), slow.write
+    disk(slow)
+    made = crew(1)
+    (handle,) = made.save(big(1), 1)
+    assert handle.staged.is_set()
+    for _ in range(200):
+        assert not Store(made.directory).is_committed(1) or handle.ended.wait(20)
+        turn.release()
+    assert handle.ended.wait(20)
+    assert handle.committed
+    made.finish()
+    assert digest(Store(made.directory).open()) == digest(big(1))
+
+
+def test_sector_that_cannot_be_read_is_told_by_tensor_and_rank(crew, monkeypatch):
+    made = crew(2)
+    made.save_and_wait(big(1), 1)
+    made.finish()
+
+    def unreadable(path, view, offset):
+        if path.suffix == ".safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return fs_files.read_at(path, view, offset)
+
+    monkeypatch.setattr(fs_sources, "read_at", unreadable)
+    with pytest.raises(CheckpointError, match=r"Input/output error; it held tensor 'model\.w'.*, written by rank \d"):
+        Store(made.directory).open()
+    assert "Input/output error" in Store(made.directory).verify(1).problems[0]
 
 
 @pytest.mark.parametrize("at_most", [1 << 12, 1 << 19, 70_001])
