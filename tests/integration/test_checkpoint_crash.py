@@ -4,13 +4,16 @@ Whatever the moment: the last committed step restores bit for bit, what was told
 dead the others still commit the step, since they hold the same and staged it.
 """
 
+import atexit
 import functools
+import mmap
 import os
 import random
 import select
 import shutil
 import signal
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -58,35 +61,55 @@ def _brisk(monkeypatch):
     assert leaked() == []
 
 
-@pytest.fixture
-def folder():
+def memory_folder():
     """In memory where there is such a place: a death of processes loses nothing that a file system took."""
     where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="atoll-crash-", dir=where))
+    return Path(tempfile.mkdtemp(prefix="atoll-crash-", dir=where))
+
+
+@pytest.fixture
+def folder():
+    path = memory_folder()
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.fixture
-def child():
-    """`child(body)` forks a process that runs `body(say)` and ends; gives (pid, readable end). None outlives the test."""
-    begun = []
+class Children:
+    """`children(body)` forks a process that runs `body(say)` and ends; gives (pid, readable end). None outlives `close`."""
 
-    def fork(body):
+    def __init__(self):
+        self._begun = []
+
+    def __call__(self, body):
         reads, writes = os.pipe()
         pid = os.fork()
         if pid == 0:
             _run_child(body, writes)
         os.close(writes)
-        begun.append((pid, reads))
+        self._begun.append((pid, reads))
         return pid, reads
 
-    yield fork
-    for pid, reads in begun:
-        os.close(reads)
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    def ended(self):
+        """How many are no more."""
+        return sum(_is_over(pid) for pid, _ in self._begun)
+
+    def close(self):
+        for pid, reads in self._begun:
+            os.close(reads)
+            if not _is_over(pid):
+                os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _is_over(pid):
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+@pytest.fixture
+def child():
+    children = Children()
+    yield children
+    children.close()
 
 
 def _run_child(body, writes):
@@ -130,29 +153,60 @@ def begin(writer, rank, *, size, redundancy):
     return handle
 
 
-def rank_that_dies(directory, rank, place, *, size, redundancy):
-    """A rank that is killed at `place`, or, where it never comes there, when its save is over."""
+class Flag:
+    """An event that forks share."""
+
+    def __init__(self):
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def set(self):
+        self._memory[0] = 1
+
+    def is_set(self):
+        return bool(self._memory[0])
+
+
+def rank_that_dies(directory, rank, place, *, size, redundancy, alone, reached):
+    """A rank that is killed at `place`, or, where it never comes there, when its save is over.
+
+    It is over, too, when `alone` says that all other victims are dead and this one's part is durable: it would wait for
+    theirs. `reached` says that it came to the place.
+    """
+
+    def die_there():
+        reached.set()
+        die()
 
     def body(_):
-        arm(place, die)
+        arm(place, die_there)
         writer = Writer(directory, run="run", trainer=f"t{rank}", tell=lambda _: None, keep=1, start=IoFork)
         handle = begin(writer, rank, size=size, redundancy=redundancy)
         writer.regrouped(rank=rank, epoch=EPOCH, gone=[(EPOCH, r) for r in range(RANKS, size)])
-        handle.ended.wait(2)  # what waits for another victim would wait long
-        writer.finish(1.0)
+        until = time.monotonic() + 2.0
+        while not handle.ended.wait(0.05) and time.monotonic() < until:
+            if alone.is_set() and handle.local.is_set():
+                until = min(until, time.monotonic() + 0.2)  # twenty looks at storage: what it can do alone is done
+        writer.finish(1.0 if handle.ended.is_set() else 0.0)
         die()
 
     return body
 
 
-def old_steps(directory, *, repeated):
-    """Step 1 is committed. If `repeated`, the step was tried before, in an epoch whose values were others."""
-    crew = Crew(RANKS, directory=directory, keep=1)
+@functools.cache
+def old_steps(*, repeated):
+    """Step 1 is committed. If `repeated`, the step was tried before, in an epoch whose values were others.
+
+    Made once, and copied for each trial.
+    """
+    directory = memory_folder()
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    crew = Crew(RANKS, directory=directory / "made", keep=1)
     crew.save_and_wait(state(1), 1, weights="model")
     if repeated:
         for handle in crew.save(state(STEP, 0.5), STEP, [1, 2], weights="model"):
             assert handle.local.wait(DEADLINE_S)
     crew.finish(0.0)
+    return directory / "made"
 
 
 def assert_whole(store):
@@ -164,16 +218,39 @@ def assert_whole(store):
     assert store.committed_steps()
 
 
-@pytest.mark.parametrize("repeated", [False, True], ids=["new", "repeated"])
 @pytest.mark.parametrize("who", VICTIMS)
 @pytest.mark.parametrize("place", CHECKPOINT_FAILPOINTS)
 def test_rank_killed_at_any_place_loses_no_committed_step_and_alone_not_even_the_step_in_hand(
-    child, folder, place, who, repeated
+    child, folder, place, who
 ):
-    old_steps(folder, repeated=repeated)
-    victims, helped = VICTIMS[who], place in AFTER_A_LOSS
+    """Of a step that is new, and of one that was tried before, side by side: the two have nothing to do with each other."""
+    begun = []
+    for repeated in (False, True):
+        mine = folder / str(repeated)
+        shutil.copytree(old_steps(repeated=repeated), mine)
+        begun.append(child(lambda _, mine=mine: trial(mine, place, who)))
+    assert [end_of(*each) for each in begun] == [0, 0], (
+        "see the trace of the trial: a new step first, a repeated one second"
+    )
+
+
+def trial(folder, place, who):
+    """In a process of its own. Raises `AssertionError`."""
+    children, reached = Children(), Flag()
+    try:
+        _trial(children, folder, place, VICTIMS[who], reached)
+    finally:
+        children.close()
+    assert leaked() == []
+    if who != "writer":  # rank 0 passes all of them
+        assert reached.is_set(), "nobody was killed at the place"
+
+
+def _trial(children, folder, place, victims, reached):
+    helped, alone = place in AFTER_A_LOSS, Flag()
     size, redundancy = (RANKS + 1, RANKS) if helped else (RANKS, 1)
-    begun = [child(rank_that_dies(folder, rank, place, size=size, redundancy=redundancy)) for rank in victims]
+    options = {"size": size, "redundancy": redundancy, "alone": alone, "reached": reached}
+    begun = [children(rank_that_dies(folder, rank, place, **options)) for rank in victims]
     told, survivors = [], [r for r in range(RANKS) if r not in victims]
     writers = {r: Writer(folder, run="run", trainer=f"t{r}", tell=told.append, keep=1, start=IoFork) for r in survivors}
     handles = {r: begin(w, r, size=size, redundancy=redundancy) for r, w in writers.items()}
@@ -181,6 +258,12 @@ def test_rank_killed_at_any_place_loses_no_committed_step_and_alone_not_even_the
     gone = [(EPOCH, r) for r in range(size) if r >= RANKS]
     for rank, writer in writers.items():
         writer.regrouped(rank=rank, epoch=EPOCH, gone=gone)
+    until = time.monotonic() + DEADLINE_S
+    while children.ended() < len(victims) - 1:
+        assert time.monotonic() < until, "no victim dies"
+        select.select([], [], [], 0.01)
+    if len(victims) > 1:
+        alone.set()
     for pid, reads in begun:
         assert end_of(pid, reads) == -signal.SIGKILL
     # The next epoch: the lowest survivor leads.
@@ -200,7 +283,7 @@ def test_rank_killed_at_any_place_loses_no_committed_step_and_alone_not_even_the
 
 
 def test_survivor_commits_what_all_had_written_when_rank_0_was_killed_before_the_record(child, folder):
-    begun = child(rank_that_dies(folder, 0, "before-record", size=2, redundancy=0))
+    begun = child(rank_that_dies(folder, 0, "before-record", size=2, redundancy=0, alone=Flag(), reached=Flag()))
     told = []
     writer = Writer(folder, run="run", trainer="t1", tell=told.append, keep=5, start=IoFork)
     handle = begin(writer, 1, size=2, redundancy=0)
