@@ -7,6 +7,7 @@ itself writes there and nothing else: all of them hold data. Tensors are read by
 
 from __future__ import annotations
 
+import enum
 import io
 import pickle  # noqa: TID251 - a machine that knows DCP's own data classes and nothing else
 from collections.abc import Iterator
@@ -24,6 +25,16 @@ from atoll.checkpoint.logical import ITEMSIZES, Logical
 from atoll.errors import CheckpointError
 
 _DESCRIPTION = ".metadata"
+
+
+def _member(of: object, name: object) -> enum.Enum:
+    """A member of an enumeration, and nothing else that `getattr` could reach."""
+    if not (isinstance(of, enum.EnumMeta) and isinstance(name, str) and name in of.__members__):
+        raise pickle.UnpicklingError(f"it asks {of!r} for {name!r}, which DCP does not write there")
+    member: enum.Enum = of.__members__[name]
+    return member
+
+
 _PLAIN: dict[tuple[str, str], Any] = {
     **{
         (metadata.__name__, name): getattr(metadata, name)
@@ -40,6 +51,8 @@ _PLAIN: dict[tuple[str, str], Any] = {
     },
     (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,  # noqa: SLF001 - by the name under which it is written
     ("torch", "Size"): torch.Size,
+    # How Python before 3.11.4 writes a member of an enumeration.
+    ("builtins", "getattr"): _member,
     # Looks a name up in a list of layouts.
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,  # noqa: SLF001 - likewise
     # Where it once lay; a pure path touches no file.

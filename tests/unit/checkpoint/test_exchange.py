@@ -177,6 +177,24 @@ def test_value_of_a_dcp_directory_that_runs_something_is_refused_and_not_run(tmp
     assert not (tmp_path / "was-run").exists()
 
 
+@pytest.mark.parametrize(
+    ("holder", "name", "readable"),
+    [
+        ("_MEM_FORMAT_ENCODING", "TORCH_CHANNELS_LAST", True),
+        ("_MEM_FORMAT_ENCODING", "mro", False),
+        ("Metadata", "__init__", False),
+    ],
+)
+def test_description_that_asks_a_class_for_a_name_gets_members_of_enumerations_only(tmp_path, holder, name, readable):
+    dcp.save({"w": torch.ones(1)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    # As Python before 3.11.4 writes a member: getattr(class, name).
+    asks = f"cbuiltins\ngetattr\n(ctorch.distributed.checkpoint.metadata\n{holder}\nV{name}\ntR.".encode()
+    (tmp_path / "dcp" / ".metadata").write_bytes(asks)
+    problem = "describes no checkpoint" if readable else "which DCP does not write there"
+    with pytest.raises(CheckpointError, match=problem):
+        import_step(tmp_path / "dcp", Kind.DCP, tmp_path / "steps", HEADING)
+
+
 def nested():
     return {
         "model": {
