@@ -127,7 +127,7 @@ def by_dcp(rank: Rank, *, folder: str, shape: dict[str, int], had: int, has: int
     for name in ("state", "model", "optimizer"):
         rank.things.pop(name, None)
     ranks.join(rank, folder=folder, size=has)
-    ranks.build(rank, shape=shape, size=has)
+    ranks.build(rank, shape=shape, size=has, values=False)
     if rank.number < has:
         dcp.load(rank.things["state"], storage_reader=dcp.FileSystemReader(path))
     return {"begun": begun, "ended": time.monotonic()}

@@ -82,13 +82,23 @@ def stack(shape: Shape, mesh: DeviceMesh) -> tuple[Stack, torch.optim.AdamW]:
 
 
 def shallow(shape: Shape, mesh: DeviceMesh) -> tuple[Stack, torch.optim.AdamW]:
-    """As `stack`, with all moments, of which only the first block ever computes: its steps cost next to nothing."""
+    """As `stack`, of which only the first block computes and learns: its steps cost next to nothing.
+
+    The others are frozen, with the moments that `with_moments` gives them.
+    """
     model, optimizer = stack(shape, mesh)
     model.deep = 1
-    for parameter in model.parameters():
-        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+    for block in model[model.deep :]:
+        block.requires_grad_(requires_grad=False)
     return model, optimizer
+
+
+def with_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter that has none yet what Adam keeps of it."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if not optimizer.state.get(parameter):
+            moments = {name: torch.full_like(parameter, 0.5) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
 
 
 def moved(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -37,7 +37,7 @@ from atoll.schema.messages import (
 from atoll.schema.spec import JobSpec
 from atoll.workers.context import run_function
 from atoll.workers.host import Identity, Mailbox
-from benchmarks.checkpoint_state import Shape, shallow
+from benchmarks.checkpoint_state import Shape, shallow, with_moments
 from benchmarks.ranks import Crew, Rank, RankFailed
 
 _RUN = RunId("benchmark")
@@ -88,6 +88,7 @@ def _train(ctx: Any) -> None:
     rows = torch.randn(_SAMPLES * 64, shape.width, generator=torch.Generator().manual_seed(1))
     parts = ctx.manage(functools.partial(shallow, shape))
     for step in ctx.steps((rows,), global_batch=_SAMPLES, micro_batch=1, steps=_STEPS):
+        with_moments(parts.optimizer)  # the first time; from then on they come with the state
         with step:
             for (x,) in step:
                 step.backward(parts.model(x).square().mean())

@@ -39,6 +39,7 @@ from atoll.fault.inject import failpoint
 # What needs torch or Arrow is imported where it is used: the I/O process has neither until it has to read.
 if TYPE_CHECKING:
     from atoll.checkpoint.commit import Judgement, Told
+    from atoll.checkpoint.torch_read import Take
     from atoll.checkpoint.torch_state import Flat
 
 __all__ = ["COMMIT", "Report", "Store", "StoredCheckpoint"]
@@ -136,8 +137,11 @@ class Store:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def open(self, step: int | None = None) -> Flat:
-        """The state of `step`, by default of the newest; every block is verified. Raises `CheckpointError`."""
+    def open(self, step: int | None = None, take: Take | None = None) -> Flat:
+        """The state of `step`, by default of the newest; every block is verified. Raises `CheckpointError`.
+
+        `take` is used on a step of this format in place of reading all of it.
+        """
         if step is None:
             steps = self.committed_steps()
             if not steps:
@@ -146,17 +150,20 @@ class Store:
         record = self.record(step)
         try:
             with reading(self.step_directory(step) / COMMIT):
-                return self._read(record)
+                return self._read(record, take)
         except OSError as error:
             raise CheckpointError(f"step {step}: {error}; {self._instead(step)}") from None
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._instead(step)}") from None
 
-    def _read(self, record: AnyRecord) -> Flat:
-        from atoll.checkpoint.torch_read import read_state, read_state_1  # noqa: PLC0415 - torch, as above
+    def _read(self, record: AnyRecord, take: Take | None) -> Flat:
+        from atoll.checkpoint.fs_read import opened  # noqa: PLC0415 - Arrow, as below
+        from atoll.checkpoint.torch_read import read_state_1, read_whole  # noqa: PLC0415 - torch, as above
 
         directory = self.step_directory(record.step)
-        return read_state(directory, record) if isinstance(record, CommitRecord) else read_state_1(directory, record)
+        if isinstance(record, CommitRecord):
+            return (take or read_whole)(opened(directory, record))
+        return read_state_1(directory, record)
 
     def verify(self, step: int, told: Callable[[int], None] = lambda _: None) -> Report:
         """Read every block of `step` and say what is wrong, by file and block. `told` gets the bytes of each."""

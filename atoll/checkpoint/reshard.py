@@ -11,9 +11,8 @@ change of shape: restore, a spare in the place of a loss, another number of rank
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from atoll.checkpoint.boxes import Box, overlap, without
@@ -99,10 +98,19 @@ def messages(copies: Iterable[Copy]) -> dict[tuple[int, int], list[Copy]]:
     return found
 
 
-def slabs(copies: Sequence[Copy], itemsizes: dict[str, int], limit: int) -> list[list[Copy]]:
-    """Copies of one message in runs of about `limit` bytes, whole copies only."""
-    sizes = itertools.accumulate(c.box.count * itemsizes[c.name] for c in copies)
-    runs: dict[int, list[Copy]] = {}
-    for copy, end in zip(copies, sizes, strict=True):
-        runs.setdefault((end - 1) // limit, []).append(copy)
-    return list(runs.values())
+def frames(copies: Iterable[Copy], itemsizes: Mapping[str, int], large: int) -> list[list[Copy]]:
+    """How the copies of one message travel: each of `large` bytes by itself, smaller ones together up to about as many."""
+    alone: list[list[Copy]] = []
+    together: list[list[Copy]] = []
+    room = 0
+    for copy in copies:
+        size = copy.box.count * itemsizes[copy.name]
+        if size >= large:
+            alone.append([copy])
+        elif size <= room:
+            together[-1].append(copy)
+            room -= size
+        else:
+            together.append([copy])
+            room = large - size
+    return [*together, *alone]

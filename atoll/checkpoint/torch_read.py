@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,20 @@ from atoll.checkpoint.torch_state import Flat
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SIGNED = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 
+# Takes out of a step that is open what it is wanted for. Raises `CheckpointError` where that is not whole.
+Take = Callable[[Reading], Flat]
 # A box of a tensor, and the tensor (of its shape, strided as it likes) that is to hold it.
 Targets = Mapping[tuple[str, Box], torch.Tensor]
 
 
 def read_state(directory: Path, record: CommitRecord) -> Flat:
     """All of a step. Raises `CheckpointError` naming tensor, rank, file and block of the first damage."""
-    reading = opened(directory, record)
+    return read_whole(opened(directory, record))
+
+
+def read_whole(reading: Reading) -> Flat:
+    """As `read_state`, of a step that is open."""
+    record = reading.record
     tensors = {t.name: torch.empty(t.shape, dtype=getattr(torch, t.dtype)) for t in record.tensors}
     read_into(reading, {(name, whole(tensor.shape)): tensor for name, tensor in tensors.items()})
     return Flat(tensors=tensors, meta=record.tree)

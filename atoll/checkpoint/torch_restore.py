@@ -15,23 +15,20 @@ Nothing there at all is an answer; a store that cannot be asked is none, and nei
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
-
 from atoll.checkpoint import format1
 from atoll.checkpoint.arrow_remote import RemoteCopy, RemoteError, RemoteRecord
-from atoll.checkpoint.boxes import whole
 from atoll.checkpoint.fs_decisions import counting
 from atoll.checkpoint.fs_files import reading
-from atoll.checkpoint.fs_read import opened
+from atoll.checkpoint.fs_read import Reading, opened
 from atoll.checkpoint.fs_sources import Folder, Source, firsts
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.fs_uploader import Destination, record_name
 from atoll.checkpoint.manifest import CommitRecord, run_tag
-from atoll.checkpoint.torch_read import read_into
+from atoll.checkpoint.torch_read import Take, read_whole
 from atoll.checkpoint.torch_state import Flat
 from atoll.errors import CheckpointError
 from atoll.schema.checkpoints import Tier
@@ -70,7 +67,9 @@ class Restore:
         to: Destination | None = None,
         memory: Sequence[InMemory] = (),
         doubted: Doubted = none_doubted,
+        take: Take = read_whole,
     ) -> None:
+        self._take = take
         self._store, self._run, self._to, self._memory = store, run, to, memory
         self._damaged, self._doubted = damaged, doubted
         # Which epoch wrote what was read.
@@ -182,18 +181,21 @@ class Restore:
             return self._store.open(step)
         directory = self._store.step_directory(step)
         if not each.local:
-            return self._fill(record, each.sources)
+            return self._take(self._opened(record, each.sources))
         with reading(directory / COMMIT):
-            return self._fill(record, each.sources)
+            return self._take(self._opened(record, each.sources))
 
-    def _fill(self, record: CommitRecord, sources: Sequence[Source]) -> Flat:
+    def opened(self, record: CommitRecord, tiers: Collection[Tier]) -> Reading:
+        """The step that another rank has chosen: from these tiers, and from memory here. Raises `CheckpointError`."""
+        copies: list[Source] = [Folder(self._store.step_directory(record.step))] if Tier.LOCAL in tiers else []
+        copies += self._remote_copy(record.step) if Tier.REMOTE in tiers else []
+        return self._opened(record, self._with_memory(record, copies))
+
+    def _opened(self, record: CommitRecord, sources: Sequence[Source]) -> Reading:
         def damaged(source: Source, problem: str) -> None:
             self._tell(record.step, source.tier, problem)
 
-        there = opened(self._store.step_directory(record.step), record, sources, damaged)
-        tensors = {t.name: torch.empty(t.shape, dtype=getattr(torch, t.dtype)) for t in record.tensors}
-        read_into(there, {(name, whole(tensor.shape)): tensor for name, tensor in tensors.items()})
-        return Flat(tensors=tensors, meta=record.tree)
+        return opened(self._store.step_directory(record.step), record, sources, damaged)
 
     # -- what is left behind -------------------------------------------------------------------------------------------
 

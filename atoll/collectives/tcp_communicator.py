@@ -288,15 +288,21 @@ class Communicator:
         """Done once every rank has called it."""
         return self.all_gather(b"")
 
-    def send(self, buffer: torch.Tensor, *, to: int, tag: int = 0) -> Work:
-        """Send `buffer` to one rank; matched in order by its `recv` of the same tag."""
-        self._check(f"send to rank {to}", to, tag)
-        return self._start(work := Work(), self._operations.send(buffer, to, tag + 1, work))
+    def send(self, buffer: torch.Tensor, *, to: int, tag: int = 0, in_place: bool = False) -> Work:
+        """Send `buffer` to one rank; matched in order by its `recv` of the same tag.
 
-    def recv(self, buffer: torch.Tensor, *, source: int | None, tag: int = 0) -> Work:
-        """Receive into `buffer` the next message with this tag of `source`, or of any rank: `result` is whose it was."""
+        `in_place` saves a copy: the bytes leave from `buffer` itself, which must not change before this ends.
+        """
+        self._check(f"send to rank {to}", to, tag)
+        return self._start(work := Work(), self._operations.send(buffer, to, tag + 1, work, in_place=in_place))
+
+    def recv(self, buffer: torch.Tensor, *, source: int | None, tag: int = 0, in_place: bool = False) -> Work:
+        """Receive into `buffer` the next message with this tag of `source`, or of any rank: `result` is whose it was.
+
+        `in_place` saves a copy: the bytes come straight into `buffer`, which holds anything where that fails.
+        """
         self._check(f"recv from rank {source}", (self.rank + 1) % self.size if source is None else source, tag)
-        return self._start(work := Work(), self._operations.recv(buffer, source, tag + 1, work))
+        return self._start(work := Work(), self._operations.recv(buffer, source, tag + 1, work, in_place=in_place))
 
     def move(self, task: Move) -> Work:
         """Tensors from rank to rank, as `task` says: all-gather, all-to-all, gather, scatter."""

@@ -1,6 +1,6 @@
 """The operations of an epoch as generators for its loop.
 
-Nothing is received into a caller's buffer, unless it is said to be summed in place: contributions are added into scratch
+Nothing is received into a caller's buffer, unless it is said to be used in place: contributions are added into scratch
 memory on their way, and the result is written when it is complete (`Work.finish`). Half-precision sums are carried in float32,
 bool in int32. CUDA buffers pass through pinned memory.
 """
@@ -142,18 +142,35 @@ class Operations:
         """From `root` to each."""
         return self._broadcast(buffer, root, sequence, fence_of(buffer), work)
 
-    def send(self, buffer: torch.Tensor, rank: int, lane: int, work: Work) -> Operation:
-        """One message to one rank."""
+    def send(self, buffer: torch.Tensor, rank: int, lane: int, work: Work, *, in_place: bool = False) -> Operation:
+        """One message to one rank; `in_place`: out of `buffer` itself, which does not change before the end."""
+        if in_place and _is_plain(buffer):
+            return self._send_out_of(buffer.detach(), rank, lane, work)
         return self._send(buffer, rank, lane, fence_of(buffer), work)
 
-    def recv(self, buffer: torch.Tensor, rank: int | None, lane: int, work: Work) -> Operation:
-        """One message from one rank, or from any; the result is whose it was."""
+    def recv(
+        self, buffer: torch.Tensor, rank: int | None, lane: int, work: Work, *, in_place: bool = False
+    ) -> Operation:
+        """One message from one rank, or from any; the result is whose it was.
+
+        `in_place`: straight into `buffer`, which holds anything where that fails.
+        """
         self._reactor.open(_message(buffer))
+        if in_place and _is_plain(buffer):
+            ticket = self._reactor.post_message(rank, lane, bytes_of(buffer.detach().view(-1)))
+            yield [ticket]
+            work.finish(ticket.rank)
+            return
         scratch = self._scratch.take(buffer.numel(), buffer.dtype, pinned=buffer.is_cuda)
         ticket = self._reactor.post_message(rank, lane, bytes_of(scratch))
         yield [ticket]
         work.finish(ticket.rank, write=lambda: write(buffer, scratch))
         self._scratch.give_back(scratch, pinned=buffer.is_cuda)
+
+    def _send_out_of(self, buffer: torch.Tensor, rank: int, lane: int, work: Work) -> Operation:
+        self._reactor.open(_message(buffer))
+        yield [self._reactor.send(rank, lane, 0, 0, bytes_of(buffer.view(-1)))]
+        work.finish(rank)
 
     def _send(self, buffer: torch.Tensor, rank: int, lane: int, fence: Callable[[], None], work: Work) -> Operation:
         fence()
@@ -239,6 +256,11 @@ def _give_back(request: Request) -> None:
 def dtype_name(buffer: torch.Tensor) -> str:
     """As calls name it."""
     return str(buffer.dtype).removeprefix("torch.")
+
+
+def _is_plain(buffer: torch.Tensor) -> bool:
+    """Whether its elements lie one after the other in host memory."""
+    return buffer.device.type == "cpu" and buffer.is_contiguous()
 
 
 def _message(buffer: torch.Tensor) -> bytes:

@@ -7,7 +7,8 @@ size, the next larger size that divides their number is taken: shards only ever 
 before still fits.
 
 Members keep their places as long as the size stays. A vacancy goes first to a member of a dissolved group that holds the
-very shard, then to one without a place. With one replica group each shard has one owner, and its *buddy* keeps a copy:
+very shard, then to whoever has most of it in its memory, be it its own or a copy, so that little has to move where the
+size changes; then to one without a place. With one replica group each shard has one owner, and its *buddy* keeps a copy:
 the member that follows in a ring of the island, in an order that puts members of one node as far apart as can be. With
 more groups every shard is held by several owners, and no copies are kept.
 
@@ -22,9 +23,10 @@ of which every shard is held (`fallback`): each member keeps its own shard of th
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +81,8 @@ def shard_size(members: int, asked: int | None) -> int:
     return next(n for n in range(asked, members + 1) if members % n == 0)
 
 
-def arrange(standings: Sequence[Standing], size: int) -> tuple[Place, ...]:
-    """Each member's place among groups of `size`, which divides their number."""
+def arrange(standings: Sequence[Standing], size: int, step: int) -> tuple[Place, ...]:
+    """Each member's place among groups of `size`, which divides their number, for the state after `step`."""
     places = [Place(size=size, group=g, index=i) for g in range(len(standings) // size) for i in range(size)]
     taken: dict[Place, int] = {}
     for rank, standing in enumerate(standings):
@@ -88,13 +90,20 @@ def arrange(standings: Sequence[Standing], size: int) -> tuple[Place, ...]:
             taken[standing.place] = rank
     vacant = [p for p in places if p not in taken]
     waiting = [rank for rank in range(len(standings)) if rank not in taken.values()]
-    for wanted in (_same_shard, _any):
-        for place in list(vacant):
-            found = next((rank for rank in waiting if wanted(standings[rank], place)), None)
-            if found is not None:
-                taken[place] = found
-                waiting.remove(found)
-                vacant.remove(place)
+    for place in list(vacant):
+        found = next((rank for rank in waiting if _same_shard(standings[rank], place)), None)
+        if found is not None:
+            taken[place] = found
+            waiting.remove(found)
+            vacant.remove(place)
+    shares = {rank: shares_of(standings[rank], size, step) for rank in waiting}
+    for _, index, rank in sorted((-share, i, rank) for rank, of in shares.items() for i, share in of.items()):
+        free = next((p for p in vacant if p.index == index), None)
+        if free is not None and rank in waiting:
+            taken[free] = rank
+            waiting.remove(rank)
+            vacant.remove(free)
+    taken |= dict(zip(vacant, waiting, strict=True))
     by_rank = {rank: place for place, rank in taken.items()}
     return tuple(by_rank[rank] for rank in range(len(standings)))
 
@@ -104,9 +113,20 @@ def _same_shard(standing: Standing, place: Place) -> bool:
     return standing.live and had is not None and (had.size, had.index) == (place.size, place.index)
 
 
-def _any(standing: Standing, place: Place) -> bool:
-    del standing, place
-    return True
+def shares_of(standing: Standing, size: int, step: int) -> dict[int, Fraction]:
+    """How much of each shard of `size` that member has in its memory, its own and copies, as of one layout after `step`."""
+    layouts: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    for one in standing.holdings:
+        if one.step == step:
+            layouts[one.line, one.size].add(one.index)
+    best: dict[int, Fraction] = {}
+    for (_, had), held in layouts.items():
+        found: defaultdict[int, Fraction] = defaultdict(Fraction)
+        for i in held:
+            for j in range(i * size // had, -(-(i + 1) * size // had)):
+                found[j] += Fraction(min((i + 1) * size, (j + 1) * had) - max(i * size, j * had), had)
+        best = {j: max(best.get(j, Fraction()), found[j]) for j in {*best, *found}}
+    return best
 
 
 def group_of(places: Sequence[Place], rank: int) -> tuple[int, ...]:
@@ -174,6 +194,20 @@ def recovery(standings: Sequence[Standing], step: int, size: int, wanted: Iterab
             holders = {index: one for index, one in found.items() if one}
             return Recovery(step=step, line=line, size=layout, holders=holders)
     return None
+
+
+def holders_of(standings: Sequence[Standing], found: Recovery, index: int) -> list[tuple[int, str]]:
+    """All who hold a shard of that layout as of that step, owners and copies alike, as (rank, key)."""
+    chosen = found.holders[index]
+    like = next(h.tag for h in standings[chosen[0]].holdings if h.key == chosen[1])
+    wanted = (found.size, index, found.step, found.line, like)
+    same = [
+        (rank, h.key)
+        for rank, s in enumerate(standings)
+        for h in s.holdings
+        if (h.size, h.index, h.step, h.line, h.tag) == wanted
+    ]
+    return [chosen, *(one for one in same if one != chosen)]
 
 
 def fallback(standings: Sequence[Standing], step: int, size: int) -> Recovery | None:

@@ -135,12 +135,15 @@ class Comm(Protocol):
         """Every member's payload, in rank order."""
         ...
 
-    def send(self, buffer: torch.Tensor, *, to: int, tag: int = 0) -> Pending:
-        """To one member."""
+    def send(self, buffer: torch.Tensor, *, to: int, tag: int = 0, in_place: bool = False) -> Pending:
+        """To one member; `in_place`: out of `buffer` itself, which must not change before this ends."""
         ...
 
-    def recv(self, buffer: torch.Tensor, *, source: int | None, tag: int = 0) -> Pending:
-        """From one member, or from any, into `buffer`; the result is whose it was."""
+    def recv(self, buffer: torch.Tensor, *, source: int | None, tag: int = 0, in_place: bool = False) -> Pending:
+        """From one member, or from any, into `buffer`; the result is whose it was.
+
+        `in_place`: where that fails, `buffer` holds anything.
+        """
         ...
 
     def abort(self, reason: str, culprit: TrainerId | None = None) -> None:

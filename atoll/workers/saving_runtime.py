@@ -7,18 +7,21 @@ forward may change (buffers, schedulers), which is copied. The writer stages the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from atoll.checkpoint.arrow_remote import Remote
 from atoll.checkpoint.fs_claims import Claim, Overtaken
 from atoll.checkpoint.fs_decisions import LinkDecisions
+from atoll.checkpoint.fs_read import Reading
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_uploader import Destination
 from atoll.checkpoint.logical import RankLayout
+from atoll.checkpoint.manifest import CommitRecord
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_flat import FlatState, replicated
+from atoll.checkpoint.torch_read import Take, read_whole
 from atoll.checkpoint.torch_restore import Restore, none_doubted
 from atoll.checkpoint.torch_state import Flat, flatten, unflatten
 from atoll.checkpoint.writer import Handle, Writer
@@ -189,8 +192,8 @@ class Saving:
         found = self.found(epoch=epoch)
         return load_flat(found, managed, plan) if found is not None else 0
 
-    def found(self, *, epoch: int) -> Flat | None:
-        """The state to begin with in `epoch`, if a checkpoint holds it.
+    def found(self, *, epoch: int, take: Take = read_whole) -> Flat | None:
+        """The state to begin with in `epoch`, if a checkpoint holds it; `take` has it out of a step that is open.
 
         The run's own newest one comes first (all members were lost at once), from wherever it can be had whole, then the
         one that it was told to resume.
@@ -206,21 +209,28 @@ class Saving:
             store = store.under(claim)
         # Nobody writes now: what lies there whole and lacks only its record is a checkpoint, too.
         store.complete(run, now=SystemClock().now())
-        memory = self._writer.memory() if self._writer is not None else ()
-        rewound = self._host.identity.rewound
-        restore = Restore(
-            store,
-            run=run,
-            damaged=self._damaged,
-            to=self._destination(),
-            memory=memory,
-            doubted=rewound.spoils if rewound is not None else none_doubted,
-        )
+        restore = self._restore(store, take)
         found = restore.newest()
         if found is not None:
             self._read = (epoch, restore.epoch)
             return found
-        return self._resumed(Path(self._resume)) if self._resume else None
+        return self._resumed(Path(self._resume), take) if self._resume else None
+
+    def opened(self, directory: Path, record: CommitRecord, tiers: Collection[Tier]) -> Reading:
+        """The step that another rank has found, with what is in memory here. Raises `CheckpointError`."""
+        return self._restore(Store(directory), read_whole).opened(record, tiers)
+
+    def _restore(self, store: Store, take: Take) -> Restore:
+        rewound = self._host.identity.rewound
+        return Restore(
+            store,
+            run=self._host.identity.run,
+            damaged=self._damaged,
+            to=self._destination(),
+            memory=self._writer.memory() if self._writer is not None else (),
+            doubted=rewound.spoils if rewound is not None else none_doubted,
+            take=take,
+        )
 
     def line(self, epoch: int) -> int | None:
         """Which epoch of this run wrote the checkpoint that was read here to begin `epoch`, if one was."""
@@ -232,14 +242,14 @@ class Saving:
         )
         self._host.tell(said)
 
-    def _resumed(self, path: Path) -> Flat:
+    def _resumed(self, path: Path, take: Take) -> Flat:
         if not path.is_dir():
             raise CheckpointError(
                 f"resume={str(path)!r} is no directory; give a run's checkpoints folder or one of its steps"
             )
         name = path.name.removeprefix(_STEP_PREFIX)
         one = path.name != name and name.isdigit()
-        return Store(path.parent if one else path).open(int(name) if one else None)
+        return Store(path.parent if one else path).open(int(name) if one else None, take)
 
 
 def nodes_of(comm: Comm) -> list[str]:

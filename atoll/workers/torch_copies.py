@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from atoll.checkpoint.fs_pack import Slab
 from atoll.errors import InternalError
 from atoll.workers.peers import Comm, Pending, completed
-from atoll.workers.torch_moves import checked, checked_size, verified
+from atoll.workers.torch_moves import checked, checked_size, checksum, verified
 from atoll.workers.torch_shards import Shards, Spec
 
 # Apart from what a regroup sends.
@@ -192,17 +192,18 @@ class Copies:
             return
         image = Shadow(own, trained, size=size, index=index, step=step)
         image.take(own, step, 0)
-        check = checked([image.memory])[-_CHECK:]
+        leaving = comm.send(image.memory, to=self._buddy, tag=_TAG, in_place=True)
+        check = checksum(image.memory)
         self._kept_alive = [image, check]
-        self._leaving = [comm.send(image.memory, to=self._buddy, tag=_TAG), comm.send(check, to=self._buddy, tag=_TAG)]
+        self._leaving = [leaving, comm.send(check, to=self._buddy, tag=_TAG)]
 
     def receive(self, comm: Comm, shadow: Shadow) -> None:
         """Take the ward's shard; it counts once `prepare` has returned."""
         if self._ward is None:
             return
         check = torch.empty(_CHECK, dtype=torch.uint8)
-        works = [comm.recv(shadow.memory, source=self._ward, tag=_TAG), comm.recv(check, source=self._ward, tag=_TAG)]
-        self._arriving = _Arriving(shadow, check, works)
+        coming = comm.recv(shadow.memory, source=self._ward, tag=_TAG, in_place=True)
+        self._arriving = _Arriving(shadow, check, [coming, comm.recv(check, source=self._ward, tag=_TAG)])
 
     def prepare(self, comm: Comm, step: int, trained: Trained, *, updating: bool) -> bool:
         """Before the vote: the buddy holds what it needs to follow this step. False when the epoch ended."""
@@ -247,7 +248,7 @@ class Copies:
             return True
         if not all(completed(work) for work in arriving.works):
             return False
-        if not torch.equal(checked([arriving.shadow.memory])[-_CHECK:], arriving.check):
+        if not torch.equal(checksum(arriving.shadow.memory), arriving.check):
             raise InternalError(f"the shard of rank {self._ward} changed on its way to its buddy")
         self.shadow = arriving.shadow
         return True

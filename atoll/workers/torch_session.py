@@ -49,6 +49,7 @@ from atoll.workers.torch_step import Step
 from atoll.workers.transaction import StepEvent, StepState
 
 if TYPE_CHECKING:
+    from atoll.checkpoint.torch_read import Take
     from atoll.workers.torch_built import Build, Built
     from atoll.workers.torch_sharded import Sharded
 
@@ -321,11 +322,11 @@ class Session:
             self.saving.before_update()  # a checkpoint of what is there may not be staged yet
             return load_flat(flat, self.managed, self._begun()[0])
 
-        def found(epoch: int) -> Flat | None:
-            return self.saving.found(epoch=epoch)
+        def found(epoch: int, take: Take) -> Flat | None:
+            return self.saving.found(epoch=epoch, take=take)
 
         seed = self._host.identity.spec.seed
-        access = Access(state=state, load=load, found=found)
+        access = Access(state=state, load=load, found=found, opened=self.saving.opened)
         self.sharded = Sharded(build, size, self.managed, seed, access, copy_every=copy_every)
         return self.sharded.built
 

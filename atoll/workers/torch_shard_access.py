@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from atoll.checkpoint.fs_read import Reading
+from atoll.checkpoint.manifest import CommitRecord
+from atoll.checkpoint.torch_read import Take
 from atoll.checkpoint.torch_state import Flat
+from atoll.schema.checkpoints import Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +35,11 @@ class Task:
 class Access:
     """The way to the session's whole state.
 
-    `state` gives it, `load` fills it and returns the step of what it was filled with; `found` reads the checkpoint to
-    begin with in an epoch, if there is one.
+    `state` gives it, `load` fills it and returns the step of what it was filled with. `found` has the checkpoint to begin
+    with in an epoch taken, if there is one; `opened` opens the step of a folder of them, which another rank has found.
     """
 
     state: Callable[[], Mapping[str, Any]]
     load: Callable[[Flat], int]
-    found: Callable[[int], Flat | None]
+    found: Callable[[int, Take], Flat | None]
+    opened: Callable[[Path, CommitRecord, Collection[Tier]], Reading]

@@ -6,16 +6,16 @@ All of it follows from what every member knows - places, holdings, specs - so al
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from atoll.checkpoint.boxes import whole
+from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.reshard import Copy, Planner, Source, Target
-from atoll.checkpoint.torch_state import Flat
 from atoll.errors import InternalError
-from atoll.workers.buddies import Place, Recovery, Standing, missing
+from atoll.workers.buddies import Place, Recovery, Standing, holders_of, missing
 from atoll.workers.peers import Comm
 from atoll.workers.torch_copies import Trained
 from atoll.workers.torch_moves import Held
@@ -35,9 +35,10 @@ def planned(
         return 0.0 if source == target else 1.0 if standings[source].node == standings[target].node else 2.0
 
     planner, copies = Planner(cost), list[Copy]()
+    held = [(rank, key, index) for index in found.holders for rank, key in holders_of(standings, found, index)]
     for name in sorted(specs):
         spec = specs[name]
-        sources = [Source(rank, key, spec.box(found.size, index)) for index, (rank, key) in found.holders.items()]
+        sources = [Source(rank, key, spec.box(found.size, index)) for rank, key, index in held]
         if spec.dim is None:
             sources = [Source(*teller, whole(spec.shape))]
         targets = [Target(rank, spec.box(place.size, place.index)) for rank, place in wanting]
@@ -105,12 +106,12 @@ def scattered(specs: Mapping[str, Spec], holder: tuple[int, str], places: Sequen
     return copies
 
 
-def specs_of(flat: Flat, model: Mapping[str, Spec], trained: Trained) -> dict[str, Spec]:
+def specs_of(saved: Iterable[Logical], model: Mapping[str, Spec], trained: Trained) -> dict[str, Spec]:
     """How the tensors of a checkpoint lie in the model as it was built: an optimizer's follow their parameters."""
     prefix, found = f"{trained.prefix}.state.", dict[str, Spec]()
-    for name, tensor in flat.tensors.items():
-        at = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
-        like = model.get(name) or (model.get(trained.names[int(at)]) if at.isdigit() else None)
-        dim = like.dim if like is not None and like.shape == tuple(tensor.shape) else None
-        found[name] = Spec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), dim)
+    for one in saved:
+        at = one.name.removeprefix(prefix).partition(".")[0] if one.name.startswith(prefix) else ""
+        like = model.get(one.name) or (model.get(trained.names[int(at)]) if at.isdigit() else None)
+        dim = like.dim if like is not None and like.shape == one.shape else None
+        found[one.name] = Spec(one.dtype, one.shape, dim)
     return found

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from atoll.checkpoint.boxes import Box, whole
+from atoll.checkpoint.fs_pack import logical_of
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.reshard import Copy
 from atoll.checkpoint.torch_flat import cut
@@ -52,14 +53,17 @@ from atoll.workers.comparing import comparable
 from atoll.workers.peers import Comm, completed
 from atoll.workers.saving_runtime import Portion, nodes_of
 from atoll.workers.torch_built import Build, Built, made_of
-from atoll.workers.torch_copies import Shadow, Trained, empty_parts
+from atoll.workers.torch_copies import Shadow, Trained
 from atoll.workers.torch_grains import seed_all
 from atoll.workers.torch_holdings import LIVE, Holdings
 from atoll.workers.torch_managed import Managed
+from atoll.workers.torch_memory import memory_for
 from atoll.workers.torch_moves import Held, exchange
 from atoll.workers.torch_reducer import Reducer
+from atoll.workers.torch_restart import EpochOver, Filled, Restart
 from atoll.workers.torch_shard_access import Access, Task
 from atoll.workers.torch_shard_plans import (
+    boxed,
     header,
     heard,
     islands,
@@ -91,7 +95,7 @@ class Sharded:
         copy_every: int = 1,
     ) -> None:
         self._build, self._asked, self._managed, self._seed = build, asked, managed, seed
-        self._state, self._load, self._found = access.state, access.load, access.found
+        self._access = access
         self.built = Built()
         self.tainted = False
         self._place: Place | None = None
@@ -122,7 +126,7 @@ class Sharded:
         if not completed(work):
             return None
         standings = [decode_as(Standing, payload) for payload in work.result]
-        places = arrange(standings, size)
+        places = arrange(standings, size, task.step)
         wanting = needy(standings, places)
         found = recovery(standings, task.step, size, [places[r].index for r in wanting]) if wanting else None
         if wanting and found is None and not task.fresh:
@@ -218,16 +222,26 @@ class Sharded:
         place: Place | None,
     ) -> int | None:
         """Carry the copies out; fill the model for `place`, if any. The step of what came; None when the epoch ended."""
-        target: dict[str, torch.Tensor] = {}
-        if place is not None:
-            empty = empty_parts(specs, place.size, place.index)
-            target = {n: torch.empty_like(t, device="cpu") for n, t in empty.items()}
-        boxes = {n: specs[n].box(place.size, place.index) for n in target} if place is not None else {}
-        if not exchange(comm, copies, sources, {n: (t, boxes[n]) for n, t in target.items()}):
+        target = self._memory(specs, place, anew=not self._live) if place is not None else {}
+        held = boxed(target, specs, place.size, place.index) if place is not None else {}
+        if not exchange(comm, copies, sources, held):
             return None
-        if place is None or self._mesh is None:
+        if place is None:
             return 0
-        return self._load(Flat(tensors=joined(target, specs, self._mesh), meta=meta))
+        return self._fit(target, specs, meta)
+
+    def _memory(self, specs: Mapping[str, Spec], place: Place, *, anew: bool) -> dict[str, torch.Tensor]:
+        """Where a state comes to: straight into the model, which then is nothing until it is whole, if `anew`."""
+        if not anew:
+            return memory_for(specs, place, None)
+        self._live, self.tainted = False, True
+        return memory_for(specs, place, self._shards())
+
+    def _fit(self, tensors: Mapping[str, torch.Tensor], specs: Mapping[str, Spec], meta: dict[str, Any]) -> int:
+        """Load what came for this place. The step of it."""
+        if self._mesh is None:
+            raise InternalError("the sharded model was not built yet")
+        return self._access.load(Flat(tensors=joined(tensors, specs, self._mesh), meta=meta))
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -255,23 +269,36 @@ class Sharded:
         """Nobody holds the state after `step`, or nobody all of it: all begin from a checkpoint, or at 0 as built.
 
         The step; None when the epoch ended.
-
-        One member reads and sends to the others: two might find two different checkpoints to be the newest.
         """
-        read = self._found(comm.epoch) if comm.rank == 0 else None
-        specs = specs_of(read, self._shards().specs, self._trained()) if read is not None else {}
-        work = comm.all_gather(header(specs, read.meta) if read is not None else b"")
-        if not completed(work):
+        place, model, trained = places[comm.rank], self._shards(), self._trained()
+        restart = Restart(
+            comm=comm,
+            access=self._access,
+            places=places,
+            specs_of=lambda saved: specs_of(saved, model.specs, trained),
+            memory=lambda specs: self._memory(specs, place, anew=True),
+        )
+        try:
+            found = restart.found()
+        except EpochOver:
             return None
-        if not work.result[0]:
+        if found is False:
             if step:
                 raise CheckpointError(told_of_holes(standings, step))
             return 0  # nothing was computed yet: what `build` makes is that state
+        self._line = comm.epoch
+        if isinstance(found, Filled):
+            return self._fit(found.flat.tensors, found.specs, found.flat.meta)
+        read = found if isinstance(found, Flat) else None
+        saved = [logical_of(n, t) for n, t in read.tensors.items()] if read is not None else []
+        work = comm.all_gather(header(restart.specs_of(saved), read.meta) if read is not None else b"")
+        if not completed(work):
+            return None
         specs, meta = heard(work.result[0])
         copies = scattered(specs, (0, _FILE), places)
         sources = {_FILE: {n: (t, whole(t.shape)) for n, t in read.tensors.items()}} if read is not None else {}
-        self._live, self._line = False, comm.epoch
-        return self._take(comm, copies, sources, specs, meta, places[comm.rank])
+        self._live = False
+        return self._take(comm, copies, sources, specs, meta, place)
 
     # -- epochs --------------------------------------------------------------------------------------------------------
 
@@ -410,7 +437,7 @@ class Sharded:
     def _shards(self) -> Shards:
         if self._mesh is None:
             raise InternalError("the sharded model was not built yet")
-        return local_state(self._state(), self._mesh)
+        return local_state(self._access.state(), self._mesh)
 
     def _trained(self) -> Trained:
         name, optimizer = self.built.optimizer_entry

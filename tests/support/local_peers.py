@@ -55,14 +55,14 @@ class LocalPeers:
             work.spoil(poison)
         return work
 
-    def send(self, buffer, *, to, tag=0):
+    def send(self, buffer, *, to, tag=0, in_place=False):
         work, address = self._start(), (self.rank, to, tag)
         with self.exchange.lock:
             self.exchange.sent[address].append((buffer.clone(), work))
         self.exchange.meet(address)
         return work
 
-    def recv(self, buffer, *, source, tag=0):
+    def recv(self, buffer, *, source, tag=0, in_place=False):
         work, address = self._start(), (source, self.rank, tag)
         with self.exchange.lock:
             self.exchange.awaited[address].append((buffer, work))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atoll.checkpoint.boxes import Box, chunk, overlap, whole, without
-from atoll.checkpoint.reshard import Planner, Source, Target, messages, slabs
+from atoll.checkpoint.reshard import Planner, Source, Target, frames, messages
 from atoll.errors import CheckpointError
 
 
@@ -109,10 +109,11 @@ def test_empty_targets_need_nobody():
     assert Planner().plan("w", 4, [], [Target(0, chunk((2, 4), 0, 4, 3))]) == []
 
 
-def test_messages_leave_out_what_stays_and_slabs_keep_copies_whole():
+def test_messages_leave_out_what_stays_and_small_copies_share_a_frame():
     box = whole((8,))
     planner = Planner()
     copies = [c for n in "abc" for c in planner.plan(n, 4, [Source(0, "live", box)], [Target(0, box), Target(1, box)])]
     (ends, message), *more = messages(copies).items()
     assert (ends, more, [c.name for c in message]) == ((0, 1), [], ["a", "b", "c"])
-    assert [[c.name for c in run] for run in slabs(message, dict.fromkeys("abc", 4), 64)] == [["a", "b"], ["c"]]
+    assert [[c.name for c in run] for run in frames(message, dict.fromkeys("abc", 4), 64)] == [["a", "b"], ["c"]]
+    assert [[c.name for c in run] for run in frames(message, {"a": 4, "b": 8, "c": 4}, 64)] == [["a", "c"], ["b"]]

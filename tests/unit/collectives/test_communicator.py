@@ -124,6 +124,18 @@ def test_messages_both_ways_do_not_wait_for_each_other_nor_for_collectives(place
     assert (got[0][-1].item(), got[1][-1].item()) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.uint8], ids=str)
+def test_message_in_place_comes_without_a_copy_and_whole(place, dtype):
+    left, right = place.epoch(2)
+    sent, cut = torch.arange(2_000_000).to(dtype), torch.arange(80).view(8, 10).to(dtype)[:, :5]
+    got, some = torch.zeros_like(sent), torch.zeros(8, 10).to(dtype)[:, 5:]
+    works = [left.send(sent, to=1, in_place=True), left.send(cut, to=1, in_place=True)]
+    works += [right.recv(got, source=0, in_place=True), right.recv(some, source=0, in_place=True)]
+    wait_all(works)
+    assert torch.equal(got, sent)
+    assert torch.equal(some, cut)  # not one after the other in memory: by way of a copy
+
+
 def test_tags_keep_messages_apart_and_each_in_order(place):
     left, right = place.epoch(2)
     sent = [left.send(torch.tensor([v]), to=1, tag=tag) for v, tag in [(1, 5), (2, 9), (3, 5)]]

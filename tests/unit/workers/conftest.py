@@ -151,7 +151,7 @@ class FakeComm:
         self.group.submit(self, "gather", payload, work)
         return work
 
-    def send(self, buffer, *, to, tag=0):
+    def send(self, buffer, *, to, tag=0, in_place=False):
         work = FakeWork(self)
         with self.group.changed:
             if self.poisoned is None:
@@ -161,7 +161,7 @@ class FakeComm:
         self._deliver(self.rank, to, tag)
         return work
 
-    def recv(self, buffer, *, source, tag=0):
+    def recv(self, buffer, *, source, tag=0, in_place=False):
         work = FakeWork(self)
         with self.group.changed:
             self.group.mail.setdefault(("wanted", source, self.rank, tag), []).append((buffer, work))

@@ -1,6 +1,7 @@
 """Places, buddies and what can be put together after losses."""
 
 import random
+from fractions import Fraction
 
 import pytest
 
@@ -13,11 +14,13 @@ from atoll.workers.buddies import (
     column_of,
     fallback,
     group_of,
+    holders_of,
     kept,
     missing,
     needy,
     recovery,
     shard_size,
+    shares_of,
 )
 
 
@@ -43,23 +46,55 @@ def test_shards_never_get_larger_than_asked(members, asked, size):
 
 
 def test_survivors_keep_their_places_and_a_spare_takes_the_vacant_one():
-    places = arrange([NEW, member(0), member(2)], 3)
+    places = arrange([NEW, member(0), member(2)], 3, 7)
     assert [p.index for p in places] == [1, 0, 2]
     assert needy([NEW, member(0), member(2)], places) == (0,)
 
 
 def test_member_of_a_dissolved_group_takes_the_vacancy_whose_shard_it_holds():
     standings = [member(0, 2), member(0, 2, group=2), member(1, 2, group=1), member(1, 2, group=2)]
-    places = arrange(standings, 2)
+    places = arrange(standings, 2, 7)
     assert needy(standings, places) == ()
     assert sorted((p.group, p.index) for p in places) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_other_size_moves_everybody():
     standings = [member(0), member(2)]
-    places = arrange(standings, 2)
+    places = arrange(standings, 2, 7)
     assert needy(standings, places) == (0, 1)
     assert group_of(places, 1) == (0, 1)
+
+
+def with_ward(index, size):
+    """A member with its own shard and the copy of the one before it."""
+    return member(index, size, held=[holding((index - 1) % size, size, copy=True, key="copy")])
+
+
+def test_members_take_the_places_of_which_they_have_most_where_one_is_lost():
+    survivors = [with_ward(i, 4) for i in range(3)]
+    # Of four, each has two neighbouring quarters: the last third alone is not whole in anybody's memory.
+    assert [p.index for p in arrange(survivors, 3, 7)] == [2, 0, 1]
+    assert shares_of(survivors[0], 3, 7) == {0: Fraction(3, 4), 2: Fraction(3, 4)}
+    assert shares_of(survivors[1], 3, 7) == {0: 1, 1: Fraction(1, 2)}
+
+
+def test_members_take_the_places_of_which_they_have_all_where_one_comes():
+    standings = [with_ward(2, 3), with_ward(0, 3), with_ward(1, 3), NEW]
+    places = arrange(standings, 4, 7)
+    assert [p.index for p in places] == [2, 0, 1, 3]
+    assert all(shares_of(s, 4, 7)[p.index] == 1 for s, p in zip(standings[:3], places[:3], strict=True))
+
+
+def test_holdings_of_another_step_give_no_place():
+    assert [p.index for p in arrange([with_ward(i, 4) for i in range(3)], 3, 8)] == [0, 1, 2]
+
+
+def test_shard_comes_from_whoever_holds_it_in_the_same_form():
+    copies = [holding(0, copy=True, key="copy"), holding(0, step=6, copy=True, key="old")]
+    standings = [member(0), member(1, held=copies), member(2)]
+    found = recovery(standings, 7, 2, [0, 1])
+    assert holders_of(standings, found, 0) == [(0, "live"), (1, "copy")]
+    assert holders_of(standings, found, 2) == [(2, "live")]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -72,7 +107,7 @@ def test_places_are_a_partition_and_nobody_moves_without_need(seed):
     standings = [Standing(node="n", place=p, live=True) for p in old[: size * groups]]
     standings += [NEW] * (size * groups - len(standings))
     draw.shuffle(standings)
-    places = arrange(standings, size)
+    places = arrange(standings, size, 7)
     assert len(set(places)) == len(places) == size * groups
     for standing, place in zip(standings, places, strict=True):
         if standing.place is not None and standing.place.group < groups:
