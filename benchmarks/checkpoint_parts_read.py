@@ -223,6 +223,8 @@ def _traded(messages: Sequence[bytes]) -> list[bytes]:
 
 def save_memory(rank: Rank, *, step: int) -> dict[str, int]:
     """Memory that a first save takes, in bytes: of this process with its slab, and of the I/O process without it."""
+    if not rank.things["writer"].rehearsed.wait(ranks.SAVE_S):
+        raise TimeoutError("the writer never got ready")
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     held = resident("VmRSS")

@@ -31,6 +31,8 @@ from atoll.schema.messages import CheckpointCommitted, CheckpointFailed, Trainer
 # A member whose pack is not there a minute after ours, and three times what ours took, is gone or its disk is.
 _WITHIN_S = 60.0
 _WITHIN_TIMES = 3.0
+# A save is judged when names are new, and so often all the same: a network file system may show a name before its bytes.
+_JUDGE_AGAIN_S = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +61,7 @@ class Handle:
     took: float = 0.0
     give_up_at: float = 0.0
     asked_by: int = -1  # the epoch in whose name others were last asked for what is missing
+    seen: tuple[object, ...] = ()  # what storage and this rank knew when the save was last judged
 
 
 class Committer:
@@ -143,6 +146,11 @@ class Committer:
         # Asked before storage is: whoever was gone by then had written all that it ever will.
         now, lost = self._clock.now(), self._gone
         gone = frozenset(range(handle.size)) if overdue else frozenset(r for e, r in lost if e == handle.epoch)
+        seen = (self._written(handle), gone, self._led, int(self._clock.monotonic() / _JUDGE_AGAIN_S))
+        if handle.seen == seen:
+            self._claim_again()
+            return
+        handle.seen = seen
         match self._store.try_commit(handle.step, handle.epoch, handle.size, run=self._run, now=now, gone=gone):
             case Commit(record=record, odd=odd):
                 self._committed(handle, record, odd)
@@ -157,6 +165,12 @@ class Committer:
                 )
             case Ask() | Wait():
                 self._claim_again()
+
+    def _written(self, handle: Handle) -> frozenset[str]:
+        """Names of what is there. Parts are never changed, so where no name is new, a judgement would be the same."""
+        with suppress(OSError):
+            return frozenset(p.name for p in self._store.step_directory(handle.step).iterdir())
+        return frozenset()
 
     def _ask(self, handle: Handle, parts: Sequence[tuple[int, str]]) -> None:
         """What these ranks did not write others hold: ask them on storage, and give them as long again."""

@@ -76,7 +76,8 @@ def _batch(extents: Extents, schema: Any, at: int) -> Any:
 def _numbers(batch: Any) -> list[Ints]:
     """The columns as they lie in the file."""
     flat = [batch.column(i).to_numpy() for i in range(len(_NUMBERS))]
-    return [*flat, *(batch.column(name).flatten().to_numpy() for name in ("start", "stop"))]
+    # Not `flatten`: for that Arrow loads its library of kernels, 15 MiB of memory beside the first save.
+    return [*flat, *(batch.column(name).values.to_numpy() for name in ("start", "stop"))]
 
 
 def _checksum(batch: Any) -> str:

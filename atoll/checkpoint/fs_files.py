@@ -78,10 +78,25 @@ def publish(path: Path, data: bytes, *, by_way_of: Path | None = None) -> bool:
 
     The temporary file lies in `by_way_of`, else beside `path`. Raises `FileNotFoundError` once that folder is gone.
     """
+    return link(prepare(path, data, by_way_of=by_way_of), path)
+
+
+def prepare(path: Path, data: bytes, *, by_way_of: Path | None = None) -> Path:
+    """A temporary file, whose bytes are durable, for `link` to give the name `path`."""
     # Several hosts may write into one folder, so a process id alone is not enough.
     temporary = (by_way_of or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
     try:
         create(temporary, data)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return temporary
+
+
+def link(temporary: Path, path: Path) -> bool:
+    """Give what was prepared its name, durably; the temporary one goes. False where `path` exists already."""
+    try:
         failpoint("before-link")
         try:
             disk().link(temporary, path)

@@ -28,7 +28,7 @@ import xxhash
 
 from atoll.checkpoint.boxes import Box
 from atoll.checkpoint.digests import digest_bytes
-from atoll.checkpoint.fs_files import create, make_directory, publish, sync_directory
+from atoll.checkpoint.fs_files import create, link, make_directory, prepare, publish, sync_directory
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_writing import write_runs
 from atoll.checkpoint.image import Run
@@ -128,32 +128,44 @@ def write_part(job: Job, slab: memoryview) -> dict[str, Any]:
     failpoint("after-directory")
     if word.exists():
         return {"wrote": 0}
-    digests: dict[str, str] = {}
+    prepared: list[Path] = []
 
-    def digest() -> None:
-        for one in (*job.wrote, *job.held):
-            digests[one.key] = f"{_digest(one, slab):016x}"
+    def describe(sums: list[list[int]]) -> None:
+        """All but the blocks themselves, while they are on their way: only a name is missing when they are durable."""
+        prepared.append(prepare(word, seal(_whole_word(job, slab, sums, _write_table(job, directory)))))
 
-    sums = write_runs(directory, job.runs, slab, digest)
-    failpoint("files-durable")
-    table = base64.b64decode(job.table)
-    file = f"{job.stem}.arrow"
-    failpoint("before-table")
-    (directory / file).unlink(missing_ok=True)  # of a try that never left its word
-    create(directory / file, table)
-    sync_directory(directory)
-    failpoint("after-table")
-    whole = replace(
-        job.word,
-        segments=tuple(_segment(job.word, run, found) for run, found in zip(job.runs, sums, strict=True)),
-        table=Table(file=file, bytes=len(table), xxh3=xxhash.xxh3_64_hexdigest(table)),
-        wrote={one.key: digests[one.key] for one in job.wrote},
-        held={one.key: digests[one.key] for one in job.held},
-    )
-    failpoint("between-pack-and-sidecar")
-    publish(word, seal(whole))
+    try:
+        write_runs(directory, job.runs, slab, describe)
+        failpoint("files-durable")
+        failpoint("between-pack-and-sidecar")
+        link(prepared[0], word)
+    finally:
+        for path in prepared:
+            path.unlink(missing_ok=True)
     failpoint("word-durable")
     return {"wrote": sum(run.bytes for run in job.runs)}
+
+
+def _write_table(job: Job, directory: Path) -> Table:
+    """The table, durable, and with it the names of all files of this part: before its word has one."""
+    data = base64.b64decode(job.table)
+    path = directory / f"{job.stem}.arrow"
+    failpoint("before-table")
+    path.unlink(missing_ok=True)  # of a try that never left its word
+    create(path, data)
+    sync_directory(directory)
+    failpoint("after-table")
+    return Table(file=path.name, bytes=len(data), xxh3=xxhash.xxh3_64_hexdigest(data))
+
+
+def _whole_word(job: Job, slab: memoryview, sums: list[list[int]], table: Table) -> Word:
+    return replace(
+        job.word,
+        segments=tuple(_segment(job.word, run, found) for run, found in zip(job.runs, sums, strict=True)),
+        table=table,
+        wrote={one.key: f"{_digest(one, slab):016x}" for one in job.wrote},
+        held={one.key: f"{_digest(one, slab):016x}" for one in job.held},
+    )
 
 
 def _leave_word(directory: Path, name: str, data: bytes) -> None:

@@ -1,7 +1,7 @@
-"""Writing runs of a slab to their files: whole pages directly, each block hashed while the one before it is on its way.
+"""Writing runs of a slab to their files: whole pages directly, each block hashed while others are on their way.
 
-Two threads share the work: one writes, the other hashes ahead of it; both give up the interpreter's lock for as long as
-a block takes. Whole pages bypass the page cache where the file system allows it, edges of a run that fills part of a
+Two threads share the work: one writes, the other hashes, and does what else needs no disk that is free; both give up the
+interpreter's lock for as long as a block takes. Files are synced when all are written, so that no write waits for a sync. Whole pages bypass the page cache where the file system allows it, edges of a run that fills part of a
 shared file go through it. What an exclusive file had got when something failed is removed; ranges of a shared file stay,
 no record names them.
 """
@@ -26,24 +26,43 @@ from atoll.fault.inject import failpoint
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
-def write_runs(
-    directory: Path, runs: Sequence[Run], slab: memoryview, beside: Callable[[], None] = lambda: None
-) -> list[list[int]]:
-    """Write `runs` durably; the checksums of the blocks of each. `beside` runs while they are written, after hashing."""
+# The thread that hashes gives way to the one that writes: a disk that waits for its next block is time lost for good.
+_NICE = 10
+
+# Gets the checksums of the blocks of each run.
+Beside = Callable[[list[list[int]]], None]
+
+
+def write_runs(directory: Path, runs: Sequence[Run], slab: memoryview, beside: Beside = lambda _: None) -> None:
+    """Write `runs` durably. `beside` runs meanwhile, when all is hashed; the files have their names by then."""
     hashing = _Hashing(runs, slab, beside)
-    hashing.start()
+    opened: list[tuple[int, list[Run]]] = []
     made: list[Path] = []
     try:
         for file in dict.fromkeys(run.file for run in runs):
-            _write_file(directory / file, [run for run in runs if run.file == file], slab, made)
+            mine = [run for run in runs if run.file == file]
+            opened.append((_opened(directory / file, exclusive=mine[0].exclusive), mine))
+            made += [directory / file] if mine[0].exclusive else []
+            failpoint("file-opened")
+        hashing.start()
+        try:
+            for handle, mine in opened:
+                _write_file(handle, mine, slab)
+            for handle, _ in opened:
+                failpoint("before-pack-sync")
+                disk().sync(handle)
+                failpoint("after-pack-sync")
+        finally:
+            hashing.join()
+        hashing.raise_problem()
     except BaseException:
         for path in made:
             with suppress(OSError):  # gone already, or the disk is: no record will name it
                 path.unlink()
         raise
     finally:
-        hashing.join()
-    return hashing.result()
+        for handle, _ in opened:
+            os.close(handle)
 
 
 def block_sums(data: memoryview) -> list[int]:
@@ -52,44 +71,32 @@ def block_sums(data: memoryview) -> list[int]:
 
 
 class _Hashing(threading.Thread):
-    def __init__(self, runs: Sequence[Run], slab: memoryview, beside: Callable[[], None]) -> None:
+    def __init__(self, runs: Sequence[Run], slab: memoryview, beside: Beside) -> None:
         super().__init__(name="atoll-checkpoint-hash", daemon=True)
         self._runs, self._slab, self._beside = runs, slab, beside
-        self._sums: list[list[int]] = []
         self._failed: BaseException | None = None
 
     def run(self) -> None:
-        """Until all is hashed."""
+        """Until all is hashed, and what is done beside."""
         try:
-            self._sums = [block_sums(self._slab[run.at : run.at + run.bytes]) for run in self._runs]
-            self._beside()
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            with suppress(OSError):  # a system where threads have no priorities of their own
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            self._beside([block_sums(self._slab[run.at : run.at + run.bytes]) for run in self._runs])
+        except BaseException as error:  # noqa: BLE001 - raised again where it is asked for
             self._failed = error
 
-    def result(self) -> list[list[int]]:
-        """What was found. Raises what went wrong."""
+    def raise_problem(self) -> None:
+        """Raises what went wrong."""
         if self._failed is not None:
             raise self._failed
-        return self._sums
 
 
-def _write_file(path: Path, runs: Sequence[Run], slab: memoryview, made: list[Path]) -> None:
-    exclusive = runs[0].exclusive
-    handle = _opened(path, exclusive=exclusive)
-    try:
-        if exclusive:
-            made.append(path)
-        failpoint("file-opened")
-        for run in runs:
-            _write_run(handle, run, slab)
-        failpoint("after-blocks")
-        # A pack is written up to a whole page; a shared file has its length from whoever comes first.
-        os.ftruncate(handle, runs[0].total)
-        failpoint("before-pack-sync")
-        disk().sync(handle)
-        failpoint("after-pack-sync")
-    finally:
-        os.close(handle)
+def _write_file(handle: int, runs: Sequence[Run], slab: memoryview) -> None:
+    for run in runs:
+        _write_run(handle, run, slab)
+    failpoint("after-blocks")
+    # A pack is written up to a whole page; a shared file has its length from whoever comes first.
+    os.ftruncate(handle, runs[0].total)
 
 
 def _opened(path: Path, *, exclusive: bool) -> int:

@@ -5,8 +5,8 @@ shared memory while the next step computes (`before_update` waits only for what 
 copied). Another thread hands the slab to the I/O process, which writes it and leaves this rank's word, and follows the
 save until it counts: rank 0 makes the commit record once the words of all are on storage.
 
-No disk ever holds training up. Two slabs are all the memory that saves may take: while both are in use, a newer save is
-skipped. A slab that holds what others may need is in use until its save is decided. A rank that skips or fails leaves
+No disk ever holds training up. One slab is the memory that saves take, a second where a save begins before the last has
+let go of its own; while both are in use, a newer save is skipped. A slab that holds what others may need is in use until its save is decided. A rank that skips or fails leaves
 its word on storage in place of its part, so that rank 0 learns it at once and says why.
 """
 
@@ -35,6 +35,7 @@ from atoll.checkpoint.fs_writer_process import Job, Summed
 from atoll.checkpoint.image import Duty, Image, Place, extents
 from atoll.checkpoint.logical import RankLayout
 from atoll.checkpoint.manifest import Request, Word, seal, unseal
+from atoll.checkpoint.rehearsal import rehearse
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.sharing import Save, Sharing
 from atoll.checkpoint.torch_staging import Staging
@@ -46,7 +47,8 @@ from atoll.schema.messages import TrainerFact
 
 __all__ = ["Handle", "State", "Writer"]
 
-# How often storage is asked while a save is undecided, and while none is.
+# How often storage is asked while a save is undecided: by the rank that decides, by others; and while none is.
+_LEAD_S = 0.01
 _POLL_S = 0.05
 _IDLE_S = 5.0
 _SLABS = 2
@@ -123,7 +125,8 @@ class Writer:
         )
         # What lies in a slab that was given back: it stays there until the slab is used again.
         self._held: dict[int, tuple[Handle, Image, Slab]] = {}
-        self._slabs: queue.SimpleQueue[Slab] = queue.SimpleQueue()
+        # The one used last is taken first: the other has no memory before both are needed.
+        self._slabs: queue.LifoQueue[Slab] = queue.LifoQueue()
         for _ in range(_SLABS):
             self._slabs.put(Slab())
         self._to_stage: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -135,6 +138,7 @@ class Writer:
         self._sharing: tuple[object, str, int, Sharing] | None = None
         # One value, so that the writing thread never takes a rank 0 for one of an epoch that it did not lead.
         self._place = (0, 0)
+        self.rehearsed = threading.Event()
         self._threads = [
             threading.Thread(target=self._stage_loop, name="atoll-checkpoint-stage", daemon=True),
             threading.Thread(target=self._write_loop, name="atoll-checkpoint-write", daemon=True),
@@ -263,10 +267,14 @@ class Writer:
     # -- the writing thread ------------------------------------------------------------------------------------------
 
     def _write_loop(self) -> None:
+        with suppress(Exception):  # what is wrong here fails the first save, which says so
+            rehearse()
+        self.rehearsed.set()
         closing, until = False, 0.0
         while not (closing and self._may_leave(until)):
             try:
-                job = self._to_write.get(timeout=_POLL_S if self._committer.pending else _IDLE_S)
+                waits = _LEAD_S if self._place[0] == 0 else _POLL_S
+                job = self._to_write.get(timeout=waits if self._committer.pending else _IDLE_S)
             except queue.Empty:
                 job = None
             else:

@@ -314,4 +314,21 @@ def test_slab_of_a_committed_step_serves_its_blocks_until_it_is_used_again(crew,
             data = source.bytes_of(segment, *block_range(segment, index))
             assert check_block(segment, index, data) is None
     made.save_and_wait(flatten(state(2)), 2, 3)
-    assert sorted(step for step, _, _ in made.writers[0].memory()) == [2, 3]
+    assert [step for step, _, _ in made.writers[0].memory()] == [3]
+
+
+def test_saves_that_do_not_overlap_share_one_slab_and_one_that_does_takes_another(crew, state):
+    made, disk = crew(1), Disk()
+    made.save_and_wait(flatten(state(1)), 1, 2, 3)
+    writer = made.writers[0]
+    slabs = [writer._slabs.get_nowait() for _ in range(2)]
+    assert sorted(slab.capacity > 0 for slab in slabs) == [False, True]
+    for slab in reversed(slabs):
+        writer._slabs.put(slab)
+    arm("before-pack-sync", disk)
+    first = made.save(flatten(state(4)), 4)[0]
+    assert disk.reached.wait(10)
+    second = made.save(flatten(state(5)), 5)[0]
+    assert all(slab.capacity > 0 for slab in slabs)
+    disk.go_on.set()
+    assert all(handle.ended.wait(10) and handle.committed for handle in (first, second))
