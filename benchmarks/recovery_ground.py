@@ -157,6 +157,18 @@ class Ground:
             self.client.stop(run.id, "the benchmark is done with it")
         self.until(lambda: self.client.run(run.id).state.ended, 90.0, f"{run.id} to stop")
 
+    def clear(self) -> None:
+        """End every run, also one whose submission got no answer because the control plane was lost just then."""
+
+        def clear() -> bool:
+            left = [view.run for view in self.client.runs() if not view.state.ended]
+            for run in left:
+                with contextlib.suppress(atoll.errors.AtollError):
+                    self.client.stop(run, "the benchmark is done with it")
+            return not left
+
+        self.until(clear, 90.0, "all runs to stop")
+
     def until(self, what: Callable[[], Any], limit_s: float, name: str) -> Any:
         """Wait for `what` to be true. Raises `NotSteady`."""
         until = time.monotonic() + limit_s

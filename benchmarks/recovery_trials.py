@@ -59,9 +59,9 @@ class Theatre:
     def drop(self) -> None:
         """End the run in hand; the next fault gets a new one."""
         if self._run is not None:
-            run, self._run = self._run, None
+            self._run = None
             with contextlib.suppress(NotSteady, AtollError):
-                self.ground.stop(run)
+                self.ground.clear()
 
     def tried(self, kind: Kind, number: int) -> dict[str, Any]:
         """Strike once, measure, mend, and see the run come back."""
@@ -69,7 +69,9 @@ class Theatre:
         try:
             run, members = self._steady_run(kind)
         except (NotSteady, AtollError) as error:
-            self.drop()
+            with contextlib.suppress(NotSteady, AtollError):
+                self.ground.clear()
+            self._run = None
             return {"problem": f"{NO_RUN}: {error}"}
         scene = self._scene(run, members, chance, number)
         found: dict[str, Any] = {}
