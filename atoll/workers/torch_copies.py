@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from atoll.checkpoint.fs_pack import Slab
 from atoll.errors import InternalError
 from atoll.workers.peers import Comm, Pending, completed
-from atoll.workers.torch_moves import checked, checked_size, checksum, verified
+from atoll.workers.torch_moves import checked, checked_size, checksum, pieces_of, placed, verified
 from atoll.workers.torch_shards import Shards, Spec
 
 # Apart from what a regroup sends.
@@ -96,6 +96,10 @@ class Shadow:
                         found[f"{self._trained.prefix}.state.{at}.{key}"] = value
         return found
 
+    def taken(self) -> list[torch.Tensor]:
+        """The sharded tensors that it was made for, in an order that its owner knows."""
+        return [self._tensors[name] for name in _sharded(self._specs)]
+
     def gradients(self, payload: torch.Tensor, present: Sequence[bool]) -> list[torch.Tensor | None]:
         """What the owner sent, as one gradient for each parameter."""
         offset, found = 0, list[torch.Tensor | None]()
@@ -148,6 +152,8 @@ class Shadow:
 @dataclass(slots=True)
 class _Arriving:
     shadow: Shadow
+    tensors: list[torch.Tensor]
+    pieces: list[torch.Tensor]
     check: torch.Tensor
     works: list[Pending]
 
@@ -186,24 +192,26 @@ class Copies:
         older = {f"{IN_HAND}-{at}": shadow for at, shadow in enumerate(self.older)}
         return older if self.shadow is None else {IN_HAND: self.shadow, **older}
 
-    def send(self, comm: Comm, own: Shards, index: int, trained: Trained, size: int, step: int) -> None:
+    def send(self, comm: Comm, own: Shards) -> None:
         """Have the buddy take this rank's shard as it is; it must not change before `prepare` has returned."""
         if self._buddy is None:
             return
-        image = Shadow(own, trained, size=size, index=index, step=step)
-        image.take(own, step, 0)
-        leaving = comm.send(image.memory, to=self._buddy, tag=_TAG, in_place=True)
-        check = checksum(image.memory)
-        self._kept_alive = [image, check]
-        self._leaving = [leaving, comm.send(check, to=self._buddy, tag=_TAG)]
+        pieces = pieces_of([own.flat.tensors[name] for name in _sharded(own.specs)])
+        self._leaving = [comm.send(piece, to=self._buddy, tag=_TAG, in_place=True) for piece in pieces]
+        check = checksum(*pieces)
+        self._kept_alive = [*pieces, check]
+        self._leaving.append(comm.send(check, to=self._buddy, tag=_TAG))
 
     def receive(self, comm: Comm, shadow: Shadow) -> None:
         """Take the ward's shard; it counts once `prepare` has returned."""
         if self._ward is None:
             return
         check = torch.empty(_CHECK, dtype=torch.uint8)
-        coming = comm.recv(shadow.memory, source=self._ward, tag=_TAG, in_place=True)
-        self._arriving = _Arriving(shadow, check, [coming, comm.recv(check, source=self._ward, tag=_TAG)])
+        tensors = shadow.taken()
+        pieces = pieces_of(tensors)
+        works = [comm.recv(piece, source=self._ward, tag=_TAG, in_place=True) for piece in pieces]
+        works.append(comm.recv(check, source=self._ward, tag=_TAG))
+        self._arriving = _Arriving(shadow, tensors, pieces, check, works)
 
     def prepare(self, comm: Comm, step: int, trained: Trained, *, updating: bool) -> bool:
         """Before the vote: the buddy holds what it needs to follow this step. False when the epoch ended."""
@@ -248,10 +256,15 @@ class Copies:
             return True
         if not all(completed(work) for work in arriving.works):
             return False
-        if not torch.equal(checksum(arriving.shadow.memory), arriving.check):
+        if not torch.equal(checksum(*arriving.pieces), arriving.check):
             raise InternalError(f"the shard of rank {self._ward} changed on its way to its buddy")
+        placed(arriving.pieces, arriving.tensors)
         self.shadow = arriving.shadow
         return True
+
+
+def _sharded(specs: Mapping[str, Spec]) -> list[str]:
+    return sorted(name for name, spec in specs.items() if spec.dim is not None)
 
 
 def empty_parts(specs: Mapping[str, Spec], size: int, index: int) -> dict[str, torch.Tensor]:

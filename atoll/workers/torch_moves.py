@@ -7,6 +7,7 @@ share frames. A message whose bytes changed on the way ends the run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -129,7 +130,7 @@ def _unpack(frame: _Frame, target: Held) -> None:
 
 
 def _packed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    flats = [t.detach().contiguous().view(-1).view(torch.uint8) for t in tensors if t.numel()]
+    flats = [_flat(t) for t in tensors if t.numel()]
     return torch.cat(flats) if flats else torch.empty(0, dtype=torch.uint8)
 
 
@@ -158,7 +159,35 @@ def checked_size(tensors: Sequence[torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors) + _CHECK_BYTES
 
 
-def checksum(body: torch.Tensor) -> torch.Tensor:
+def checksum(*bodies: torch.Tensor) -> torch.Tensor:
     """What goes behind these bytes."""
-    value = xxhash.xxh3_64_digest(_bytes(body))
-    return torch.frombuffer(bytearray(value), dtype=torch.uint8)
+    seen = xxhash.xxh3_64()
+    for body in bodies:
+        seen.update(_bytes(body))
+    return torch.frombuffer(bytearray(seen.digest()), dtype=torch.uint8)
+
+
+def pieces_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The bytes of all: those of small tensors together first, then large ones, where they lie if they lie together."""
+    small, large = _by_size(tensors)
+    return [_packed(small), *(_flat(t) for t in large)]
+
+
+def placed(pieces: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
+    """Put what came into `pieces_of(tensors)` where it belongs."""
+    small, large = _by_size(tensors)
+    together, *apart = pieces
+    ends = itertools.accumulate(t.numel() * t.element_size() for t in small)
+    spread = [together[end - t.numel() * t.element_size() : end] for t, end in zip(small, ends, strict=True)]
+    for tensor, piece in zip([*small, *large], [*spread, *apart], strict=True):
+        if tensor.numel() and piece.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
+
+
+def _by_size(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    small = [t for t in tensors if t.numel() * t.element_size() < _LARGE_BYTES]
+    return small, [t for t in tensors if t.numel() * t.element_size() >= _LARGE_BYTES]
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)

@@ -393,7 +393,7 @@ class Sharded:
             return
         own, trained, copies = self._shards(), self._trained(), self._held.copies
         if self._sends:
-            copies.send(comm, own, place.index, trained, place.size, committed)
+            copies.send(comm, own)
         if self._keeps and self._ward is not None:
             size, index = self._ward.size, self._ward.index
             copies.receive(comm, Shadow(own, trained, size=size, index=index, step=committed, line=self._line))

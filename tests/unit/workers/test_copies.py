@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from local_peers import Exchange
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
@@ -11,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from atoll.collectives.torch_backend import Options
 from atoll.errors import InternalError
-from atoll.workers.torch_copies import Shadow, Trained, local
+from atoll.workers.torch_copies import Copies, Shadow, Trained, local
 from atoll.workers.torch_moves import checked, verified
 from atoll.workers.torch_shards import local_state
 
@@ -91,3 +92,48 @@ def test_changed_bytes_are_noticed():
     message[3] += 1
     with pytest.raises(InternalError, match="the gradient changed on the way"):
         verified(message, "the gradient")
+
+
+def keepers(mesh):
+    """A rank, whose state is not made of small tensors alone, and its buddy. Each takes itself for the other's like."""
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(300, 500), nn.Linear(500, 3))
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.Adam(model.parameters())
+    trained = Trained(optimizer, "optimizer", tuple(f"model.{name}" for name, _ in model.named_parameters()))
+    comms, copies = Exchange(2).peers, (Copies(), Copies())
+    for comm in comms:
+        comm.epoch = 1
+    copies[0].regrouped(buddy=1, ward=None, keep=False)
+    copies[1].regrouped(buddy=None, ward=0, keep=False)
+    return state(model, optimizer, mesh), trained, comms, copies
+
+
+def test_copy_comes_whole_before_the_vote(mesh):
+    own, trained, comms, (owner, buddy) = keepers(mesh)
+    owner.send(comms[0], own)
+    shadow = Shadow(own, trained, size=SIZE, index=INDEX, step=3)
+    for tensor in shadow.tensors().values():
+        tensor.fill_(9)
+    buddy.receive(comms[1], shadow)
+    assert buddy.shadow is None
+    for comm, one in zip(comms, (owner, buddy), strict=True):
+        assert one.prepare(comm, 4, trained, updating=False)
+    assert buddy.shadow is shadow
+    found = shadow.tensors()
+    assert sorted(found) == sorted(n for n, s in own.specs.items() if s.dim is not None)
+    assert all(torch.equal(found[name], own.flat.tensors[name]) for name in found)
+
+
+def test_copy_whose_bytes_changed_on_their_way_ends_the_run(mesh):
+    own, trained, comms, (owner, buddy) = keepers(mesh)
+    plain = comms[0].send
+
+    def send(buffer, **options):
+        return plain(buffer ^ 1 if buffer.numel() > 1000 else buffer, **options)
+
+    comms[0].send = send
+    owner.send(comms[0], own)
+    buddy.receive(comms[1], Shadow(own, trained, size=SIZE, index=INDEX, step=3))
+    with pytest.raises(InternalError, match="changed on its way to its buddy"):
+        buddy.prepare(comms[1], 4, trained, updating=False)
