@@ -114,13 +114,3 @@ def test_end_of_the_epoch_fills_nobody():
     peers = Exchange(4).peers
     peers[0].abort("epoch 2: lost")
     assert moved(4, 3, peers) == [None] * 4
-
-
-def test_large_new_memory_takes_every_type_and_shape():
-    specs = {f"w{n}": Spec(t, (1 << 20, 3), 0) for n, t in enumerate(("float32", "bfloat16", "bool", "int64"))}
-    specs |= {"none": Spec("float32", (0, 4), 0), "one": Spec("float32", (), None)}
-    found = memory_for(specs, Place(size=2, group=0, index=1), None)
-    for name, tensor in found.items():
-        assert (tensor.dtype, tuple(tensor.shape)) == (specs[name].torch_dtype, specs[name].box(2, 1).shape)
-        tensor.fill_(1)
-    assert all(bool((t == 1).all()) for t in found.values())
