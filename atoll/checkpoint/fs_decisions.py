@@ -1,7 +1,8 @@
 """Which commit record of a step counts in a store that can decide nothing itself (law 8).
 
-Object stores have no exclusive creation that all of them agree on, so the decision is made elsewhere, once: here by a
-file that is linked into the run's own folder of checkpoints, which fails where it exists. The order is what makes it
+Object stores have no exclusive creation that all of them agree on, so the decision is made elsewhere, once: in a session by
+the control plane (`atoll.workers.decisions_runtime`), and here by a file that is linked into the run's own folder of
+checkpoints, which fails where it exists. The order is what makes it
 safe: files, decision, record, word to others. So a record that lies in the store was decided on at some time; where the
 decisions are lost with the disk they lay on, a lone record counts, and of two none does. What was withdrawn (its step is
 damaged, or is being deleted) never counts again.

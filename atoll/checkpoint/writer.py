@@ -27,6 +27,7 @@ from atoll.checkpoint.boxes import Box
 from atoll.checkpoint.fs_committer import Committer, Handle
 from atoll.checkpoint.fs_extents import extents_bytes
 from atoll.checkpoint.fs_pack import Slab
+from atoll.checkpoint.fs_rehearsal import rehearse
 from atoll.checkpoint.fs_sources import SlabCopy, Source
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_uploader import Destination, Uploader
@@ -35,7 +36,6 @@ from atoll.checkpoint.fs_writer_process import Job, Summed
 from atoll.checkpoint.image import Duty, Image, Place, extents
 from atoll.checkpoint.logical import RankLayout
 from atoll.checkpoint.manifest import Request, Word, seal, unseal
-from atoll.checkpoint.rehearsal import rehearse
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.sharing import Save, Sharing
 from atoll.checkpoint.torch_staging import Staging

@@ -42,9 +42,9 @@ def _tree(root: type[AtollError]) -> dict[str, int]:
 MEASURED = (m.StepCommitted, m.ReplicaDigested, m.LinksObserved, m.Waiting, m.Busy)
 Measured = m.StepCommitted | m.ReplicaDigested | m.LinksObserved | m.Waiting | m.Busy
 # What is worth knowing of a run that ended already: it happened before, and was on its way here meanwhile.
-LATE = (m.StepCommitted, m.CheckpointCommitted, m.CheckpointCopied)
+LATE = (m.StepCommitted, m.CheckpointCommitted, m.CheckpointCopied, m.CopyProposed, m.CopyWithdrawn)
 # What says nothing of a run that went back since.
-UNDONE = (m.StepCommitted, m.CheckpointCommitted, m.CheckpointCopied, m.ReplicaDigested)
+UNDONE = (m.StepCommitted, m.CheckpointCommitted, m.CheckpointCopied, m.CopyProposed, m.ReplicaDigested)
 EXIT_CODES = _tree(AtollError)
 # A checkpoint that one trainer finds damaged is so for whoever takes its place.
 FATAL = frozenset({*_tree(UserError), CheckpointError.code})
@@ -209,7 +209,9 @@ def said(desk: Desk, fact: m.TrainerSaid) -> bool:
         case m.TrainerHello() | m.TrainerReady() | m.EpochJoined() | m.PeerDown():
             _standing_fact(desk, run, trainer, inner)
         case m.CheckpointCommitted() | m.CheckpointFailed() | m.CheckpointCopied() | m.CheckpointIntervalChosen():
-            saved.said(desk, run, inner)
+            saved.said(desk, run, trainer, inner)
+        case m.CopyProposed() | m.CopyWithdrawn():
+            saved.said(desk, run, trainer, inner)
         case m.ServerReady():
             trainer.server, trainer.ready, run.start_failures = inner, True, 0
             trainer.host, trainer.port = inner.host, inner.port

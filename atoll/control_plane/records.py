@@ -153,6 +153,26 @@ class CheckpointKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyDecided:
+    """`record` of the remote copy of `step` counts: once for a step, until it is withdrawn (law 8)."""
+
+    run: RunId
+    step: Step
+    record: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyWithdrawn:
+    """`record` of the remote copy of `step` never counts again; another may be decided on."""
+
+    run: RunId
+    step: Step
+    record: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRewound:
     """The run goes back to its checkpoint of `step`: what later ones hold that epochs up to `epoch` wrote is in doubt."""
 
@@ -225,6 +245,8 @@ RunRecord = (
     | EpochRaised
     | RunServing
     | CheckpointKept
+    | CopyDecided
+    | CopyWithdrawn
     | RunRewound
     | RunStopping
     | RunEnded
@@ -245,6 +267,8 @@ RECORDS = Registry(
         EpochRaised,
         RunServing,
         CheckpointKept,
+        CopyDecided,
+        CopyWithdrawn,
         RunRewound,
         RunStopping,
         RunEnded,

@@ -8,7 +8,7 @@ from typing import assert_never
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
-from atoll.control_plane.state import Run
+from atoll.control_plane.state import Run, Trainer, decision
 from atoll.schema import messages as m
 from atoll.schema.checkpoints import Tier, TierState, TierView
 from atoll.schema.views import CheckpointView
@@ -18,10 +18,17 @@ _REMEMBERED = 16
 # What people need not read a line about: it shows on the checkpoint itself.
 _QUIET = {TierState.COPYING, TierState.GONE}
 
-Said = m.CheckpointCommitted | m.CheckpointFailed | m.CheckpointCopied | m.CheckpointIntervalChosen
+Said = (
+    m.CheckpointCommitted
+    | m.CheckpointFailed
+    | m.CheckpointCopied
+    | m.CheckpointIntervalChosen
+    | m.CopyProposed
+    | m.CopyWithdrawn
+)
 
 
-def said(desk: Desk, run: Run, fact: Said) -> None:
+def said(desk: Desk, run: Run, trainer: Trainer, fact: Said) -> None:
     """Take one fact."""
     match fact:
         case m.CheckpointFailed():
@@ -32,6 +39,11 @@ def said(desk: Desk, run: Run, fact: Said) -> None:
             _committed(desk, run, fact)
         case m.CheckpointCopied():
             _copied(desk, run, fact)
+        case m.CopyProposed():
+            _proposed(desk, run, trainer, fact)
+        case m.CopyWithdrawn():
+            if fact.record not in run.withdrawn.get(fact.step, ()):
+                desk.record(r.CopyWithdrawn(run=run.run, step=fact.step, record=fact.record, at=desk.now))
         case _:
             assert_never(fact)
 
@@ -63,6 +75,14 @@ def _copied(desk: Desk, run: Run, fact: m.CheckpointCopied) -> None:
         others = [each for each in known.tiers if each.tier is not fact.tier]
         tiers = tuple(sorted([*others, light], key=lambda each: list(Tier).index(each.tier)))
         _show(desk, run, dataclasses.replace(known, tiers=tiers))
+
+
+def _proposed(desk: Desk, run: Run, trainer: Trainer, fact: m.CopyProposed) -> None:
+    """Object stores decide nothing exclusively, so it is done here: the first proposal counts, and whoever asks is told."""
+    if fact.step not in run.copied and fact.record not in run.withdrawn.get(fact.step, ()):
+        desk.record(r.CopyDecided(run=run.run, step=fact.step, record=fact.record, at=desk.now))
+    # Durable before anyone is told (law 8): effects are carried out once the records are.
+    desk.tell(trainer, decision(run, fact.step))
 
 
 def _show(desk: Desk, run: Run, view: CheckpointView) -> None:

@@ -15,7 +15,7 @@ from atoll.control_plane.desk import Desk
 from atoll.control_plane.leaving import hurried, on_drained, shunned, still_needed
 from atoll.control_plane.network import awaits_links
 from atoll.control_plane.paces import weighed
-from atoll.control_plane.state import NO_EPOCH, Run, Seat, Trainer
+from atoll.control_plane.state import NO_EPOCH, Run, Seat, Trainer, decisions
 from atoll.control_plane.watching import able
 from atoll.fault import budgets, policy
 from atoll.fault.budgets import Cause
@@ -219,6 +219,7 @@ def _start(run: Run, trainer: Trainer, seat: Seat) -> StartTrainer:
         secret=run.secret,
         device_ids=seat.devices,
         rewound=Rewound(step=run.rewound.step, epoch=run.rewound.epoch) if run.rewound is not None else None,
+        copies=decisions(run),
     )
 
 

@@ -21,7 +21,7 @@ from atoll.fault.process import ProcessTrack
 from atoll.fault.replicas import Comparisons
 from atoll.fault.speeds import Speeds
 from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
-from atoll.schema.messages import Member, ServerReady
+from atoll.schema.messages import CopyDecided, Member, ServerReady
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Door, Topology
 from atoll.schema.views import CheckpointView, MetricPoint, RunState
@@ -29,6 +29,8 @@ from atoll.schema.views import CheckpointView, MetricPoint, RunState
 NO_EPOCH = Epoch(0)
 NO_STEP = Step(0)
 NO_INCARNATION = Incarnation(0)
+# Withdrawn copies of so many steps are remembered: those of older ones were deleted long ago.
+_WITHDRAWN_KEPT = 64
 
 
 @dataclass(slots=True)
@@ -107,6 +109,9 @@ class Run:
     losses: list[Loss] = field(default_factory=list)
     checkpoint: r.CheckpointKept | None = None
     kept: list[r.CheckpointKept] = field(default_factory=list)
+    # Which record of a remote copy counts, by step, and which never will.
+    copied: dict[Step, str] = field(default_factory=dict)
+    withdrawn: dict[Step, tuple[str, ...]] = field(default_factory=dict)
     rewound: r.RunRewound | None = None
     # How often in a row to the checkpoint of that step.
     rewinds: int = 0
@@ -226,6 +231,8 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
         case r.CheckpointKept():
             run.checkpoint = record
             run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
+        case r.CopyDecided() | r.CopyWithdrawn():
+            _apply_copy(run, record)
         case r.RunRewound():
             same = run.rewound is not None and run.rewound.step == record.step
             run.rewinds = run.rewinds + 1 if same else 1
@@ -237,6 +244,29 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             raise TransitionError(f"run {run.run} was submitted twice")
         case _:
             assert_never(record)
+
+
+def decision(run: Run, step: Step) -> CopyDecided:
+    """What is decided on the remote copy of a step."""
+    return CopyDecided(step=step, record=run.copied.get(step, ""), withdrawn=run.withdrawn.get(step, ()))
+
+
+def decisions(run: Run) -> tuple[CopyDecided, ...]:
+    """All of them, for a trainer that begins."""
+    return tuple(decision(run, step) for step in sorted({*run.copied, *run.withdrawn}))
+
+
+def _apply_copy(run: Run, record: r.CopyDecided | r.CopyWithdrawn) -> None:
+    if isinstance(record, r.CopyDecided):
+        if record.step in run.copied or record.record in run.withdrawn.get(record.step, ()):
+            raise TransitionError(f"run {run.run}: {record.record} of step {record.step} cannot count")
+        run.copied[record.step] = record.record
+        return
+    if run.copied.get(record.step) == record.record:
+        del run.copied[record.step]
+    run.withdrawn[record.step] = (*run.withdrawn.get(record.step, ()), record.record)
+    for old in sorted(run.withdrawn)[:-_WITHDRAWN_KEPT]:
+        del run.withdrawn[old]
 
 
 def _apply_seat(run: Run, record: r.SeatTaken | r.SeatFreed) -> None:

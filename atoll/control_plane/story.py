@@ -36,7 +36,7 @@ def told(record: r.Record) -> Line | None:
         case r.EpochRaised():
             names = ", ".join(m.trainer for m in record.members)
             return record.run, "epoch", f"{record.epoch} of {names}: {record.reason}"
-        case r.CheckpointKept() | r.RunRewound():
+        case r.CheckpointKept() | r.CopyDecided() | r.CopyWithdrawn() | r.RunRewound():
             return _checkpoint_line(record)
         case r.NodeDraining() | r.NodeDrained() | r.NodeUndrained():
             return _node_line(record)
@@ -61,7 +61,9 @@ def _run_line(record: r.RunSubmitted | r.RunPlaced | r.RunServing | r.RunStoppin
             assert_never(record)
 
 
-def _checkpoint_line(record: r.CheckpointKept | r.RunRewound) -> Line:
+def _checkpoint_line(record: r.CheckpointKept | r.CopyDecided | r.CopyWithdrawn | r.RunRewound) -> Line | None:
+    if isinstance(record, r.CopyDecided | r.CopyWithdrawn):
+        return None  # the copy itself has a line and a light
     if isinstance(record, r.RunRewound):
         return record.run, "rewound", f"to the checkpoint of step {record.step}: {record.reason}"
     return record.run, "checkpoint", f"step {record.step} is durable at {record.path}"

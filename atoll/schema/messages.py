@@ -21,6 +21,9 @@ from atoll.schema.trainer_messages import CheckpointCommitted as CheckpointCommi
 from atoll.schema.trainer_messages import CheckpointCopied as CheckpointCopied
 from atoll.schema.trainer_messages import CheckpointFailed as CheckpointFailed
 from atoll.schema.trainer_messages import CheckpointIntervalChosen as CheckpointIntervalChosen
+from atoll.schema.trainer_messages import CopyDecided as CopyDecided
+from atoll.schema.trainer_messages import CopyProposed as CopyProposed
+from atoll.schema.trainer_messages import CopyWithdrawn as CopyWithdrawn
 from atoll.schema.trainer_messages import EpochJoined as EpochJoined
 from atoll.schema.trainer_messages import LinksObserved as LinksObserved
 from atoll.schema.trainer_messages import Member as Member
@@ -282,7 +285,10 @@ class Rewound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartTrainer:
-    """Fork a trainer in `seat`. `secret` (hex) is the run's own, for handshakes between its peers."""
+    """Fork a trainer in `seat`. `secret` (hex) is the run's own, for handshakes between its peers.
+
+    `copies`: what is decided on the run's remote copies.
+    """
 
     run: RunId
     trainer: TrainerId
@@ -292,6 +298,7 @@ class StartTrainer:
     secret: str
     device_ids: tuple[int, ...] = ()
     rewound: Rewound | None = None
+    copies: tuple[CopyDecided, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

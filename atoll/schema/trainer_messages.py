@@ -190,6 +190,24 @@ class CheckpointCopied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyProposed:
+    """All files of a copy of `step` are in the remote store, and `record` may be the one that counts. Asks for `CopyDecided`."""
+
+    trainer: TrainerId
+    step: Step
+    record: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyWithdrawn:
+    """`record` is damaged or is being deleted: it never counts again."""
+
+    trainer: TrainerId
+    step: Step
+    record: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointIntervalChosen:
     """The run saves each `every` steps from now on; `reason` in words."""
 
@@ -251,6 +269,8 @@ TRAINER_FACTS = (
     CheckpointCommitted,
     CheckpointFailed,
     CheckpointCopied,
+    CopyProposed,
+    CopyWithdrawn,
     CheckpointIntervalChosen,
     ServerReady,
     TrainerFinished,
@@ -269,6 +289,8 @@ TrainerFact = (
     | CheckpointCommitted
     | CheckpointFailed
     | CheckpointCopied
+    | CopyProposed
+    | CopyWithdrawn
     | CheckpointIntervalChosen
     | ServerReady
     | TrainerFinished
@@ -295,5 +317,14 @@ class Misbehave:
     place: str = ""
 
 
-TRAINER_COMMANDS = (Membership, StopAtBoundary, Misbehave)
-TrainerCommand = Membership | StopAtBoundary | Misbehave
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyDecided:
+    """Which record of the remote copy of `step` counts (empty: none), and which never will. Durable when it is said."""
+
+    step: Step
+    record: str
+    withdrawn: tuple[str, ...] = ()
+
+
+TRAINER_COMMANDS = (Membership, StopAtBoundary, Misbehave, CopyDecided)
+TrainerCommand = Membership | StopAtBoundary | Misbehave | CopyDecided

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from atoll.schema.ids import NodeId, RunId, TrainerId
-from atoll.schema.messages import Membership, Rewound, StopAtBoundary, TrainerFact
+from atoll.schema.messages import CopyDecided, Membership, Rewound, StopAtBoundary, TrainerFact
 from atoll.schema.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Identity:
     """Who this trainer is, and what it may use. `secret` is the run's, for handshakes between its peers.
 
-    `rewound`: which of the run's checkpoints are in doubt.
+    `rewound`: which of the run's checkpoints are in doubt. `copies`: what is decided on its remote copies.
     """
 
     run: RunId
@@ -36,6 +36,7 @@ class Identity:
     run_dir: Path
     secret: bytes
     rewound: Rewound | None = None
+    copies: tuple[CopyDecided, ...] = ()
 
 
 class Host(Protocol):
@@ -61,10 +62,16 @@ class Mailbox:
         self._changed = threading.Condition()
         self._membership: Membership | None = None
         self._stop: StopAtBoundary | None = None
+        self._copies: dict[int, CopyDecided] = {}
         self._subscribers: list[Callable[[Membership], None]] = []
 
-    def put(self, command: Membership | StopAtBoundary) -> None:
+    def put(self, command: Membership | StopAtBoundary | CopyDecided) -> None:
         """Take a command. A membership older than the newest one is dropped."""
+        if isinstance(command, CopyDecided):
+            with self._changed:
+                self._copies[command.step] = command
+                self._changed.notify_all()
+            return
         if isinstance(command, StopAtBoundary):
             with self._changed:
                 self._stop = command
@@ -98,6 +105,15 @@ class Mailbox:
             )
             found = self._membership
             return found if found is not None and found.epoch > epoch else None
+
+    def copy_decided(self, step: int, ask: Callable[[], None], timeout: float) -> CopyDecided | None:
+        """What comes on the remote copy of `step` after `ask` was called; None if nothing does in `timeout` seconds."""
+        with self._changed:
+            self._copies.pop(step, None)
+        ask()
+        with self._changed:
+            self._changed.wait_for(lambda: step in self._copies, timeout)
+            return self._copies.pop(step, None)
 
     @property
     def stop(self) -> StopAtBoundary | None:

@@ -30,6 +30,7 @@ from atoll.errors import BatchError, CheckpointError
 from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.ids import Step, TrainerId
 from atoll.schema.messages import CheckpointCopied, CheckpointIntervalChosen
+from atoll.workers.decisions_runtime import JournalDecisions
 from atoll.workers.host import Host
 from atoll.workers.pacing import Pacing
 from atoll.workers.peers import Comm
@@ -67,6 +68,7 @@ class Saving:
         self._writers: dict[int, tuple[int, ...]] = {}
         self._here: frozenset[TrainerId] = frozenset()
         self._read: tuple[int, int] | None = None
+        self._decisions = JournalDecisions(host, LinkDecisions(self._directory, run=host.identity.run))
 
     def request(self) -> None:
         """Save at the end of the step in hand, whatever its number."""
@@ -148,7 +150,7 @@ class Saving:
             return None
         return Destination(
             remote=Remote.at(uri, run=identity.run),
-            decisions=LinkDecisions(self._directory, run=identity.run),
+            decisions=self._decisions,
             keep=Retention.of(identity.spec),
         )
 

@@ -14,6 +14,8 @@ from atoll.schema.messages import (
     CheckpointCopied,
     CheckpointFailed,
     CheckpointIntervalChosen,
+    CopyProposed,
+    CopyWithdrawn,
     EpochJoined,
     FoundTrainer,
     LinksObserved,
@@ -79,6 +81,8 @@ def noted(found: FoundTrainer, fact: TrainerFact) -> tuple[FoundTrainer, str | N
         case PeerDown() | StepCommitted() | ReplicaDigested() | Waiting() | LinksObserved():
             return found, None
         case CheckpointCommitted() | CheckpointFailed() | CheckpointCopied() | CheckpointIntervalChosen():
+            return found, None
+        case CopyProposed() | CopyWithdrawn():
             return found, None
         case _:
             assert_never(fact)

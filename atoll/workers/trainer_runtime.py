@@ -149,6 +149,7 @@ def _host(order: ForkTrainer, mailbox: Mailbox, link: AgentLink) -> TrainerHost:
         run_dir=Path(start.run_dir),
         secret=bytes.fromhex(start.secret),
         rewound=start.rewound,
+        copies=start.copies,
     )
     nics = [(nic.name, nic.host) for nic in order.nics] if len(order.nics) > 1 else []
     return TrainerHost(identity, mailbox, Listener(order.address, identity.secret, start.run, nics), link)

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 from atoll.checkpoint.commit import Commit
-from atoll.checkpoint.rehearsal import rehearse
+from atoll.checkpoint.fs_rehearsal import rehearse
 
 AFTER = """
 import sys

@@ -25,6 +25,8 @@ ALL = (
     r.EpochRaised(run="r", epoch=1, members=(MEMBER,), reason="first", at=1.0),
     r.RunServing(run="r", at=1.0),
     r.CheckpointKept(run="r", step=3, path="/c", at=1.0),
+    r.CopyDecided(run="r", step=3, record="one", at=1.0),
+    r.CopyWithdrawn(run="r", step=3, record="one", at=1.0),
     r.TrainerEnded(run="r", trainer="t", end=r.End.LOST, was_ready=True, reason="killed", at=1.0),
     r.TrainerGone(run="r", trainer="t", evidence="exit", at=1.0),
     r.RunStopping(run="r", goal=RunState.FAILED, reason="why", exit_code=2, at=1.0),

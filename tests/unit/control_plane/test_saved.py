@@ -1,8 +1,12 @@
 """What trainers say of their checkpoints, in the core: lights, lines of the story, and what is not worth a line."""
 
+import pytest
+
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
+from atoll.control_plane import records as r
 from atoll.control_plane.core import Core
+from atoll.control_plane.state import decisions
 from atoll.schema import messages as m
 from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.spec import JobSpec
@@ -81,3 +85,82 @@ def test_only_so_many_checkpoints_are_remembered():
     for step in range(1, 40):
         world.saved(step)
     assert len(world.core.desk.cluster.runs["run"].copies) == 16
+
+
+# -- which remote copy counts ----------------------------------------------------------------------------------------------
+
+
+def answers(effects):
+    """What the trainer is told, and with which records before it."""
+    sent = [e.command.command for e in effects if isinstance(e, fx.Send) and isinstance(e.command, m.TellTrainer)]
+    return [one for one in sent if isinstance(one, m.CopyDecided)]
+
+
+def proposed(world, step, record):
+    return answers(world.say(m.CopyProposed(trainer=T, step=step, record=record)))
+
+
+def withdrawn(world, step, record):
+    return world.say(m.CopyWithdrawn(trainer=T, step=step, record=record))
+
+
+@pytest.fixture
+def world():
+    world = World()
+    versions = m.Versions(atoll="0", python="3", protocol=1)
+    hello = m.AgentHello(node="a", pid=7, address="1.1.1.1", state_dir="/s", versions=versions, last_incarnation=0)
+    world(ev.AgentAttached(hello=hello))
+    return world
+
+
+def test_first_proposal_for_a_step_counts_and_every_later_one_is_told_so(world):
+    one = m.CopyDecided(step=10, record="one")
+    assert proposed(world, 10, "one") == [one]
+    assert proposed(world, 10, "two") == [one]
+    assert proposed(world, 10, "one") == [one]
+    assert proposed(world, 20, "two") == [m.CopyDecided(step=20, record="two")]
+
+
+def test_decision_is_one_row_of_the_journal(world):
+    written = []
+    for record in ("one", "two", "one"):
+        effects = world.say(m.CopyProposed(trainer=T, step=10, record=record))
+        written += [row for e in effects if isinstance(e, fx.Persist) for row in e.records]
+    assert [(type(one), one.record) for one in written] == [(r.CopyDecided, "one")]
+
+
+def test_answer_is_sent_after_the_row_is_written(world):
+    effects = world.say(m.CopyProposed(trainer=T, step=10, record="one"))
+    kinds = [type(e) for e in effects]
+    assert kinds.index(fx.Persist) < kinds.index(fx.Send)
+
+
+def test_withdrawn_copy_never_counts_again_and_another_may(world):
+    proposed(world, 10, "one")
+    withdrawn(world, 10, "one")
+    assert not any(isinstance(e, fx.Persist) for e in withdrawn(world, 10, "one"))
+    assert proposed(world, 10, "one") == [m.CopyDecided(step=10, record="", withdrawn=("one",))]
+    assert proposed(world, 10, "two") == [m.CopyDecided(step=10, record="two", withdrawn=("one",))]
+
+
+def test_run_remembers_the_withdrawn_copies_of_its_last_steps(world):
+    for step in range(100):
+        withdrawn(world, step, f"r{step}")
+    run = world.core.desk.cluster.runs["run"]
+    assert sorted(run.withdrawn) == list(range(36, 100))
+
+
+def test_trainer_that_begins_is_told_what_is_decided_also_after_a_restart(world):
+    proposed(world, 10, "one")
+    proposed(world, 20, "two")
+    withdrawn(world, 20, "two")
+    records = [
+        r.RunSubmitted(run="run", spec=world.core.desk.cluster.runs["run"].spec, run_dir="/r", secret="00", at=1.0)
+    ]
+    records += [r.CopyDecided(run="run", step=10, record="one", at=1.0)]
+    records += [r.CopyDecided(run="run", step=20, record="two", at=1.0)]
+    records += [r.CopyWithdrawn(run="run", step=20, record="two", at=1.0)]
+    again = Core(2, records)
+    told = (m.CopyDecided(step=10, record="one"), m.CopyDecided(step=20, record="", withdrawn=("two",)))
+    for core in (world.core, again):
+        assert decisions(core.desk.cluster.runs["run"]) == told

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, TrainerId
-from atoll.schema.messages import Member, Membership
+from atoll.schema.messages import CopyDecided, CopyProposed, Member, Membership
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Door
 from atoll.workers.host import Identity, Mailbox
@@ -236,9 +236,13 @@ class FakeHost:
     listener: Any = field(default_factory=FakeListener)
     told: list = field(default_factory=list)
     on_tell: Any = None
+    # As a control plane that no other trainer asks: what is proposed is decided on.
+    decides: bool = True
 
     def tell(self, fact):
         self.told.append(fact)
+        if self.decides and isinstance(fact, CopyProposed):
+            self.mailbox.put(CopyDecided(step=fact.step, record=fact.record))
         if self.on_tell is not None:
             self.on_tell(self, fact)
 
@@ -253,7 +257,7 @@ def make_spec(tmp_path: Path, **changes) -> JobSpec:
     return JobSpec(name="test", working_dir=str(tmp_path), file="train.py", **changes)
 
 
-def make_host(tmp_path: Path, name: str = "a", **changes) -> FakeHost:
+def make_host(tmp_path: Path, name: str = "a", copies=(), **changes) -> FakeHost:
     identity = Identity(
         run=RunId("run"),
         trainer=TrainerId(name),
@@ -261,6 +265,7 @@ def make_host(tmp_path: Path, name: str = "a", **changes) -> FakeHost:
         spec=make_spec(tmp_path, **changes),
         run_dir=tmp_path,
         secret=b"secret",
+        copies=copies,
     )
     return FakeHost(identity=identity)
 
