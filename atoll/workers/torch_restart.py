@@ -20,7 +20,7 @@ from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import CommitRecord, seal, unseal
 from atoll.checkpoint.torch_fan_out import restore
 from atoll.checkpoint.torch_state import Flat
-from atoll.errors import CheckpointError
+from atoll.errors import CheckpointError, InternalError
 from atoll.schema.checkpoints import Tier
 from atoll.schema.codec import decode_as, encode
 from atoll.workers.buddies import Place
@@ -95,7 +95,9 @@ class Restart:
             match said.kind:
                 case _Kind.READ:
                     self._filled = self._tried(said)
-                case _Kind.FILLED if self._filled is not None:
+                case _Kind.FILLED:
+                    if self._filled is None:
+                        raise InternalError("rank 0 takes up a step that is not whole here")
                     return self._filled
                 case _:
                     return said.kind is _Kind.ALONE
