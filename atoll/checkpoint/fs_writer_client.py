@@ -21,6 +21,8 @@ from typing import Any, Protocol
 from atoll.checkpoint.fs_pack import Slab
 from atoll.checkpoint.fs_writer_process import Job, plain_job, receive, send
 from atoll.errors import CheckpointError
+from atoll.fault.inject import handed_on
+from atoll.fault.places import IO_FAILPOINTS
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _MAIN = "import sys; sys.path.insert(0, {root!r}); from atoll.checkpoint.fs_writer_process import main; main({fd})"
@@ -72,6 +74,7 @@ class IoProcess:
         if self._handed.get(slab.number) != slab.capacity:
             handles = (slab.descriptor,)
         request = {"do": "write", "slab": slab.number, "length": slab.capacity, "job": plain_job(job)}
+        request["deaths"] = handed_on(IO_FAILPOINTS)
         answer = self._ask(connection, request, handles)
         self._handed[slab.number] = slab.capacity
         return answer

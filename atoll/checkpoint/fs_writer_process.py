@@ -34,7 +34,7 @@ from atoll.checkpoint.fs_writing import write_runs
 from atoll.checkpoint.image import Run
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import BLOCK_BYTES, Segment, Table, Word, packed_sums, seal
-from atoll.fault.inject import failpoint
+from atoll.fault.inject import arm_death, failpoint
 from atoll.schema.codec import from_plain, to_plain
 
 _LENGTH = struct.Struct("<I")
@@ -99,6 +99,8 @@ def serve(connection: socket.socket) -> None:
 def _obey(request: dict[str, Any], handles: list[int], slabs: _Slabs) -> dict[str, Any]:
     match request["do"]:
         case "write":
+            for place in request["deaths"]:
+                arm_death(place)
             slab = slabs.view(request["slab"], request["length"], handles)
             return write_part(from_plain(Job, request["job"]), slab)
         case "word":

@@ -8,7 +8,9 @@ raise, or wait. From outside a process only a run whose spec says `chaos=True` h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from atoll.fault.places import CHECKPOINT_FAILPOINTS, FAILPOINTS, LEARNING_FAILPOINTS, UPLOAD_FAILPOINTS
@@ -18,6 +20,7 @@ from atoll.fault.places import CHECKPOINT_FAILPOINTS, FAILPOINTS, LEARNING_FAILP
 class _Charge:
     action: Callable[[], None]
     skip: int
+    is_death: bool = False
 
 
 _armed: dict[str, _Charge] = {}
@@ -47,6 +50,24 @@ def arm(name: str, action: Callable[[], None], *, skip: int = 0) -> None:
     if name not in known:
         raise ValueError(f"no failpoint {name!r}; there are {', '.join(known)}")
     _armed[name] = _Charge(action=action, skip=skip)
+
+
+def arm_death(name: str) -> None:
+    """Have the process that passes `name` end there at once: this one, or the one that it hands the order on to."""
+    arm(name, _die)
+    _armed[name].is_death = True
+
+
+def handed_on(names: Collection[str]) -> list[str]:
+    """Those of `names` at which a death is armed: from here on it is another process's to `arm_death` there."""
+    found = [name for name, charge in _armed.items() if charge.is_death and name in names]
+    for name in found:
+        del _armed[name]
+    return found
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def disarm() -> None:

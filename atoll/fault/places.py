@@ -61,6 +61,10 @@ CHECKPOINT_FAILPOINTS = (
     "before-rescue",
 )
 
+# Those of them that only the I/O process passes, and not the trainer itself.
+_TAKEN, _LINKED = CHECKPOINT_FAILPOINTS.index("job-taken"), CHECKPOINT_FAILPOINTS.index("before-link")
+IO_FAILPOINTS = (*CHECKPOINT_FAILPOINTS[_TAKEN:_LINKED], "word-durable", "before-answer")
+
 # Those that a copy to a remote store passes.
 UPLOAD_FAILPOINTS = (
     "before-upload",

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
-import signal
 import sys
 import time
 
@@ -50,7 +48,7 @@ class Harms:
 
     def _die_at(self, place: str) -> None:
         try:
-            inject.arm(place, _die)
+            inject.arm_death(place)
         except ValueError as error:
             sys.stderr.write(f"atoll: {error}\n")
 
@@ -83,7 +81,3 @@ class Harms:
                 "after-backward": self._went_back,
             }
             inject.arm(place, actions[place])
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)

@@ -24,11 +24,12 @@ from checkpoint_crews import Crew, IoFork, leaked
 from atoll.checkpoint import fs_writer_client
 from atoll.checkpoint import writer as writer_module
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.fs_writer_client import spawned
 from atoll.checkpoint.torch_flat import replicated
 from atoll.checkpoint.torch_state import digest, flatten
 from atoll.checkpoint.writer import Writer
-from atoll.fault.inject import arm
-from atoll.fault.places import CHECKPOINT_FAILPOINTS
+from atoll.fault.inject import arm, arm_death
+from atoll.fault.places import CHECKPOINT_FAILPOINTS, IO_FAILPOINTS
 from atoll.schema.messages import CheckpointCommitted
 
 DEADLINE_S = 30
@@ -323,6 +324,23 @@ def test_writer_killed_at_a_random_moment_loses_at_most_the_step_in_hand(child, 
         newest = store.latest().step
         assert newest in {told, told + 1}
         assert_whole(store)
+
+
+@pytest.mark.parametrize("place", [*IO_FAILPOINTS[::6], "word-durable"])
+def test_death_that_is_ordered_of_a_trainer_in_its_io_process_ends_that_once(folder, place):
+    """As a plan of faults orders it, with the real process: it is no fork, and inherits nothing that is armed."""
+    crew = Crew(1, directory=folder, start=spawned, keep=9)
+    crew.save_and_wait(state(1), 1, weights="model")
+    arm_death(place)
+    crew.save_and_wait(state(2), 2, weights="model")
+    crew.save_and_wait(state(3), 3, weights="model")
+    crew.finish()
+    store = Store(folder)
+    assert_whole(store)
+    told = [f.step for f in crew.told if isinstance(f, CheckpointCommitted)]
+    assert told in ([1, 3], [1, 2, 3])  # where its word is on storage, the save counts without it
+    assert told == list(store.committed_steps())
+    assert (len(told) == 3) == (place in {"word-durable", "before-answer"})
 
 
 def test_io_process_that_dies_fails_its_save_alone_and_another_takes_its_place(folder):
