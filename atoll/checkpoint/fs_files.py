@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -81,10 +82,15 @@ def publish(path: Path, data: bytes, *, by_way_of: Path | None = None) -> bool:
     return link(prepare(path, data, by_way_of=by_way_of), path)
 
 
+def temporary_for(path: Path, by_way_of: Path | None = None) -> Path:
+    """A name that nobody else uses, for `link` to give its file the name `path`."""
+    # Several hosts may write into one folder, so a process id alone is not enough.
+    return (by_way_of or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+
+
 def prepare(path: Path, data: bytes, *, by_way_of: Path | None = None) -> Path:
     """A temporary file, whose bytes are durable, for `link` to give the name `path`."""
-    # Several hosts may write into one folder, so a process id alone is not enough.
-    temporary = (by_way_of or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    temporary = temporary_for(path, by_way_of)
     try:
         create(temporary, data)
     except BaseException:
@@ -112,12 +118,29 @@ def link(temporary: Path, path: Path) -> bool:
 
 def create(path: Path, data: bytes) -> None:
     """Create `path` with `data`; its bytes are durable, its name is not. Raises `FileExistsError`."""
-    handle = disk().open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    handle = written(path, data)
     try:
-        write_at(handle, memoryview(data), 0)
         disk().sync(handle)
     finally:
         os.close(handle)
+
+
+def written(path: Path, data: bytes) -> int:
+    """A handle of a new file that has `data`, which is not durable yet. Raises `FileExistsError`."""
+    handle = disk().open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        write_at(handle, memoryview(data), 0)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def sync_all(handles: Sequence[int]) -> None:
+    """Make files and folders durable at once: a file system then does it with one journal entry, not one for each."""
+    with ThreadPoolExecutor(len(handles), thread_name_prefix="atoll-checkpoint-sync") as pool:
+        for done in [pool.submit(disk().sync, handle) for handle in handles]:
+            done.result()
 
 
 def write_at(handle: int, data: memoryview, offset: int) -> None:

@@ -18,7 +18,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ import xxhash
 
 from atoll.checkpoint.boxes import Box
 from atoll.checkpoint.digests import digest_bytes
-from atoll.checkpoint.fs_files import create, link, make_directory, prepare, publish, sync_directory
+from atoll.checkpoint.fs_files import link, make_directory, publish, temporary_for, written
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_writing import write_runs
 from atoll.checkpoint.image import Run
@@ -130,34 +130,37 @@ def write_part(job: Job, slab: memoryview) -> dict[str, Any]:
     failpoint("after-directory")
     if word.exists():
         return {"wrote": 0}
-    prepared: list[Path] = []
+    prepared = temporary_for(word)
 
-    def describe(sums: list[list[int]]) -> None:
-        """All but the blocks themselves, while they are on their way: only a name is missing when they are durable."""
-        prepared.append(prepare(word, seal(_whole_word(job, slab, sums, _write_table(job, directory)))))
+    def describe(sums: list[list[int]]) -> Sequence[int]:
+        """All but the blocks themselves, while they are on their way: only a name is missing when all is durable."""
+        table, handle = _write_table(job, directory)
+        try:
+            return handle, written(prepared, seal(_whole_word(job, slab, sums, table)))
+        except BaseException:
+            os.close(handle)
+            raise
 
     try:
         write_runs(directory, job.runs, slab, describe)
         failpoint("files-durable")
         failpoint("between-pack-and-sidecar")
-        link(prepared[0], word)
+        link(prepared, word)
     finally:
-        for path in prepared:
-            path.unlink(missing_ok=True)
+        prepared.unlink(missing_ok=True)
     failpoint("word-durable")
     return {"wrote": sum(run.bytes for run in job.runs)}
 
 
-def _write_table(job: Job, directory: Path) -> Table:
-    """The table, durable, and with it the names of all files of this part: before its word has one."""
+def _write_table(job: Job, directory: Path) -> tuple[Table, int]:
+    """The table, and a handle of it."""
     data = base64.b64decode(job.table)
     path = directory / f"{job.stem}.arrow"
     failpoint("before-table")
     path.unlink(missing_ok=True)  # of a try that never left its word
-    create(path, data)
-    sync_directory(directory)
+    handle = written(path, data)
     failpoint("after-table")
-    return Table(file=path.name, bytes=len(data), xxh3=xxhash.xxh3_64_hexdigest(data))
+    return Table(file=path.name, bytes=len(data), xxh3=xxhash.xxh3_64_hexdigest(data)), handle
 
 
 def _whole_word(job: Job, slab: memoryview, sums: list[list[int]], table: Table) -> Word:

@@ -1,7 +1,7 @@
 """Writing runs of a slab to their files: whole pages directly, each block hashed while others are on their way.
 
 Two threads share the work: one writes, the other hashes, and does what else needs no disk that is free; both give up the
-interpreter's lock for as long as a block takes. Files are synced when all are written, so that no write waits for a sync. Whole pages bypass the page cache where the file system allows it, edges of a run that fills part of a
+interpreter's lock for as long as a block takes. All is synced when all is written, and at once, so that no write waits for a sync. Whole pages bypass the page cache where the file system allows it, edges of a run that fills part of a
 shared file go through it. What an exclusive file had got when something failed is removed; ranges of a shared file stay,
 no record names them.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import xxhash
 
-from atoll.checkpoint.fs_files import disk, write_at
+from atoll.checkpoint.fs_files import disk, sync_all, write_at
 from atoll.checkpoint.image import PAGE, Run
 from atoll.checkpoint.manifest import BLOCK_BYTES
 from atoll.fault.inject import failpoint
@@ -29,12 +29,12 @@ _DIRECT = getattr(os, "O_DIRECT", 0)
 # The thread that hashes gives way to the one that writes: a disk that waits for its next block is time lost for good.
 _NICE = 10
 
-# Gets the checksums of the blocks of each run.
-Beside = Callable[[list[list[int]]], None]
+# Gets the checksums of the blocks of each run; gives handles of what is to be made durable with the files.
+Beside = Callable[[list[list[int]]], Sequence[int]]
 
 
-def write_runs(directory: Path, runs: Sequence[Run], slab: memoryview, beside: Beside = lambda _: None) -> None:
-    """Write `runs` durably. `beside` runs meanwhile, when all is hashed; the files have their names by then."""
+def write_runs(directory: Path, runs: Sequence[Run], slab: memoryview, beside: Beside = lambda _: ()) -> None:
+    """Write `runs` durably, names included. `beside` runs meanwhile, when all is hashed."""
     hashing = _Hashing(runs, slab, beside)
     opened: list[tuple[int, list[Run]]] = []
     made: list[Path] = []
@@ -48,13 +48,17 @@ def write_runs(directory: Path, runs: Sequence[Run], slab: memoryview, beside: B
         try:
             for handle, mine in opened:
                 _write_file(handle, mine, slab)
-            for handle, _ in opened:
-                failpoint("before-pack-sync")
-                disk().sync(handle)
-                failpoint("after-pack-sync")
         finally:
             hashing.join()
-        hashing.raise_problem()
+        more = hashing.result()
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            failpoint("before-pack-sync")
+            sync_all([*(handle for handle, _ in opened), *more, folder])
+            failpoint("after-pack-sync")
+        finally:
+            for handle in (folder, *more):
+                os.close(handle)
     except BaseException:
         for path in made:
             with suppress(OSError):  # gone already, or the disk is: no record will name it
@@ -74,6 +78,7 @@ class _Hashing(threading.Thread):
     def __init__(self, runs: Sequence[Run], slab: memoryview, beside: Beside) -> None:
         super().__init__(name="atoll-checkpoint-hash", daemon=True)
         self._runs, self._slab, self._beside = runs, slab, beside
+        self._made: Sequence[int] = ()
         self._failed: BaseException | None = None
 
     def run(self) -> None:
@@ -81,14 +86,15 @@ class _Hashing(threading.Thread):
         try:
             with suppress(OSError):  # a system where threads have no priorities of their own
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-            self._beside([block_sums(self._slab[run.at : run.at + run.bytes]) for run in self._runs])
+            self._made = self._beside([block_sums(self._slab[run.at : run.at + run.bytes]) for run in self._runs])
         except BaseException as error:  # noqa: BLE001 - raised again where it is asked for
             self._failed = error
 
-    def raise_problem(self) -> None:
-        """Raises what went wrong."""
+    def result(self) -> Sequence[int]:
+        """What was made beside. Raises what went wrong."""
         if self._failed is not None:
             raise self._failed
+        return self._made
 
 
 def _write_file(handle: int, runs: Sequence[Run], slab: memoryview) -> None:

@@ -327,8 +327,9 @@ def test_writer_killed_at_a_random_moment_loses_at_most_the_step_in_hand(child, 
 
 
 @pytest.mark.parametrize("place", [*IO_FAILPOINTS[::6], "word-durable"])
-def test_death_that_is_ordered_of_a_trainer_in_its_io_process_ends_that_once(folder, place):
+def test_death_that_is_ordered_of_a_trainer_in_its_io_process_ends_that_once(folder, place, monkeypatch):
     """As a plan of faults orders it, with the real process: it is no fork, and inherits nothing that is armed."""
+    monkeypatch.setattr(fs_writer_client, "_LEAVE_S", DEADLINE_S)
     crew = Crew(1, directory=folder, start=spawned, keep=9)
     crew.save_and_wait(state(1), 1, weights="model")
     arm_death(place)
