@@ -38,6 +38,8 @@ def train(ctx) -> None:
     data = (inputs, inputs.square().sum(1, keepdim=True))
     parts = ctx.manage(built, shard=ctx.config["shard"], copy_every=ctx.config.get("copy_every", 1))
     for step in ctx.steps(data, global_batch=24, micro_batch=4, steps=STEPS):
+        if step.index == ctx.config.get("durable_by"):
+            session_ranks.wait_for(ctx._host.identity.run_dir / "checkpoints" / "step-00000002" / "commit.json")
         with step:
             for x, y in step:
                 loss = nn.functional.mse_loss(parts.model(x), y)

@@ -13,6 +13,8 @@ SCRIPT = Path(__file__).with_name("sharded_ranks.py")
 
 def scenario(name, *kills, trainers="abcs", members="abc", shard=None, plain=False, spare_first=False, every=0, k=1):
     told = [{"trainer": who, "at": at, "skip": skip} for who, at, skip in kills]
+    # A save each second step is there to be gone back to: before the step of the loss all wait until the first is durable.
+    durable_by = kills[0][2] + 1 if every == 2 else None
     return {
         "name": name,
         "trainers": list(trainers),
@@ -20,7 +22,7 @@ def scenario(name, *kills, trainers="abcs", members="abc", shard=None, plain=Fal
         "kills": told,
         "ddp": False,
         "spare_first": spare_first,
-        "config": {"plain": plain, "shard": shard, "copy_every": k},
+        "config": {"plain": plain, "shard": shard, "copy_every": k, "durable_by": durable_by},
         "checkpoint_every": every,
     }
 
