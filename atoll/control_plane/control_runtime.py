@@ -277,6 +277,7 @@ class ControlRuntime:
         calls: dict[str, Callable[[dict[str, Any]], Any]] = {
             "submit": self._submit,
             "stop": self._stop,
+            "resize": self._resize,
             "drain": self._drain,
             "undrain": self._undrain,
             "harm": self._harm,
@@ -311,6 +312,11 @@ class ControlRuntime:
     async def _stop(self, body: dict[str, Any]) -> dict[str, Any]:
         run, reason = RunId(str(body.get("run"))), str(body.get("reason") or "")
         return await self._ask(lambda request: ev.StopAsked(request=request, run=run, reason=reason))
+
+    async def _resize(self, body: dict[str, Any]) -> dict[str, Any]:
+        run, workers = RunId(str(body.get("run"))), int(body.get("workers", 0))
+        reason = str(body.get("reason") or "asked to")
+        return await self._ask(lambda request: ev.ResizeAsked(request=request, run=run, workers=workers, reason=reason))
 
     async def _harm(self, body: dict[str, Any]) -> dict[str, Any]:
         run, wish = RunId(str(body.get("run"))), from_plain(HarmWish, body.get("wish"))

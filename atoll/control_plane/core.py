@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from atoll.control_plane import agent_facts as facts
-from atoll.control_plane import drains, network, returns, watching
+from atoll.control_plane import drains, network, resizing, returns, watching
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane.desk import Desk, Node
@@ -86,10 +86,8 @@ class Core:
                 asked(self.desk, event)
             case ev.StopAsked() | ev.DriverBeat() | ev.HarmAsked() | ev.ShutdownAsked():
                 self._request(event)
-            case ev.DrainAsked():
-                drains.asked(self.desk, event)
-            case ev.UndrainAsked():
-                drains.undone(self.desk, event)
+            case ev.DrainAsked() | ev.UndrainAsked() | ev.ResizeAsked():
+                self._move(event)
             case ev.AgentAttached():
                 facts.attached(self.desk, event.hello)
             case ev.AgentDetached():
@@ -117,6 +115,17 @@ class Core:
                 harmed(self.desk, event)
             case ev.ShutdownAsked():
                 self._shutdown(event.request)
+            case _:
+                assert_never(event)
+
+    def _move(self, event: ev.DrainAsked | ev.UndrainAsked | ev.ResizeAsked) -> None:
+        match event:
+            case ev.DrainAsked():
+                drains.asked(self.desk, event)
+            case ev.UndrainAsked():
+                drains.undone(self.desk, event)
+            case ev.ResizeAsked():
+                resizing.asked(self.desk, event)
             case _:
                 assert_never(event)
 

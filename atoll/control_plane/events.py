@@ -44,6 +44,16 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeAsked:
+    """Somebody wants the run to go on with so many workers."""
+
+    request: str
+    run: RunId
+    workers: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DriverBeat:
     """The driver that follows the run is alive."""
 
@@ -162,6 +172,7 @@ class Tick:
 Event = (
     RunAsked
     | StopAsked
+    | ResizeAsked
     | DriverBeat
     | DrainAsked
     | UndrainAsked

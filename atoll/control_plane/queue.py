@@ -89,8 +89,7 @@ def _wait(desk: Desk, waiting: list[Run]) -> None:
 
 
 def _top_up(desk: Desk, run: Run) -> None:
-    drained = desk.cluster.drains
-    lacking = run.spec.seats() - sum(1 for seat in run.seats.values() if seat.node not in drained)
+    lacking = run.lacking(desk.cluster.drains)
     if run.state not in {RunState.PLACED, RunState.RUNNING} or run.finished() or lacking <= 0:
         return
     shuns = shunned(desk, run)

@@ -71,6 +71,17 @@ class RunPlaced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunResized:
+    """The run is to go on with so many workers. `leaving`: seats whose trainers go at the next step boundary."""
+
+    run: RunId
+    workers: int
+    leaving: tuple[SeatId, ...]
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerAssigned:
     """This trainer, and no other, is to live in the seat."""
 
@@ -218,6 +229,7 @@ RunRecord = (
     | SeatTaken
     | SeatFreed
     | RunPlaced
+    | RunResized
     | TrainerAssigned
     | TrainerBegan
     | TrainerEnded
@@ -238,6 +250,7 @@ RECORDS = Registry(
         SeatTaken,
         SeatFreed,
         RunPlaced,
+        RunResized,
         TrainerAssigned,
         TrainerBegan,
         TrainerEnded,

@@ -12,7 +12,7 @@ import dataclasses
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
-from atoll.control_plane.leaving import hurried, on_drained, shunned, still_needed
+from atoll.control_plane.leaving import gives_up, hurried, leaves, shunned, still_needed, why_leaves
 from atoll.control_plane.network import awaits_links
 from atoll.control_plane.paces import weighed
 from atoll.control_plane.state import NO_EPOCH, Run, Seat, Trainer
@@ -35,7 +35,7 @@ FENCE_AGAIN_S = 5.0
 LIFELINE_S = 60.0
 SEAT_RETRY_S = 5.0
 # How a member went that was not lost, in the reason of the epoch without it.
-HOW = {r.End.EVICTED: "evicted", r.End.LEFT: "drained", r.End.REWOUND: "sent back"}
+HOW = {r.End.EVICTED: "evicted", r.End.LEFT: "sent away", r.End.REWOUND: "sent back"}
 
 
 def settle(desk: Desk, run: Run) -> None:
@@ -116,7 +116,7 @@ def _check_over(desk: Desk, run: Run) -> None:
     elif run.start_failures >= policy.START_BUDGET:
         reason = f"{run.start_failures} trainers in a row died before they were ready; {_last_words(run)}"
         begin_stop(desk, run, RunState.FAILED, reason, 2)
-    elif reason := budgets.verdict(run.losses, workers=run.spec.workers):
+    elif reason := budgets.verdict(run.losses, workers=run.size):
         begin_stop(desk, run, RunState.FAILED, reason, 2)
 
 
@@ -127,17 +127,17 @@ def _last_words(run: Run) -> str:
 
 
 def _step_aside(desk: Desk, run: Run) -> None:
-    """Whoever is on a drained node and not needed there any more goes."""
+    """Whoever is to leave and not needed any more goes."""
     for trainer in run.active():
-        if on_drained(desk, trainer) and not still_needed(desk, run, trainer):
-            drain = desk.cluster.drains[trainer.node]
-            end_trainer(desk, run, trainer, r.End.LEFT, f"{trainer.node} is drained: {drain.reason}")
+        if leaves(desk, run, trainer) and not still_needed(desk, run, trainer):
+            end_trainer(desk, run, trainer, r.End.LEFT, why_leaves(desk, run, trainer))
 
 
 def _vacate(desk: Desk, run: Run) -> None:
     """Seats where nobody is to come give their resources back once whoever had them is proven gone."""
     nodes = shunned(desk, run)
-    for seat in [s.seat for s in run.seats.values() if s.node in nodes and run.tenant(s.seat) is None]:
+    left = [s for s in run.seats.values() if s.leaving or s.node in nodes]
+    for seat in [s.seat for s in left if run.tenant(s.seat) is None]:
         free_seat(desk, run, seat)
 
 
@@ -231,7 +231,7 @@ def regroup(desk: Desk, run: Run, broken: str = "") -> None:
         epoch=run.epoch,
         members=run.members,
         standings=tuple(_standing(desk, run, t) for t in run.trainers.values()),
-        wanted=run.spec.workers,
+        wanted=run.size,
         broken=broken,
         hurry=hurried(desk, run),
     )
@@ -271,7 +271,8 @@ def _standing(desk: Desk, run: Run, trainer: Trainer) -> policy.Standing:
         proven_gone=trainer.gone,
         finished=trainer.ended is not None and trainer.ended.end is r.End.FINISHED,
         holds=trainer.holds,
-        leaving=on_drained(desk, trainer),
+        leaving=leaves(desk, run, trainer),
+        yields=gives_up(run, trainer),
         how=HOW.get(trainer.ended.end, "lost") if trainer.ended is not None else "lost",
     )
 

@@ -6,6 +6,7 @@ start unknown after a replay and are filled by `AgentHello`, `ClusterListed` and
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -77,6 +78,8 @@ class Seat:
     seat: SeatId
     run: RunId
     node: NodeId
+    # Its trainer goes, and nobody comes: the run was made smaller.
+    leaving: bool = False
     # volatile
     alive: bool = False
     creating: bool = False
@@ -95,6 +98,8 @@ class Run:
     run_dir: str
     secret: str
     submitted_at: float
+    # How many workers it is to have now: from the spec's least to what it asked for.
+    size: int
     state: RunState = RunState.QUEUED
     reason: str = ""
     epoch: Epoch = NO_EPOCH
@@ -144,6 +149,11 @@ class Run:
     def member_ids(self) -> list[TrainerId]:
         """The current members in rank order."""
         return [m.trainer for m in self.members]
+
+    def lacking(self, shunned: Collection[NodeId] = ()) -> int:
+        """How many seats it is short of, those on `shunned` nodes and those that are left not counted."""
+        held = sum(1 for seat in self.seats.values() if not seat.leaving and seat.node not in shunned)
+        return self.size + self.spec.spares - held
 
     def finished(self) -> bool:
         """True once any trainer's function returned: the last step is decided everywhere, no more will come."""
@@ -204,6 +214,7 @@ class Cluster:
             run_dir=record.run_dir,
             secret=record.secret,
             submitted_at=record.at,
+            size=record.spec.workers,
         )
 
     def seat(self, seat: SeatId) -> Seat | None:
@@ -223,20 +234,29 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             _apply_trainer(run, record)
         case r.EpochRaised():
             _apply_epoch(run, record)
-        case r.CheckpointKept():
-            run.checkpoint = record
-            run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
-        case r.RunRewound():
-            same = run.rewound is not None and run.rewound.step == record.step
-            run.rewinds = run.rewinds + 1 if same else 1
-            run.rewound, run.kept = record, [k for k in run.kept if k.step <= record.step]
-            run.checkpoint = run.kept[-1]
+        case r.CheckpointKept() | r.RunRewound():
+            _apply_checkpoint(run, record)
         case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunEnded():
             _apply_move(run, record)
+        case r.RunResized():
+            run.size, run.reason = record.workers, record.reason
+            for seat in record.leaving:
+                run.seats[seat].leaving = True
         case r.RunSubmitted():
             raise TransitionError(f"run {run.run} was submitted twice")
         case _:
             assert_never(record)
+
+
+def _apply_checkpoint(run: Run, record: r.CheckpointKept | r.RunRewound) -> None:
+    if isinstance(record, r.CheckpointKept):
+        run.checkpoint = record
+        run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
+        return
+    same = run.rewound is not None and run.rewound.step == record.step
+    run.rewinds = run.rewinds + 1 if same else 1
+    run.rewound, run.kept = record, [k for k in run.kept if k.step <= record.step]
+    run.checkpoint = run.kept[-1]
 
 
 def _apply_seat(run: Run, record: r.SeatTaken | r.SeatFreed) -> None:

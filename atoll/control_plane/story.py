@@ -27,7 +27,7 @@ def brief(run: RunId, text: str) -> str:
 def told(record: r.Record) -> Line | None:
     """The story's line for a record, or None for one that people need not see."""
     match record:
-        case r.RunSubmitted() | r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunEnded():
+        case r.RunSubmitted() | r.RunPlaced() | r.RunResized() | r.RunServing() | r.RunStopping() | r.RunEnded():
             return _run_line(record)
         case r.TrainerAssigned() | r.TrainerBegan() | r.TrainerEnded() | r.TrainerGone():
             return _trainer_line(record)
@@ -44,13 +44,17 @@ def told(record: r.Record) -> Line | None:
             assert_never(record)
 
 
-def _run_line(record: r.RunSubmitted | r.RunPlaced | r.RunServing | r.RunStopping | r.RunEnded) -> Line:
+def _run_line(
+    record: r.RunSubmitted | r.RunPlaced | r.RunResized | r.RunServing | r.RunStopping | r.RunEnded,
+) -> Line:
     match record:
         case r.RunSubmitted():
             spec = record.spec
             return record.run, "submitted", f"{spec.kind} {spec.file}:{spec.function}, {_crew(spec)}"
         case r.RunPlaced():
             return record.run, "placed", "the cluster has room for all its workers"
+        case r.RunResized():
+            return record.run, "resized", f"{record.workers} worker{'s' * (record.workers != 1)}: {record.reason}"
         case r.RunServing():
             return record.run, "serving", "the first replica answers"
         case r.RunStopping():
@@ -87,7 +91,8 @@ def _node_line(record: r.NodeRecord) -> Line:
 
 
 def _crew(spec: JobSpec) -> str:
-    workers = f"{spec.workers} worker{'s' * (spec.workers != 1)}"
+    span = f"{spec.least} to {spec.workers}" if spec.elastic else f"{spec.workers}"
+    workers = f"{span} worker{'s' * (spec.workers != 1)}"
     return f"{workers} and {spec.spares} spare{'s' * (spec.spares != 1)}" if spec.spares else workers
 
 

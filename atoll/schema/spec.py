@@ -10,6 +10,7 @@ from typing import Any
 
 from atoll.errors import SpecError
 from atoll.schema.ids import RunId, is_safe_name
+from atoll.schema.sharing import DEFAULT_QUEUE, Alternative, sharing_rules
 
 # 5 seats of 0.4 (four workers and a spare) fit a two-core machine; trainers share cores anyway on CPU.
 DEFAULT_CPUS_PER_WORKER = 0.4
@@ -47,6 +48,11 @@ class JobSpec:
 
     `checkpoint_every`: steps, 0 for never, or `auto`. `checkpoint_remote`: a URI to which each durable checkpoint is copied.
     Beside the last `keep_checkpoints`, steps divisible by `keep_every` stay, and those younger than `keep_for_s`.
+
+    `workers` is how many it wants; with `min_workers` it is elastic and runs with any number from there on, or with those of
+    `worker_sizes` only. `queue`, `team`, `priority` (larger first) and `expected_s` (how long it will take, as far as its
+    owner knows) are for the queue; `alternatives` for its placement, the dearest first: without any, wherever there is room.
+    `owner` is who submitted it, "" for the cluster itself: the web server writes it in, and `team` too.
     """
 
     name: str
@@ -59,7 +65,15 @@ class JobSpec:
     tokenizer: str = "bytes"
     config: dict[str, Any] = field(default_factory=dict)
     workers: int = 1
+    min_workers: int | None = None
+    worker_sizes: tuple[int, ...] = ()
     spares: int = 1
+    queue: str = DEFAULT_QUEUE
+    team: str | None = None
+    owner: str = ""
+    priority: int = 0
+    expected_s: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
     cpus_per_worker: float = DEFAULT_CPUS_PER_WORKER
     gpus_per_worker: float = 0.0
     threads_per_worker: int | None = None
@@ -83,6 +97,20 @@ class JobSpec:
         """Trainers that hold resources: workers and spares."""
         return self.workers + self.spares
 
+    @property
+    def least(self) -> int:
+        """With how many workers it can do."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @property
+    def elastic(self) -> bool:
+        """Whether it runs with fewer workers than it wants."""
+        return self.least < self.workers
+
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of workers with which it runs, ascending."""
+        return self.worker_sizes or tuple(range(self.least, self.workers + 1))
+
 
 def check_spec(spec: JobSpec) -> JobSpec:
     """`spec` itself, or a `SpecError` that names the first field at fault, its value and what would be right."""
@@ -90,6 +118,7 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (is_safe_name(spec.name), f"name={spec.name!r}: use letters, digits, '_', '.' and '-' only"),
         (spec.workers >= 1, f"workers={spec.workers}: at least 1"),
         (spec.spares >= 0, f"spares={spec.spares}: 0 or more"),
+        *sharing_rules(spec),
         (0 <= spec.cpus_per_worker < math.inf, f"cpus_per_worker={spec.cpus_per_worker}: a number, 0 or more"),
         (0 <= spec.gpus_per_worker < math.inf, f"gpus_per_worker={spec.gpus_per_worker}: a number, 0 or more"),
         (

@@ -13,6 +13,7 @@ began|ready|joined|finished|serving t0 t1
 failed t0 code words     commit t0 step   saved t0 step   exit t0 status   down t0 peer
 exit t0 oom              killed by the kernel for memory
 stop name                beat name        tick seconds    shutdown
+resize name 2            the run is to go on with two workers
 drain a 30               node a is to be empty within 30 s; `undrain a`; `notice a spot 120` comes from the node itself
 steps 9 t0=0.1 t1=0.3    so many steps, told by all members, at these seconds a grain (grains=16 in all)
 restart                  the control plane dies; a new one replays the journal
@@ -31,6 +32,7 @@ from atoll.control_plane.invariants import broken, told_before_durable
 from atoll.control_plane.records import RECORDS
 from atoll.schema import messages as m
 from atoll.schema.codec import encode
+from atoll.schema.sharing import bounds
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.topology import Door, Link, Nic, Observation
 from atoll.workers.samples import share
@@ -169,13 +171,13 @@ class World:
     def on_detach(self, name):
         return self.do(ev.AgentDetached(node=name, evidence="stream ended"))
 
-    def on_submit(self, name, *flags, workers="2", spares="1", kind="train", cpus="0.4"):
+    def on_submit(self, name, *flags, workers="2", spares="1", kind="train", cpus="0.4", **others):
         spec = JobSpec(
             name=name,
             kind=JobKind(kind),
             working_dir="/w",
             file="train.py",
-            workers=int(workers),
+            **vars_of(workers, **others),
             spares=int(spares),
             cpus_per_worker=float(cpus),
             detach="attached" not in flags,
@@ -248,6 +250,10 @@ class World:
         self.run = name
         return self.do(ev.StopAsked(request="q", run=name, reason="asked"))
 
+    def on_resize(self, name, workers):
+        self.run = name
+        return self.do(ev.ResizeAsked(request="q", run=name, workers=int(workers), reason="asked"))
+
     def on_beat(self, name):
         return self.do(ev.DriverBeat(run=name))
 
@@ -317,6 +323,18 @@ class World:
             again = self.core.desk.cluster.runs[run.run]
             assert (again.state, again.epoch, again.members) == (run.state, run.epoch, run.members)
         return [f"replayed {len(self.journal)} records", *self.listed()]
+
+
+def vars_of(workers, queue="default", priority="0", expected=None):
+    sizes = bounds(workers)
+    return {
+        "workers": sizes.workers,
+        "min_workers": sizes.min_workers,
+        "worker_sizes": sizes.worker_sizes,
+        "queue": queue,
+        "priority": int(priority),
+        "expected_s": None if expected is None else float(expected),
+    }
 
 
 SHOWN = {
