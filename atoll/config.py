@@ -13,7 +13,7 @@ names the place that will be given the token.
 | ATOLL_HOST | address that peers of a `torch.distributed` group connect to; default: that on the way to the store |
 | GLOO_SOCKET_IFNAME | the same by the name of a NIC, as for torch's Gloo |
 | RAY_ADDRESS | GCS address of the Ray cluster; set by Ray inside `ray job submit` |
-| RAY_JOB_CONFIG_JSON_ENV_VAR | set by Ray inside `ray job submit`: submission id and packed working directory |
+| RAY_JOB_CONFIG_JSON_ENV_VAR | set by Ray inside `ray job submit`: submission id, packed working directory, metadata |
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atoll.errors import AuthError, ConnectError
 
 HOME_MODE = 0o700
+_RAYS_OWN = frozenset({"job_submission_id", "job_name"})
 TOKEN_MODE = 0o600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayJob:
-    """What Ray tells a driver that it started itself."""
+    """What Ray tells a driver that it started itself. `metadata` is what came with `--metadata-json`."""
 
     submission_id: str
     working_dir_uri: str | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +91,16 @@ def _ray_job(text: str) -> RayJob | None:
     # The variable's name is its own value in Ray 2.60; its JSON has "metadata" and "runtime_env".
     try:
         plain = json.loads(text) if text else {}
-        submission = plain.get("metadata", {}).get("job_submission_id")
+        metadata = plain.get("metadata", {})
+        submission = metadata.get("job_submission_id")
         uri = plain.get("runtime_env", {}).get("working_dir")
     except (ValueError, AttributeError):
         return None
     if not isinstance(submission, str):
         return None
-    return RayJob(submission_id=submission, working_dir_uri=uri if isinstance(uri, str) and "://" in uri else None)
+    copied = uri if isinstance(uri, str) and "://" in uri else None
+    told = {str(key): str(value) for key, value in metadata.items() if key not in _RAYS_OWN}
+    return RayJob(submission_id=submission, working_dir_uri=copied, metadata=told)
 
 
 def as_url(address: str) -> str:

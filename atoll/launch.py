@@ -6,7 +6,8 @@ embedded one that ends with the run. This module is the one bridge from the comm
 clusters; everything after that is REST.
 
 `atoll run FILE` executes the script with `overrides` set, so that the script's own `atoll.run(...)` holds and the flags
-of the command line win.
+of the command line win. `atoll run job.toml` reads a job file instead. What `ray job submit --metadata-json` says stands
+between the two: above script and file, below flags.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 from atoll import config
 from atoll.config import ClusterFile, Config, Target
 from atoll.errors import AtollError, AuthError, ConnectError, ScriptNotFound, UserError
-from atoll.launch_spec import JobOptions, build, script
+from atoll.launch_spec import JobOptions, build, build_document, metadata_options, read_document, script
 from atoll.schema.ids import TRAINER_MARK, RunId
 
 if TYPE_CHECKING:
     from atoll.control_plane.ray_bootstrap import ClusterInfo
     from atoll.schema.spec import JobSpec
 
-__all__ = ["JobOptions", "Overrides", "find", "run", "run_script", "up"]
+__all__ = ["JobOptions", "Overrides", "find", "run", "run_job", "run_script", "up"]
 
 _INTERRUPTED = 130
 Say = Callable[[str], None]
@@ -67,15 +68,40 @@ def run(fn: Callable[..., Any] | None = None, **options: Unpack[JobOptions]) -> 
     """
     overrides = _OVERRIDES.get() or Overrides()
     overrides.calls += 1
-    merged: JobOptions = {**options, **overrides.options}
-    if overrides.config:
-        merged["config"] = {**(options.get("config") or {}), **overrides.config}
     _refuse_inside_trainer()
     with reported():
-        code = _run(fn, merged, print_id=overrides.print_id)
+        settings = config.load()
+        merged = _merged(options, _wishes(settings, overrides))
+        code = _run(_spec(fn, merged, settings), settings, merged.get("address"), print_id=overrides.print_id)
     if code != 0:
         raise SystemExit(code)
     return 0
+
+
+def run_job(path: str, overrides: Overrides) -> None:
+    """Train as the job file at `path` says, with `overrides` on top, and watch it as `run` does."""
+    with reported():
+        settings = config.load()
+        document, file = read_document(path, Path.cwd())
+        wishes = _wishes(settings, overrides)
+        address = wishes.pop("address", None)
+        spec = build_document(document, file, wishes, **_ray_job(settings))
+        code = _run(spec, settings, address, print_id=overrides.print_id)
+    if code != 0:
+        raise SystemExit(code)
+
+
+def _wishes(settings: Config, overrides: Overrides) -> JobOptions:
+    """What stands above the script or job file: metadata of `ray job submit`, and above that the command line."""
+    told = metadata_options(settings.ray_job.metadata) if settings.ray_job else JobOptions()
+    return _merged(_merged(told, overrides.options), JobOptions(config=overrides.config))
+
+
+def _merged(below: JobOptions, above: JobOptions) -> JobOptions:
+    """`config` entry by entry, everything else as a whole."""
+    both = {**(below.get("config") or {}), **(above.get("config") or {})}
+    merged: JobOptions = {**below, **above}
+    return {**merged, "config": both} if both or "config" in merged else merged
 
 
 @contextlib.contextmanager
@@ -90,15 +116,14 @@ def reported() -> Iterator[None]:
         raise SystemExit(_INTERRUPTED) from None
 
 
-def _run(fn: Callable[..., Any] | None, options: JobOptions, *, print_id: bool) -> int:
+def _run(spec: JobSpec, settings: Config, address: str | None, *, print_id: bool) -> int:
     from rich.console import Console  # noqa: PLC0415 - `import atoll` loads nothing but the standard library
 
     from atoll.cli_attach import attach, terminable  # noqa: PLC0415 - likewise
 
-    settings = config.load()
     console = Console(stderr=print_id)
-    spec = _spec(fn, options, settings)
-    with terminable(), _cluster(settings, options, say=lambda text: _say(console, text)) as found:
+    cluster = _cluster(settings, address, may_embed=not spec.detach, say=lambda text: _say(console, text))
+    with terminable(), cluster as found:
         run_id = _submit(found.target, spec)
         if print_id or spec.detach:
             sys.stdout.write(f"{run_id}\n")
@@ -107,14 +132,19 @@ def _run(fn: Callable[..., Any] | None, options: JobOptions, *, print_id: bool) 
 
 
 def _spec(fn: Callable[..., Any] | None, options: JobOptions, settings: Config) -> JobSpec:
+    return build(fn, options, **{"cwd": Path.cwd(), **_ray_job(settings)})
+
+
+def _ray_job(settings: Config) -> dict[str, Any]:
+    """What a spec takes over from `ray job submit`."""
     job = settings.ray_job
-    return build(
-        fn,
-        options,
-        cwd=Path.cwd(),
-        run_id=_id_in_ray_job(job.submission_id) if job else None,
-        working_dir_uri=job.working_dir_uri if job else None,
-    )
+    if job is None:
+        return {}
+    return {
+        "cwd": Path.cwd(),
+        "run_id": _id_in_ray_job(job.submission_id),
+        "working_dir_uri": job.working_dir_uri,
+    }
 
 
 def _id_in_ray_job(submission_id: str) -> RunId:
@@ -147,10 +177,10 @@ def _refuse_inside_trainer() -> None:
 
 
 @contextlib.contextmanager
-def _cluster(settings: Config, options: JobOptions, *, say: Say) -> Iterator[Found]:
+def _cluster(settings: Config, address: str | None, *, may_embed: bool, say: Say) -> Iterator[Found]:
     from atoll.cli_attach import uninterrupted  # noqa: PLC0415 - as above
 
-    found = find(settings, options.get("address"), may_embed=not options.get("detach", False), say=say)
+    found = find(settings, address, may_embed=may_embed, say=say)
     try:
         yield found
     finally:

@@ -80,6 +80,11 @@ def from_plain(cls: type[T], plain: Any) -> T:
     return typing.cast("T", _build(cls, plain, cls.__name__))
 
 
+def build(kind: Any, plain: Any, where: str) -> Any:
+    """A value of any type that a field of a message may have. Raises `SchemaError` that begins with `where`."""
+    return _build(kind, plain, where)
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
