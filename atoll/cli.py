@@ -1,6 +1,6 @@
 """The command line of Atoll, its doors for people who type.
 
-`atoll up, down, run, submit, ls, status, logs, stop, story, topology, drain, undrain,
+`atoll up, down, run, submit, validate, ls, status, logs, stop, story, topology, drain, undrain,
 chaos, checkpoints, lab, serve` and `doctor`.
 Every command is a thin layer over `Client`, except those that start something, which go through `atoll.launch`. An
 `AtollError` is one line on stderr and the error's exit code, never a traceback. What is slow to import (httpx, rich's
@@ -20,7 +20,7 @@ from atoll.cli_chaos import chaos_app
 from atoll.cli_checkpoints_files import checkpoints_app
 from atoll.cli_drain import drain, undrain
 from atoll.cli_lab import lab_app
-from atoll.cli_run import run_command, submit_command
+from atoll.cli_run import run_command, submit_command, validate
 from atoll.cli_serve import serve
 from atoll.cli_topology import topology
 from atoll.clock import SystemClock
@@ -101,6 +101,7 @@ def down() -> None:
 
 app.command(name="run")(run_command)
 app.command(name="submit")(submit_command)
+app.command()(validate)
 app.command()(serve)
 
 
