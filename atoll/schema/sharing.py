@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 # Whoever names no queue is in this one.
 DEFAULT_QUEUE = "default"
-# Far more than anybody needs, and few enough to be written in a table.
-PRIORITIES = range(-1000, 1001)
+# Larger is served first. Who says nothing is in the middle.
+PRIORITIES = range(101)
+DEFAULT_PRIORITY = 50
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from atoll.errors import SpecError
 from atoll.schema.ids import RunId, is_safe_name
-from atoll.schema.sharing import DEFAULT_QUEUE, Alternative, sharing_rules
+from atoll.schema.sharing import DEFAULT_PRIORITY, DEFAULT_QUEUE, Alternative, sharing_rules
 
 # 5 seats of 0.4 (four workers and a spare) fit a two-core machine; trainers share cores anyway on CPU.
 DEFAULT_CPUS_PER_WORKER = 0.4
@@ -71,7 +71,7 @@ class JobSpec:
     queue: str = DEFAULT_QUEUE
     team: str | None = None
     owner: str = ""
-    priority: int = 0
+    priority: int = DEFAULT_PRIORITY
     expected_s: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     cpus_per_worker: float = DEFAULT_CPUS_PER_WORKER

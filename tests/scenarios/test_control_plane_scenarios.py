@@ -325,7 +325,7 @@ class World:
         return [f"replayed {len(self.journal)} records", *self.listed()]
 
 
-def vars_of(workers, queue="default", priority="0", expected=None):
+def vars_of(workers, queue="default", priority="50", expected=None):
     sizes = bounds(workers)
     return {
         "workers": sizes.workers,
