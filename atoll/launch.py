@@ -128,7 +128,8 @@ def _run(spec: JobSpec, settings: Config, address: str | None, *, print_id: bool
         if print_id or spec.detach:
             sys.stdout.write(f"{run_id}\n")
             return 0
-        return attach(found.target, run_id, console)
+        # `ray job logs` shows the driver's output: what trainers write belongs there.
+        return attach(found.target, run_id, console, with_logs=settings.ray_job is not None)
 
 
 def _spec(fn: Callable[..., Any] | None, options: JobOptions, settings: Config) -> JobSpec:

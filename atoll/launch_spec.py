@@ -59,6 +59,7 @@ class JobOptions(TypedDict, total=False):
     nonfinite: str
     compare_every: int | None
     corrupt: str
+    stop_grace_s: float
     kind: JobKind
     chaos: bool
     working_dir: str | Path | None

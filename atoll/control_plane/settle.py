@@ -15,7 +15,7 @@ from atoll.control_plane.desk import Desk
 from atoll.control_plane.leaving import gives_up, hurried, leaves, shunned, still_needed, why_leaves
 from atoll.control_plane.network import awaits_links
 from atoll.control_plane.paces import weighed
-from atoll.control_plane.state import NO_EPOCH, Run, Seat, Trainer
+from atoll.control_plane.state import Run, Seat, Trainer
 from atoll.control_plane.watching import able
 from atoll.fault import budgets, policy
 from atoll.fault.budgets import Cause
@@ -25,7 +25,8 @@ from atoll.schema.spec import JobKind
 from atoll.schema.views import RunState
 
 # A step of a slow model fits; a program stuck between steps does not hold up its stop for ever.
-STOP_GRACE_S = 20.0
+# The step in hand, and a checkpoint after it. Who wants the seats waits no longer: what is not durable by then is lost.
+SUSPEND_GRACE_S = 90.0
 # A finished trainer may still be writing its last checkpoint.
 FINISH_GRACE_S = 60.0
 # A failed one only flushes its log, and its peers may be about to fail, too.
@@ -58,14 +59,15 @@ def settle(desk: Desk, run: Run) -> None:
 
 
 def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int) -> None:
-    """Set the run on its way to `goal`, once: the first reason stands."""
-    if run.state.ended or run.state is RunState.STOPPING:
+    """Set the run on its way to `goal`, once: the first reason stands. A suspension gives way to an end."""
+    final = goal is not RunState.QUEUED
+    if run.state.ended or (run.state is RunState.STOPPING and not (run.suspending and final)):
         return
     desk.record(
         r.RunStopping(run=run.run, goal=goal, reason=reason, exit_code=exit_code, at=desk.now),
     )
     run.stopping_at = desk.clock
-    if goal is RunState.STOPPED:
+    if goal in {RunState.STOPPED, RunState.QUEUED}:
         for trainer in run.active():
             tell_stop(desk, run, trainer)
     _leave(desk, run)
@@ -74,7 +76,7 @@ def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int
 def tell_stop(desk: Desk, run: Run, trainer: Trainer) -> None:
     """Ask a member to leave at the next step boundary."""
     if run.stopping is not None and trainer.trainer in run.member_ids():
-        desk.tell(trainer, StopAtBoundary(reason=run.stopping.reason))
+        desk.tell(trainer, StopAtBoundary(reason=run.stopping.reason, suspend=run.suspending))
 
 
 def end_trainer(desk: Desk, run: Run, trainer: Trainer, end: r.End, reason: str, cause: Cause = Cause.HARDWARE) -> None:
@@ -167,7 +169,7 @@ def _fill_seats(desk: Desk, run: Run) -> None:
         return
     for seat in list(run.seats.values()):
         if run.tenant(seat.seat) is None and desk.clock >= seat.refill_at:
-            trainer = TrainerId(f"{run.run}-t{len(run.trainers)}")
+            trainer = TrainerId(f"{run.run}-t{run.trainers_made}")
             desk.record(r.TrainerAssigned(run=run.run, trainer=trainer, seat=seat.seat, at=desk.now))
 
 
@@ -235,7 +237,7 @@ def regroup(desk: Desk, run: Run, broken: str = "") -> None:
         broken=broken,
         hurry=hurried(desk, run),
     )
-    if isinstance(decision, policy.Raise) and run.epoch == NO_EPOCH:
+    if isinstance(decision, policy.Raise) and not run.members:
         awaited = awaits_links(desk, run, (m.node for m in decision.members))
         decision = policy.Hold(reason=awaited) if awaited else decision
     if isinstance(decision, policy.Raise):
@@ -290,7 +292,8 @@ def _leave(desk: Desk, run: Run) -> None:
     if all(t.gone for t in run.trainers.values()):
         for seat in list(run.seats):
             free_seat(desk, run, seat)
-        desk.record(r.RunEnded(run=run.run, at=desk.now))
+        ended = r.RunSuspended if run.suspending else r.RunEnded
+        desk.record(ended(run=run.run, at=desk.now))
         desk.room_changed = True
 
 
@@ -312,5 +315,10 @@ def _grace(run: Run, trainer: Trainer) -> float:
     if trainer.trainer not in run.member_ids():
         return 0.0
     # Where one member meets a fault all may, and the first to say so must not cut off the last words of the others.
-    waits_for = {RunState.STOPPED: STOP_GRACE_S, RunState.FAILED: FAILED_GRACE_S}
+    waits_for = {
+        RunState.STOPPED: run.spec.stop_grace_s,
+        RunState.FAILED: FAILED_GRACE_S,
+        RunState.QUEUED: SUSPEND_GRACE_S,
+    }
+
     return waits_for.get(run.stopping.goal if run.stopping else RunState.STOPPED, 0.0)

@@ -81,6 +81,7 @@ NOTES: dict[str, Note] = {
         text="Steps between comparisons of replicas; 0 for never, left out: as often as is cheap.", least=0
     ),
     "corrupt": Note(text="What becomes of the steps that a corrupt replica had a part in.", among=(EVICT, ROLLBACK)),
+    "stop_grace_s": Note(text="How long a stopped run may take to its next step boundary; then it is ended.", least=0),
     "chaos": Note(text="Trainers may be hurt on purpose."),
     "detach": Note(text="The run outlives the command that submits it."),
 }

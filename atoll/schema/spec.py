@@ -20,6 +20,8 @@ DEFAULT_CPUS_PER_WORKER = 0.4
 AUTO = "auto"
 # What `pyarrow.fs` opens and other machines may reach; a file path for a folder that is mounted everywhere.
 _REMOTE = re.compile(r"(?:(?:s3|gs|gcs|hdfs|viewfs|abfs|abfss)://[^/\s]+|file:///)\S*\Z")
+# Ray gives a stopped job 3 s; a step of a large model takes longer. `stop_grace_s` of a spec asks for more.
+STOP_GRACE_S = 20.0
 # What a step with a loss or gradient that is not finite does to its run.
 STOP, SKIP = "stop", "skip"
 # What becomes of the steps that a corrupt replica had a part in: they stand, or the run goes back before them.
@@ -43,7 +45,8 @@ class JobSpec:
     from a checkpoint. `config` is JSON handed to the function as `ctx.config`. `nonfinite`: what a step with a loss or
     gradient that is no number does: `stop` the run, or `skip` its update and go on. `compare_every`: steps after which
     workers compare what they hold, 0: never, None: as often as costs little; `corrupt`: when one holds other bits than
-    the others, `evict` it, or also `rollback` to the last checkpoint from before. `chaos`: its trainers may be hurt on
+    the others, `evict` it, or also `rollback` to the last checkpoint from before. `stop_grace_s`: how long a run that was asked
+    to stop may take to reach its next step boundary. `chaos`: its trainers may be hurt on
     purpose (`atoll chaos`).
 
     `checkpoint_every`: steps, 0 for never, or `auto`. `checkpoint_remote`: a URI to which each durable checkpoint is copied.
@@ -89,6 +92,7 @@ class JobSpec:
     nonfinite: str = STOP
     compare_every: int | None = None
     corrupt: str = EVICT
+    stop_grace_s: float = STOP_GRACE_S
     chaos: bool = False
     detach: bool = False
     run_id: RunId | None = None
@@ -132,6 +136,7 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
         (spec.keep_every >= 0, f"keep_every={spec.keep_every}: steps, 0 for none"),
         (0 <= spec.keep_for_s < math.inf, f"keep_for_s={spec.keep_for_s}: seconds, 0 for none"),
+        (0 <= spec.stop_grace_s < math.inf, f"stop_grace_s={spec.stop_grace_s}: seconds, 0 for at once"),
         (spec.nonfinite in {STOP, SKIP}, f"nonfinite={spec.nonfinite!r}: {STOP!r} or {SKIP!r}"),
         (
             spec.compare_every is None or spec.compare_every >= 0,

@@ -39,6 +39,8 @@ def train(ctx):
                     raise RuntimeError("the script's own mistake")
                 step.backward(loss)
                 step.report(loss=loss)
+            if ctx.rank == 0 and step.index == 0:
+                print("tiny begins, lr", ctx.config.get("lr", "none"), flush=True)
             time.sleep(ctx.config.get("pause_s", 0.0))
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
