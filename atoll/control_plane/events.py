@@ -20,6 +20,7 @@ from atoll.schema.messages import (
     TrainerStarted,
     TrainerWatched,
 )
+from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
 
 
@@ -51,6 +52,33 @@ class ResizeAsked:
     run: RunId
     workers: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspendAsked:
+    """Somebody wants the run to save, leave its seats and wait until it is resumed."""
+
+    request: str
+    run: RunId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeAsked:
+    """Somebody wants a run that was suspended to go on when there is room."""
+
+    request: str
+    run: RunId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuesAsked:
+    """An operator sets how the cluster is shared."""
+
+    request: str
+    sharing: Sharing
+    by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +201,9 @@ Event = (
     RunAsked
     | StopAsked
     | ResizeAsked
+    | SuspendAsked
+    | ResumeAsked
+    | QueuesAsked
     | DriverBeat
     | DrainAsked
     | UndrainAsked

@@ -10,13 +10,14 @@ from __future__ import annotations
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
-from atoll.control_plane.events import RunAsked
+from atoll.control_plane.events import QueuesAsked, RunAsked
 from atoll.control_plane.leaving import shunned
 from atoll.control_plane.placement import place, refusal, wanted
 from atoll.control_plane.settle import settle
 from atoll.control_plane.state import Run
 from atoll.errors import AtollError, CapacityError, ClusterError, SpecError
 from atoll.schema.ids import NodeId, SeatId
+from atoll.schema.queues import check_sharing
 from atoll.schema.spec import check_spec
 from atoll.schema.views import ProblemView, RunState
 
@@ -51,16 +52,32 @@ def _objection(desk: Desk, event: RunAsked, known: Run | None) -> AtollError | N
         check_spec(event.spec)
     except SpecError as error:
         return error
+    queues = [queue.name for queue in desk.cluster.sharing.queue]
+    if event.spec.queue not in queues:
+        return SpecError(f"queue={event.spec.queue!r}: there is no such queue; the cluster has {', '.join(queues)}")
     # While Ray starts anew there is no node at all for a moment: that is no reason to refuse.
     rooms = desk.rooms()
     reason = refusal(event.spec, rooms) if rooms else None
     return CapacityError(reason) if reason is not None else None
 
 
+def queues_set(desk: Desk, event: QueuesAsked) -> None:
+    """Share the cluster otherwise from now on; runs in a queue that is gone wait until it is back."""
+    try:
+        check_sharing(event.sharing)
+    except SpecError as error:
+        desk.do(fx.Reply(request=event.request, problem=problem(error)))
+        return
+    if event.sharing != desk.cluster.sharing:
+        desk.record(r.QueuesSet(sharing=event.sharing, by=event.by, at=desk.now))
+        desk.room_changed = True
+    desk.do(fx.Reply(request=event.request, value={"queues": [queue.name for queue in event.sharing.queue]}))
+
+
 def schedule(desk: Desk) -> None:
     """Give seats to those who wait, in order, as far as there is room."""
     desk.room_changed = False
-    waiting = [run for run in desk.cluster.open_runs() if run.state is RunState.QUEUED]
+    waiting = [run for run in desk.cluster.open_runs() if run.state is RunState.QUEUED and not run.held]
     for run in waiting:
         nodes = place(run.spec, desk.rooms(), least=run.spec.workers, most=run.spec.seats())
         if nodes is None:

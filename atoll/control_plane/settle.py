@@ -58,13 +58,13 @@ def settle(desk: Desk, run: Run) -> None:
         regroup(desk, run)
 
 
-def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int) -> None:
+def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int, *, held: bool = False) -> None:
     """Set the run on its way to `goal`, once: the first reason stands. A suspension gives way to an end."""
     final = goal is not RunState.QUEUED
     if run.state.ended or (run.state is RunState.STOPPING and not (run.suspending and final)):
         return
     desk.record(
-        r.RunStopping(run=run.run, goal=goal, reason=reason, exit_code=exit_code, at=desk.now),
+        r.RunStopping(run=run.run, goal=goal, reason=reason, exit_code=exit_code, at=desk.now, held=held),
     )
     run.stopping_at = desk.clock
     if goal in {RunState.STOPPED, RunState.QUEUED}:
@@ -292,9 +292,19 @@ def _leave(desk: Desk, run: Run) -> None:
     if all(t.gone for t in run.trainers.values()):
         for seat in list(run.seats):
             free_seat(desk, run, seat)
-        ended = r.RunSuspended if run.suspending else r.RunEnded
-        desk.record(ended(run=run.run, at=desk.now))
+        _end(desk, run)
         desk.room_changed = True
+
+
+def _end(desk: Desk, run: Run) -> None:
+    if run.suspending and not run.finished():
+        desk.record(r.RunSuspended(run=run.run, at=desk.now))
+        return
+    if run.suspending:
+        # It came to its end before it could be suspended.
+        reason, goal = f"finished after step {run.step}", RunState.SUCCEEDED
+        desk.record(r.RunStopping(run=run.run, goal=goal, reason=reason, exit_code=0, at=desk.now))
+    desk.record(r.RunEnded(run=run.run, at=desk.now))
 
 
 def _dismiss(desk: Desk, run: Run, trainer: Trainer, since: float) -> None:
@@ -309,8 +319,12 @@ def _dismiss(desk: Desk, run: Run, trainer: Trainer, since: float) -> None:
 
 
 def _grace(run: Run, trainer: Trainer) -> float:
-    if trainer.ended is not None:
-        waits = {r.End.FINISHED: FINISH_GRACE_S, r.End.FAILED: FAILED_GRACE_S}
+    if trainer.ended is not None and trainer.ended.end is not r.End.DISMISSED:
+        waits = {
+            r.End.FINISHED: FINISH_GRACE_S,
+            r.End.SUSPENDED: FINISH_GRACE_S,
+            r.End.FAILED: FAILED_GRACE_S,
+        }
         return waits.get(trainer.ended.end, 0.0)
     if trainer.trainer not in run.member_ids():
         return 0.0

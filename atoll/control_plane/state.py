@@ -23,10 +23,13 @@ from atoll.fault.replicas import Comparisons
 from atoll.fault.speeds import Speeds
 from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member, ServerReady
+from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Door, Topology
 from atoll.schema.views import CheckpointView, MetricPoint, RunState
 
+# Of the times at which others disturbed a run, so many are remembered: more than any budget counts.
+DISTURBANCES = 100
 NO_EPOCH = Epoch(0)
 NO_STEP = Step(0)
 NO_INCARNATION = Incarnation(0)
@@ -106,8 +109,18 @@ class Run:
     members: tuple[Member, ...] = ()
     topology: Topology | None = None
     trainers: dict[TrainerId, Trainer] = field(default_factory=dict)
+    trainers_made: int = 0
     seats: dict[SeatId, Seat] = field(default_factory=dict)
     seats_made: int = 0
+    # When it was placed, by which alternative, when its size last changed, and when others were the cause.
+    placed_at: float = 0.0
+    option: int = 0
+    changed_at: float | None = None
+    disturbed: list[float] = field(default_factory=list)
+    # How often it was sent back into the queue, and when it came there last.
+    suspensions: int = 0
+    held: bool = False
+    queued_at: float | None = None
     start_failures: int = 0
     losses: list[Loss] = field(default_factory=list)
     checkpoint: r.CheckpointKept | None = None
@@ -150,6 +163,11 @@ class Run:
         """The current members in rank order."""
         return [m.trainer for m in self.members]
 
+    @property
+    def suspending(self) -> bool:
+        """True while it leaves its seats to go on later."""
+        return self.stopping is not None and self.stopping.goal is RunState.QUEUED
+
     def lacking(self, shunned: Collection[NodeId] = ()) -> int:
         """How many seats it is short of, those on `shunned` nodes and those that are left not counted."""
         held = sum(1 for seat in self.seats.values() if not seat.leaving and seat.node not in shunned)
@@ -178,6 +196,7 @@ class Cluster:
     runs: dict[RunId, Run] = field(default_factory=dict)
     drains: dict[NodeId, Drain] = field(default_factory=dict)
     notices: set[tuple[NodeId, str]] = field(default_factory=set)
+    sharing: Sharing = field(default_factory=Sharing)
 
     def apply(self, record: r.Record) -> None:
         """Change the durable state by one record. Raises `TransitionError` where the record cannot follow."""
@@ -186,6 +205,9 @@ class Cluster:
             return
         if isinstance(record, r.NODE_RECORDS):
             self._node(record)
+            return
+        if isinstance(record, r.QueuesSet):
+            self.sharing = record.sharing
             return
         run = self.runs.get(record.run)
         if run is None:
@@ -236,16 +258,24 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             _apply_epoch(run, record)
         case r.CheckpointKept() | r.RunRewound():
             _apply_checkpoint(run, record)
-        case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunEnded():
+        case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunSuspended() | r.RunEnded():
             _apply_move(run, record)
         case r.RunResized():
-            run.size, run.reason = record.workers, record.reason
-            for seat in record.leaving:
-                run.seats[seat].leaving = True
+            _apply_size(run, record)
+        case r.RunHeld():
+            run.held, run.reason = record.held, record.reason
         case r.RunSubmitted():
             raise TransitionError(f"run {run.run} was submitted twice")
         case _:
             assert_never(record)
+
+
+def _apply_size(run: Run, record: r.RunResized) -> None:
+    run.size, run.reason, run.changed_at = record.workers, record.reason, record.at
+    for seat in record.leaving:
+        run.seats[seat].leaving = True
+    if record.yielded:
+        run.disturbed = [*run.disturbed, record.at][-DISTURBANCES:]
 
 
 def _apply_checkpoint(run: Run, record: r.CheckpointKept | r.RunRewound) -> None:
@@ -270,6 +300,7 @@ def _apply_seat(run: Run, record: r.SeatTaken | r.SeatFreed) -> None:
 def _apply_trainer(run: Run, record: r.TrainerAssigned | r.TrainerBegan | r.TrainerEnded | r.TrainerGone) -> None:
     if isinstance(record, r.TrainerAssigned):
         seat = run.seats[record.seat]
+        run.trainers_made += 1
         run.trainers[record.trainer] = Trainer(trainer=record.trainer, run=run.run, seat=seat.seat, node=seat.node)
         return
     trainer = run.trainers[record.trainer]
@@ -314,17 +345,32 @@ def _apply_epoch(run: Run, record: r.EpochRaised) -> None:
     run.topology = record.topology
 
 
-def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r.RunEnded) -> None:
+def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r.RunSuspended | r.RunEnded) -> None:
     match record:
         case r.RunPlaced():
             run.state = after(run.run, run.state, Move.PLACE)
+            run.placed_at, run.option, run.changed_at = record.at, record.option, record.at
+        case r.RunSuspended():
+            run.state = after(run.run, run.state, Move.SUSPEND)
+            _begin_anew(run, record.at)
         case r.RunServing():
             run.state = after(run.run, run.state, Move.START)
         case r.RunStopping():
             run.state = after(run.run, run.state, Move.STOP)
-            run.stopping, run.reason = record, record.reason
+            run.stopping, run.reason, run.held = record, record.reason, record.held
         case r.RunEnded():
             goal = run.stopping.goal if run.stopping else RunState.STOPPED
             run.state, run.ended_at = after(run.run, run.state, END_OF_GOAL[goal]), record.at
         case _:
             assert_never(record)
+
+
+def _begin_anew(run: Run, at: float) -> None:
+    """Nothing is left of its trainers but what they saved; their names are not given again."""
+    run.reason = run.stopping.reason if run.stopping is not None else ""
+    run.stopping, run.members, run.topology, run.size = None, (), None, run.spec.workers
+    run.trainers, run.start_failures, run.losses = {}, 0, []
+    run.suspensions, run.queued_at = run.suspensions + 1, at
+    run.disturbed = [*run.disturbed, at][-DISTURBANCES:]
+    run.links_until, run.blames, run.waits = None, [], {}
+    run.speeds, run.comparisons, run.rhythm = Speeds(), Comparisons(), Rhythm()

@@ -83,8 +83,9 @@ def decide(
 
     `hurry`: who leaves must go now, with or without replacement.
     """
-    if epoch == 0:
-        return _first(standings, wanted, "all members are ready")
+    if not members:
+        again = ", on from the last checkpoint" if epoch else ""
+        return _first(standings, wanted, f"all members are ready{again}")
     known = {s.trainer: s for s in standings}
     old = [known[m.trainer] for m in members]
     survivors = [s for s in old if s.active]

@@ -13,7 +13,8 @@ began|ready|joined|finished|serving t0 t1
 failed t0 code words     commit t0 step   saved t0 step   exit t0 status   down t0 peer
 exit t0 oom              killed by the kernel for memory
 stop name                beat name        tick seconds    shutdown
-resize name 2            the run is to go on with two workers
+resize name 2            the run is to go on with two workers; `suspend name` at a checkpoint, `resume name`
+left t0 t1               these left at the step boundary to which they were told to suspend
 drain a 30               node a is to be empty within 30 s; `undrain a`; `notice a spot 120` comes from the node itself
 steps 9 t0=0.1 t1=0.3    so many steps, told by all members, at these seconds a grain (grains=16 in all)
 restart                  the control plane dies; a new one replays the journal
@@ -254,6 +255,17 @@ class World:
         self.run = name
         return self.do(ev.ResizeAsked(request="q", run=name, workers=int(workers), reason="asked"))
 
+    def on_suspend(self, name):
+        self.run = name
+        return self.do(ev.SuspendAsked(request="q", run=name, reason="asked"))
+
+    def on_resume(self, name):
+        self.run = name
+        return self.do(ev.ResumeAsked(request="q", run=name, reason="asked"))
+
+    def on_left(self, *shorts):
+        return self.fact(shorts, lambda t: m.TrainerFinished(trainer=t, step=9, suspended=True))
+
     def on_beat(self, name):
         return self.do(ev.DriverBeat(run=name))
 
@@ -373,7 +385,7 @@ def told(inner):
         unlike = len({x.weight for x in inner.members}) > 1
         weights = f", weights {' '.join(f'{x.weight:g}' for x in inner.members)}" if unlike else ""
         return f"epoch {inner.epoch} of {' '.join(x.trainer for x in inner.members)}{weights}{known}"
-    return "stop at boundary"
+    return "save and leave at boundary" if inner.suspend else "stop at boundary"
 
 
 def play(text):
