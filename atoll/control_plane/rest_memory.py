@@ -38,6 +38,7 @@ class MemoryReader:
         self.saved: list[CheckpointView] = []
         self.hosts: list[NodeView] = []
         self.network: TopologyView | None = None
+        self.kept_logs: dict[str, bytes] = {}
 
     def runs(self) -> Sequence[Any]:
         """All runs."""
@@ -61,6 +62,16 @@ class MemoryReader:
     def checkpoints(self, run: RunId) -> Sequence[Any]:
         """Durable checkpoints."""
         return [c for c in self.saved if c.run == run]
+
+    def log(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk | None:  # noqa: ARG002 - as Reader
+        """What was kept of a log."""
+        data = self.kept_logs.get(trainer)
+        if data is None:
+            return None
+        start = max(len(data) + offset, 0) if offset < 0 else offset
+        return LogChunk(
+            request="", text=data[start : start + limit].decode(), next_offset=min(start + limit, len(data))
+        )
 
     def nodes(self) -> Sequence[Any]:
         """The hosts."""

@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 
 from atoll.checkpoint.retention import Retention
-from atoll.errors import ConnectError, NotFoundError
+from atoll.errors import AtollError, ConnectError, NotFoundError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, TrainerId, is_safe_name
@@ -67,6 +67,10 @@ class Reader(Protocol):
         """Committed steps above `after_step`, oldest first."""
         ...
 
+    def log(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk | None:
+        """What was kept of a trainer's log, or None."""
+        ...
+
     def checkpoints(self, run: RunId) -> Sequence[Any]:
         """Durable checkpoints of a run."""
         ...
@@ -110,7 +114,7 @@ class ClusterSource:
     async def _call(self, call: Callable[..., Any], *args: Any) -> Any:
         try:
             return await run_in_threadpool(call, *args)
-        except OperationalError as error:  # absent until the control plane first wrote it, or locked for too long
+        except DBAPIError as error:  # absent until the control plane first wrote it, locked for too long, or away
             raise ConnectError(
                 f"the history cannot be read now ({error.orig}); try again, or see `atoll doctor`"
             ) from None
@@ -212,10 +216,18 @@ class ClusterSource:
         if not is_safe_name(trainer):
             raise NotFoundError(f"no trainer {trainer!r} in run {run}; `atoll status {run}` lists them")
         body = {"run": run, "trainer": trainer, "offset": offset, "limit": min(limit, LOG_LIMIT)}
-        chunk = from_plain(LogChunk, {"request": "", **await self._control.invoke("read_log", body)})
-        if chunk.problem:
-            raise NotFoundError(chunk.problem)
-        return chunk
+        try:
+            chunk = from_plain(LogChunk, {"request": "", **await self._control.invoke("read_log", body)})
+            problem: AtollError | None = NotFoundError(chunk.problem) if chunk.problem else None
+        except (ConnectError, NotFoundError) as error:
+            problem = error
+        if problem is None:
+            return chunk
+        # The node is away or gone, or cleaned up: what the control plane kept of the log.
+        kept: LogChunk | None = await self._call(self._reader.log, run, trainer, offset, min(limit, LOG_LIMIT))
+        if kept is None:
+            raise problem
+        return kept
 
     async def doctor(self) -> list[Finding]:
         """Findings of every node's agent."""

@@ -2,13 +2,15 @@
 
 `python -m atoll.control_plane.web_server` reads one JSON line of configuration from stdin (so that the cluster's secret
 is on no command line), binds its port before anything else, and serves until SIGTERM. The head's agent starts it, and
-starts it again. It holds no state: views come from the history file, wishes go to the control plane.
+starts it again. Views come from the history file, wishes go to the control plane; what is its own is who may do what, and
+who did (`sql_identity`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,6 +22,8 @@ from starlette.types import ASGIApp
 
 from atoll import config
 from atoll.control_plane.rest_auth import Guard
+from atoll.control_plane.rest_pages import PageSource
+from atoll.control_plane.rest_people import People
 from atoll.control_plane.rest_server import application, refuse_the_rest
 from atoll.control_plane.rest_source import ClusterSource, Control, Reader
 from atoll.errors import AtollError, PortInUse
@@ -52,8 +56,9 @@ def create_app(
     hosts: frozenset[str] = LOOPBACK,
     on_close: Callable[[], Awaitable[None]] | None = None,
     dashboard: bool = True,
+    people: People | None = None,
 ) -> ASGIApp:
-    """The whole application behind its guard. `hosts` are the names that it may be called by."""
+    """The whole application behind its guard. `hosts` are the names that it may be called by, `people` who may call."""
     source = ClusterSource(reader, control)
     app = application(source, on_close)
     _mount_gateway(app, source)
@@ -61,8 +66,8 @@ def create_app(
     if dashboard:
         from atoll.ui.pages import mount  # noqa: PLC0415 - NiceGUI takes a second; REST alone does without
 
-        mount(app, source)
-    return Guard(app, token=token, hosts=hosts)
+        mount(app, source, as_seen=lambda request: PageSource.of(source, request))
+    return Guard(app, token=token, hosts=hosts, people=people)
 
 
 def _mount_gateway(app: FastAPI, source: ClusterSource) -> None:
@@ -122,10 +127,14 @@ def serve(app: ASGIApp, listener: socket.socket, beat: Path) -> None:
 
 
 def _open_cluster(settings: WebConfig) -> tuple[Reader, Control, Callable[[], Awaitable[None]]]:
-    from atoll.control_plane.grpc_client import ControlClient  # noqa: PLC0415 - grpc only in the real process
-    from atoll.control_plane.sql_history import HistoryReader  # noqa: PLC0415 - likewise SQLAlchemy
+    from atoll.control_plane import fs_durable  # noqa: PLC0415 - SQLAlchemy only in the real process
+    from atoll.control_plane.grpc_client import ControlClient  # noqa: PLC0415 - likewise grpc
+    from atoll.control_plane.sql_history import HistoryReader  # noqa: PLC0415 - as above
 
-    reader = HistoryReader(Path(settings.cluster_dir) / "history.sqlite")
+    cluster_dir = Path(settings.cluster_dir)
+    durable = fs_durable.load(cluster_dir)
+    archive = functools.cache(lambda: durable.opened_archive(cluster_dir))
+    reader = HistoryReader(durable.history(cluster_dir), archive)
     control = ControlClient(settings.control, bytes.fromhex(settings.secret))
 
     async def close() -> None:
@@ -135,6 +144,13 @@ def _open_cluster(settings: WebConfig) -> tuple[Reader, Control, Callable[[], Aw
     return reader, control, close
 
 
+def _open_people(settings: WebConfig, token: str) -> People:
+    from atoll.control_plane.sql_identity import IdentityStore  # noqa: PLC0415 - as above
+
+    store = IdentityStore(Path(settings.cluster_dir) / "identity.sqlite")
+    return People(token, secret=bytes.fromhex(settings.secret), store=store)
+
+
 def main() -> int:
     """Serve as one JSON line on stdin says. Returns the exit code."""
     try:
@@ -142,7 +158,9 @@ def main() -> int:
         token = config.read_token(config.Config(home=Path(settings.home)))
         with bind(settings.host, settings.port) as listener:
             reader, control, close = _open_cluster(settings)
-            app = create_app(reader, control, token, hosts=LOOPBACK | {settings.host.lower()}, on_close=close)
+            people = _open_people(settings, token)
+            hosts = LOOPBACK | {settings.host.lower()}
+            app = create_app(reader, control, token, hosts=hosts, on_close=close, people=people)
             serve(app, listener, Path(settings.cluster_dir) / "web.beat")
     except AtollError as error:
         sys.stderr.write(f"atoll: {error} ({error.code})\n")
