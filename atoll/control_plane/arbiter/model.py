@@ -34,6 +34,8 @@ from atoll.schema.ids import NodeId, RunId
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 50
 HIGHEST_PRIORITY = 100
+# The flavor of classes that no flavor selects.
+OTHER_FLAVOR = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,7 @@ class Ask:
     counts them. `waiting_since` is when it was submitted or, after a suspension, when it entered the queue again; the
     bound against starvation counts from there, order in the queue from `submitted_at`. `regroup_s` is what one change of
     its workers costs it, `start_s` what a suspension costs it to be back where it was, beside steps since its checkpoint.
+    `group` workers hold one whole model together: they are never divided over islands, and sizes are multiples of it.
     """
 
     run: RunId
@@ -154,6 +157,7 @@ class Ask:
     sync_bytes: float = 0.0
     regroup_s: float = 2.0
     start_s: float = 30.0
+    group: int = 1
     disturbed: tuple[float, ...] = ()
     suspended: int = 0
 
@@ -184,13 +188,13 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Share of the cluster, from 0 to 1, that a queue's user took on average over the past, recent times counting more.
+    """Share of the cluster, from 0 to 1, that a queue or a user of it took on average over the past, recent times counting more.
 
-    `at` is the time at which it stood so. `user` is "" where a queue does not tell users apart.
+    `at` is the time at which it stood so. Without a `user` it is that of the whole queue.
     """
 
     queue: str
-    user: str = ""
+    user: str | None = None
     share: float
     at: float
 

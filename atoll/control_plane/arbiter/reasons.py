@@ -211,7 +211,7 @@ class Held:
         begins = (
             "its start cannot be foretold"
             if self.earliest is None
-            else f"it begins in {span_words(max(self.earliest - self.now, 0.0))} at the latest"
+            else f"its start is expected in {span_words(max(self.earliest - self.now, 0.0))}"
         )
         starving = "; it has waited so long that it goes before all who have not" if self.starving else ""
         return f"{line}; {'; '.join(r.words() for r in self.rejected)}; {lately}; {begins}{starving}"

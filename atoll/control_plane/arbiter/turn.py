@@ -1,0 +1,75 @@
+"""One tick under way: what was decided so far, and what the steps of a tick share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from atoll.control_plane.arbiter.cluster import Node
+from atoll.control_plane.arbiter.decisions import Grow, Hold, Move, Refuse, Shrink, Suspend
+from atoll.control_plane.arbiter.keeping import Keeping
+from atoll.control_plane.arbiter.reasons import Rejected
+from atoll.control_plane.arbiter.speed import advantage
+from atoll.control_plane.arbiter.state import Choice, Holding, Kept, State, Way, Wish
+from atoll.schema.ids import RunId
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """A gang's places by one way of one choice."""
+
+    choice: Choice
+    way: Way
+    nodes: list[Node]
+    rejected: tuple[Rejected, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Started:
+    """A run that got its nodes in this tick; it may still grow in it."""
+
+    wish: Wish
+    plan: Plan
+    holding: Holding
+    overtaken: RunId | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Blocked:
+    """A run that waits on: its place in line, and what stands against its options. `by_quota`: nodes are not the reason."""
+
+    wish: Wish
+    position: int
+    rejected: tuple[Rejected, ...]
+    by_quota: bool
+    starving: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """What is decided in a tick."""
+
+    state: State
+    now: float
+    keeping: Keeping
+    starts: dict[RunId, Started] = field(default_factory=dict)
+    blocked: list[Blocked] = field(default_factory=list)
+    refusals: list[Refuse] = field(default_factory=list)
+    shrinks: list[Shrink] = field(default_factory=list)
+    suspends: list[Suspend] = field(default_factory=list)
+    grows: list[Grow] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+    looked_at: int = 0
+    reserved: int = 0
+    # lifted for the run that is about to start, to be withheld again when it has its nodes
+    rekeep: list[Kept] = field(default_factory=list)
+    _worth: Callable[[str], float] | None = None
+
+    def worth(self) -> Callable[[str], float]:
+        """Device -> what it is worth to all who wait."""
+        if self._worth is None:
+            asks = [wish.ask for wish in self.state.wishes.values()]
+            devices = dict.fromkeys(kind.device for kind in self.state.catalog.kinds)
+            self._worth = advantage(asks, tuple(devices))
+        return self._worth
