@@ -55,12 +55,13 @@ class Node:
 class Island:
     """Nodes with fast links between them."""
 
-    __slots__ = ("across", "capacity", "inside", "name", "nodes", "open")
+    __slots__ = ("across", "capacity", "inside", "local", "name", "nodes", "open")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.inside: float | None = None
         self.across: float | None = None
+        self.local: float | None = None
         self.nodes: dict[NodeId, Node] = {}
         self.open: dict[tuple[int, int, int], dict[NodeId, Node]] = {}
         # (class, cpus, gpus) -> nodes that have so much in all
@@ -162,7 +163,7 @@ class Cluster:
     def measured(self, state: IslandState) -> None:
         """Its links are so fast."""
         island = self.island(state.name)
-        island.inside, island.across = state.inside, state.across
+        island.inside, island.across, island.local = state.inside, state.across, state.local
 
     def _enter(self, node: Node, name: str) -> None:
         node.island = self.island(name)

@@ -215,7 +215,7 @@ class Arbiter:
         return Snapshot(
             now=now,
             nodes=tuple(state.known.values()),
-            islands=tuple(IslandState(name=i.name, inside=i.inside, across=i.across) for i in islands),
+            islands=tuple(IslandState(name=i.name, inside=i.inside, across=i.across, local=i.local) for i in islands),
             flavors=state.catalog.flavors,
             queues=tuple(state.accounts.queues.values()),
             asks=tuple(wish.ask for wish in state.wishes.values()),

@@ -72,11 +72,15 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IslandState:
-    """Links as measured: bytes/s between two nodes inside, and of one node to other islands; None: not measured."""
+    """Links as measured: bytes/s between two nodes inside, and of one node to other islands; None: not measured.
+
+    `local`: bytes/s of sums among workers of one node; None: so fast that they cost nothing.
+    """
 
     name: str
     inside: float | None = None
     across: float | None = None
+    local: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ shares of the batch by speed, so their speeds add up. A step of `batch` samples 
 
     batch / sum of speeds + the slowest level's sum of `sync_bytes`
 
-A level with m parts sends 2 (m-1)/m bytes for each byte summed: nodes inside an island at the speed of its links, islands
+A level with m parts sends 2 (m-1)/m bytes for each byte summed: workers inside a node, nodes inside an island at the speed of its links, islands
 among one another at that of the slowest crossing, over which all nodes of the island send side by side. Where links are
 not measured, each further island costs `CROSSING`. Speeds that nobody knows count 1 for each worker: sizes and crossings
 are then compared with one another, and nothing is said about seconds.
@@ -58,7 +58,11 @@ def _sum_seconds(ask: Ask, by_island: dict[str, list[Node]]) -> float | None:
         return None
     times = [0.0]
     for nodes in by_island.values():
-        hosts, inside = len({node.name for node in nodes}), nodes[0].island.inside
+        names = [node.name for node in nodes]
+        hosts, inside, local = len(set(names)), nodes[0].island.inside, nodes[0].island.local
+        if local and hosts < len(names):
+            most = max(names.count(name) for name in set(names))
+            times.append(2 * ask.sync_bytes * (most - 1) / most / local)
         if hosts > 1:
             if not inside:
                 return None
