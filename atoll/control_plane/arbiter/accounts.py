@@ -52,7 +52,7 @@ class Accounts:
         self._meters: dict[tuple[str, str | None], Meter] = {}
         self._quotas: dict[tuple[str, str], Quota] = {}
         self._cohorts: dict[str, list[str]] = {}
-        self._room: dict[tuple[str, str, int, int], int] = {}
+        self._room: dict[str, dict[tuple[str, int, int], int]] = {}
 
     # -- queues ------------------------------------------------------------------------------------------------------
 
@@ -86,12 +86,18 @@ class Accounts:
         for flavor, amount in charges.items():
             key = (queue, flavor)
             self._used[key] = plus(self._used.get(key, _NOTHING), amount, sign)
+            self._room.pop(flavor, None)
             cpus, gpus = cpus + amount[0], gpus + amount[1]
         for whose in (None, user):
             meter = self._settled(queue, whose, now)
             meter.cpus += sign * cpus
             meter.gpus += sign * gpus
-        self._room.clear()
+
+    def suppose(self, queue: str, flavor: str, amount: Pair, sign: int) -> None:
+        """As `charge`, for a trial that is undone at once: quotas see it, shares do not."""
+        key = (queue, flavor)
+        self._used[key] = plus(self._used.get(key, _NOTHING), amount, sign)
+        self._room.pop(flavor, None)
 
     def _settled(self, queue: str, user: str | None, now: float) -> Meter:
         meter = self._meters.get((queue, user))
@@ -148,7 +154,7 @@ class Accounts:
         """Of the queue's room, so much is for one of its runs that waits for the rest: those behind it see it taken."""
         key = (queue, flavor)
         self._pledged[key] = plus(self._pledged.get(key, _NOTHING), amount)
-        self._room.clear()
+        self._room.pop(flavor, None)
 
     def forget_pledges(self) -> None:
         """A new tick begins."""
@@ -158,12 +164,13 @@ class Accounts:
 
     def room(self, queue: str, flavor: str, each: Amount) -> int:
         """How many workers more the quotas allow the queue in this flavor, now."""
-        key = (queue, flavor, each.cpus, each.gpus)
-        room = self._room.get(key)
+        rooms = self._room.setdefault(flavor, {})
+        key = (queue, each.cpus, each.gpus)
+        room = rooms.get(key)
         if room is None:
             left = self.allowance(queue, flavor)
             taken = plus(self.used(queue, flavor), self._pledged.get((queue, flavor), _NOTHING))
-            room = self._room[key] = _workers(plus(left, taken, -1), each)
+            room = rooms[key] = _workers(plus(left, taken, -1), each)
         return room
 
     def allowance(self, queue: str, flavor: str) -> Pair:

@@ -125,9 +125,7 @@ class Arbiter:
             known = state.wishes.get(ask.run)
             state.wishes[ask.run] = Wish(ask=ask, judged=known is not None and known.judged)
             return
-        undraw(state, holding, now)
-        holding.ask, holding.version = _merged(holding.ask, ask), (-1, -1)
-        draw(state, holding, now)
+        self._changed(replace(grant_of(holding), ask=ask), now)
 
     def _changed(self, grant: Grant, now: float) -> None:
         state, run = self.state, grant.ask.run

@@ -39,12 +39,6 @@ def choice_of(state: State, holding: Holding) -> Choice | None:
     return holding.choices[holding.option] if holding.option < len(holding.choices) else None
 
 
-def sizes_of(state: State, holding: Holding) -> tuple[int, ...]:
-    """The run's legal sizes under its option."""
-    choice = choice_of(state, holding)
-    return choice.sizes if choice is not None else ()
-
-
 def grow(turn: Turn) -> None:
     """Give out what nobody waits for."""
     heap = [
@@ -68,15 +62,13 @@ def grow(turn: Turn) -> None:
 def _may(turn: Turn, run: RunId, holding: Holding) -> bool:
     if run not in turn.starts and turn.now - holding.changed_at < turn.state.settings.grow_after_s:
         return False
-    if holding.ask.most <= len(holding.nodes) and not any(o.most for o in holding.ask.options):
-        return False
-    sizes = sizes_of(turn.state, holding)
+    sizes = holding.sizes
     return bool(sizes) and sizes[-1] > len(holding.nodes) and len(holding.drawn) >= len(holding.nodes)
 
 
 def _key(turn: Turn, holding: Holding) -> tuple[int, float, float, str]:
     ask = holding.ask
-    sizes = sizes_of(turn.state, holding)
+    sizes = holding.sizes
     part = len(holding.nodes) / sizes[-1] if sizes else 1.0
     return -priority(turn.state, ask), round(turn.state.accounts.score(ask.queue, None, turn.now), 6), part, ask.run
 

@@ -15,36 +15,41 @@ from atoll.schema.ids import NodeId
 
 def draw(state: State, holding: Holding, now: float) -> None:
     """Take what the holding names."""
-    each = (holding.ask.each.cpus, holding.ask.each.gpus)
-    run, cluster, flavors = holding.ask.run, state.cluster, state.catalog.flavor_of
+    each, run = holding.ask.each, holding.ask.run
+    cluster, flavors = state.cluster, state.catalog.flavor_of
     charges: dict[str, Pair] = {}
-    for name in (*holding.nodes, *holding.spares):
+    for name, count in counted([*holding.nodes, *holding.spares]).items():
         node = cluster.nodes.get(name)
         if node is None:
             state.missing.setdefault(name, {})[run] = None
             continue
-        cluster.use(node, *each)
-        node.occupants[run] = node.occupants.get(run, 0) + 1
-        holding.drawn.append(node)
+        cpus, gpus = count * each.cpus, count * each.gpus
+        cluster.use(node, cpus, gpus)
+        node.occupants[run] = count
+        holding.drawn += [node] * count
         flavor = flavors[node.kind]
-        charges[flavor] = plus(charges.get(flavor, (0, 0)), each)
-    holding.charges = charges
+        charges[flavor] = plus(charges.get(flavor, (0, 0)), (cpus, gpus))
+    holding.charges, holding.spread = charges, None
     state.accounts.charge(holding.ask.queue, holding.ask.user, charges, sign=1, now=now)
 
 
 def undraw(state: State, holding: Holding, now: float) -> None:
     """Give back what the holding took."""
-    each = holding.ask.each
-    for node in holding.drawn:
-        state.cluster.use(node, -each.cpus, -each.gpus)
-        left = node.occupants[holding.ask.run] - 1
-        if left:
-            node.occupants[holding.ask.run] = left
-        else:
-            del node.occupants[holding.ask.run]
+    each, run = holding.ask.each, holding.ask.run
+    for node in dict.fromkeys(holding.drawn):
+        count = node.occupants.pop(run)
+        state.cluster.use(node, -count * each.cpus, -count * each.gpus)
     holding.drawn = []
     state.accounts.charge(holding.ask.queue, holding.ask.user, holding.charges, sign=-1, now=now)
     holding.charges = {}
+
+
+def counted(names: list[NodeId]) -> dict[NodeId, int]:
+    """How often each name is there, in their order."""
+    counts: dict[NodeId, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
 
 
 def add(state: State, holding: Holding, nodes: list[Node], now: float) -> None:

@@ -36,7 +36,7 @@ class Keeping:
         self.active: dict[RunId, Kept] = {}
         self.version = 0
         self._promised: dict[NodeId, tuple[int, int]] = {}
-        self._extra: dict[Shape, tuple[int, int]] = {}
+        self._extra: dict[tuple[Shape, RunId], tuple[int, int]] = {}
 
     def keep(self, kept: Kept) -> bool:
         """Withhold what the run needs; False where one of its places is not there any more."""
@@ -90,16 +90,17 @@ class Keeping:
             gpus += count * holding.ask.each.gpus
         return cpus, gpus
 
-    def withheld(self, shape: Shape) -> int:
-        """Places of the shape in what is withheld, at most."""
-        version, found = self._extra.get(shape, (-1, 0))
+    def withheld(self, shape: Shape, kept: Kept | None = None) -> int:
+        """Places of the shape in what is withheld for this run (for all of them), at most."""
+        if kept is None:
+            return sum(self.withheld(shape, each) for each in self.active.values())
+        version, found = self._extra.get((shape, kept.run), (-1, 0))
         if version != self.version:
             found = 0
-            for kept in self.active.values():
-                for node, cpus, gpus in kept.parts:
-                    if node.kind in shape.kinds and (cpus or gpus):
-                        found += shape.places(*self._free(node)) - shape.places(*self._visible(node))
-            self._extra[shape] = (self.version, found)
+            for node, cpus, gpus in kept.parts:
+                if node.kind in shape.kinds and (cpus or gpus):
+                    found += shape.places(*self._free(node)) - shape.places(*self._visible(node))
+            self._extra[shape, kept.run] = (self.version, found)
         return found
 
     @staticmethod

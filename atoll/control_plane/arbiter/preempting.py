@@ -17,23 +17,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from atoll.control_plane.arbiter.accounts import Pair, plus
+from atoll.control_plane.arbiter.accounts import plus
 from atoll.control_plane.arbiter.choosing import worked_out
 from atoll.control_plane.arbiter.cluster import Node
 from atoll.control_plane.arbiter.decisions import Shrink, Suspend
-from atoll.control_plane.arbiter.growing import sizes_of
-from atoll.control_plane.arbiter.model import Ask
+from atoll.control_plane.arbiter.holding import counted
 from atoll.control_plane.arbiter.ordering import priority, starving
 from atoll.control_plane.arbiter.packing import gang
 from atoll.control_plane.arbiter.reasons import AwaitsRelease, GivesBack, NobodyYields, Obstacle, YieldsTo
-from atoll.control_plane.arbiter.state import Choice, Holding, Kept, State, Way, Wish
+from atoll.control_plane.arbiter.roster import Candidate
+from atoll.control_plane.arbiter.state import Choice, Holding, Kept, Way, Wish
 from atoll.control_plane.arbiter.turn import Turn
 from atoll.schema.ids import NodeId, RunId
 
 # Who is asked at most for one run, and on how many islands it is tried: the next ones cost more than they are worth.
 _ASKED = 96
 _ISLANDS = 4
-_HOUR_S = 3_600.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,32 +43,42 @@ class _Victim:
     least: int
     sizes: tuple[int, ...]
     whole: bool
+    beyond: bool
     reclaim: bool
     gives: list[NodeId] = field(default_factory=list)
     keeps: int = 0
 
 
-@dataclass(slots=True)
 class _Trial:
     """A gang that is tried on a cluster where others have given up something; all of it is undone at the end."""
 
-    turn: Turn
-    wish: Wish
-    choice: Choice
-    way: Way
+    def __init__(self, turn: Turn, wish: Wish, choice: Choice, way: Way) -> None:
+        self.turn = turn
+        self.wish = wish
+        self.choice = choice
+        self.way = way
+        self.priority = priority(turn.state, wish.ask)
+        self.late = starving(turn.state, wish.ask, turn.now)
+        self.reclaims = way.flavor is not None and self._within_own(way.flavor)
+
+    def _within_own(self, flavor: str) -> bool:
+        """Whether the run would still be within its queue's own quota: only then it takes back what was lent."""
+        accounts, ask = self.turn.state.accounts, self.wish.ask
+        needs = plus(accounts.used(ask.queue, flavor), (ask.each.cpus, ask.each.gpus), self.choice.sizes[0])
+        own = accounts.own(ask.queue, flavor)
+        return needs[0] <= own[0] and needs[1] <= own[1]
 
     def release(self, holding: Holding, names: list[NodeId], sign: int = -1) -> None:
         """Free these places of the holding, or (1) take them again."""
-        state, each = self.turn.state, holding.ask.each
-        charges: dict[str, Pair] = {}
-        for name in names:
+        state, each, flavor = self.turn.state, holding.ask.each, self.way.flavor
+        charged = 0
+        for name, count in counted(names).items():
             node = state.cluster.nodes.get(name)
-            if node is None:
-                continue
-            state.cluster.use(node, sign * each.cpus, sign * each.gpus)
-            flavor = state.catalog.flavor_of[node.kind]
-            charges[flavor] = plus(charges.get(flavor, (0, 0)), (each.cpus, each.gpus))
-        state.accounts.charge(holding.ask.queue, holding.ask.user, charges, sign=sign, now=self.turn.now)
+            if node is not None:
+                state.cluster.use(node, sign * count * each.cpus, sign * count * each.gpus)
+                charged += count * (state.catalog.flavor_of[node.kind] == flavor)
+        if flavor is not None and charged:
+            state.accounts.suppose(holding.ask.queue, flavor, (each.cpus * charged, each.gpus * charged), sign)
 
     def fits(self) -> list[Node] | None:
         """The gang's places, if there are."""
@@ -77,13 +86,6 @@ class _Trial:
         if self.way.flavor is not None and state.accounts.room(ask.queue, self.way.flavor, ask.each) < least:
             return None
         return gang(state.cluster, self.way.shape, least, islands=self.choice.option.islands, sums=bool(ask.sync_bytes))
-
-
-def may_disturb(state: State, ask: Ask, now: float) -> bool:
-    """Whether the budget against thrash lets this run be disturbed."""
-    lately = [at for at in ask.disturbed if now - at < _HOUR_S]
-    settings = state.settings
-    return not lately or (now - max(lately) >= settings.calm_s and len(lately) < settings.disturbances_per_hour)
 
 
 def preempt(turn: Turn, wish: Wish) -> Obstacle:
@@ -133,93 +135,76 @@ def _coming(turn: Turn) -> list[tuple[Holding, list[NodeId]]]:
 
 def _victims(trial: _Trial, counts: dict[str, int]) -> list[_Victim]:
     """Whom to ask, in this order."""
-    turn, ask = trial.turn, trial.wish.ask
     found = []
-    for run, holding in turn.state.holdings.items():
-        if not holding.steady() or run in turn.starts:
+    for candidate in trial.turn.roster().on(trial.way.shape.kinds):
+        if candidate.holding.ask.run in trial.turn.starts:
             continue
-        victim = _victim(trial, holding, ask)
+        victim = _victim(trial, candidate)
         if victim is None:
             counts["above"] += 1
-        elif not may_disturb(turn.state, holding.ask, turn.now):
+        elif not candidate.calm:
             counts["calm"] += 1
         else:
             found.append(victim)
-    accounts, now = turn.state.accounts, turn.now
-    scores = {q: accounts.score(q, None, now) for q in {v.holding.ask.queue for v in found}}
-    found.sort(
-        key=lambda v: (
-            priority(turn.state, v.holding.ask),
-            -scores[v.holding.ask.queue],
-            -v.holding.since,
-            v.holding.ask.run,
-        )
-    )
     return found
 
 
-def _victim(trial: _Trial, holding: Holding, ask: Ask) -> _Victim | None:
-    state, now, flavor = trial.turn.state, trial.turn.now, trial.way.flavor
-    kinds = trial.way.shape.kinds
-    if not any(node.kind in kinds for node in holding.drawn):
-        return None
-    reclaim = (
-        flavor in holding.charges
-        and flavor is not None
-        and state.accounts.same_cohort(ask.queue, holding.ask.queue)
-        and state.accounts.borrows(holding.ask.queue, flavor)
-        and _within_own(trial, flavor)
-    )
-    theirs, ours = priority(state, holding.ask), priority(state, ask)
-    rested = now - holding.since >= state.settings.calm_s
-    whole = holding.ask.preemptible and rested and (theirs < ours or reclaim)
-    lent = theirs <= ours or reclaim or starving(state, ask, now)
-    sizes = tuple(n for n in sizes_of(state, holding) if n < len(holding.nodes)) if lent else ()
-    beyond = bool(sizes) or bool(holding.spares and lent)
+def _victim(trial: _Trial, candidate: Candidate) -> _Victim | None:
+    holding, ours = candidate.holding, trial.priority
+    reclaim = trial.reclaims and _borrowed(trial, holding)
+    whole = holding.ask.preemptible and candidate.rested and (candidate.priority < ours or reclaim)
+    lent = candidate.priority <= ours or reclaim or trial.late
+    size = len(holding.nodes)
+    beyond = lent and (bool(holding.spares) or (bool(holding.sizes) and holding.sizes[0] < size))
     if not whole and not beyond:
         return None
-    least = sizes[0] if sizes else len(holding.nodes)
-    return _Victim(holding=holding, least=least, sizes=sizes, whole=whole, reclaim=reclaim)
+    sizes = tuple(n for n in holding.sizes if n < size) if lent else ()
+    least = sizes[0] if sizes else size
+    return _Victim(holding=holding, least=least, sizes=sizes, whole=whole, beyond=beyond, reclaim=reclaim)
 
 
-def _within_own(trial: _Trial, flavor: str) -> bool:
-    """Whether the waiting run would still be within its queue's own quota: only then it takes back what was lent."""
-    accounts, ask = trial.turn.state.accounts, trial.wish.ask
-    needs = plus(accounts.used(ask.queue, flavor), (ask.each.cpus, ask.each.gpus), trial.choice.sizes[0])
-    own = accounts.own(ask.queue, flavor)
-    return needs[0] <= own[0] and needs[1] <= own[1]
+def _borrowed(trial: _Trial, holding: Holding) -> bool:
+    accounts, flavor = trial.turn.state.accounts, trial.way.flavor or ""
+    return (
+        flavor in holding.charges
+        and accounts.same_cohort(trial.wish.ask.queue, holding.ask.queue)
+        and accounts.borrows(holding.ask.queue, flavor)
+    )
 
 
 def _scopes(trial: _Trial, victims: list[_Victim]) -> list[frozenset[str] | None]:
-    """Where to free places: anywhere, or on the few islands that could have most of them."""
-    islands = trial.choice.option.islands
-    if not islands:
-        return [None]
+    """Where to free places: anywhere, or on the few islands that could have enough of them; nowhere if none could."""
+    islands, least = trial.choice.option.islands, trial.choice.sizes[0]
     shape, cluster = trial.way.shape, trial.turn.state.cluster
     could = dict(cluster.slots(shape))
     for victim in victims:
-        room = len(victim.holding.drawn) if victim.whole else len(victim.holding.drawn) - victim.least
-        here: dict[str, int] = {}
-        for node in victim.holding.drawn:
-            if node.kind in shape.kinds:
-                here[node.island.name] = here.get(node.island.name, 0) + 1
-        each = victim.holding.ask.each
-        for name, n in here.items():
-            n = min(n, room)  # noqa: PLW2901
-            could[name] = could.get(name, 0) + min(shape.places(each.cpus * n, each.gpus * n), n + shape.group * n)
-    best = sorted(could, key=lambda name: (-could[name], name))[: max(_ISLANDS, islands)]
+        holding = victim.holding
+        room = len(holding.drawn) if victim.whole else len(holding.nodes) + len(holding.spares) - victim.least
+        each = holding.ask.each
+        # What lies about on a node adds up with what is freed there: twice is more than it can be in most cases.
+        one = 2 * max(shape.places(each.cpus, each.gpus), 1)
+        for name, n in holding.where().islands.items():
+            could[name] = could.get(name, 0) + one * min(n, room)
+    sizes = cluster.sizes(shape)
+    could = {name: min(n, sizes.get(name, 0)) for name, n in could.items()}
+    best = sorted(could, key=lambda name: (-could[name], name))
     if islands == 1:
-        return [frozenset({name}) for name in best[:_ISLANDS]]
-    return [frozenset(best[:islands])]
+        return [frozenset({name}) for name in best[:_ISLANDS] if could[name] >= least]
+    if sum(could[name] for name in best[: islands or None]) < least:
+        return []
+    return [frozenset(best[:islands])] if islands else [None]
 
 
 def _search(trial: _Trial, victims: list[_Victim], scope: frozenset[str] | None) -> list[_Victim]:
     """Those who yield, with what each gives, freed for the trial; nobody, and nothing is freed, where it cannot fit."""
     taken: list[_Victim] = []
+    near = [v for v in victims if scope is None or not scope.isdisjoint(v.holding.where().islands)]
     for whole in (False, True):
-        for victim in victims:
+        for victim in near:
             if len(taken) >= _ASKED:
                 break
+            if not (victim.whole if whole else victim.beyond):
+                continue
             gives = _gives(trial, victim, scope, whole=whole)
             if len(gives) <= len(victim.gives):
                 continue
@@ -232,37 +217,31 @@ def _search(trial: _Trial, victims: list[_Victim], scope: frozenset[str] | None)
             if trial.fits() is not None:
                 return _least(trial, taken, scope)
     _undo(trial, taken)
+    for victim in taken:
+        victim.gives, victim.keeps = [], 0
     return []
 
 
 def _gives(trial: _Trial, victim: _Victim, scope: frozenset[str] | None, *, whole: bool) -> list[NodeId]:
     """What the victim would give up, where it helps: its spares and last workers, those within the scope first."""
-    holding = victim.holding
     if whole:
-        return [*holding.nodes, *holding.spares] if victim.whole and _near(trial, holding.nodes, scope) else []
-    if not victim.sizes and not holding.spares:
-        return []
+        return [*victim.holding.nodes, *victim.holding.spares]
     return _part(trial, victim, scope, victim.least)
 
 
 def _part(trial: _Trial, victim: _Victim, scope: frozenset[str] | None, keep: int) -> list[NodeId]:
     holding, drop = victim.holding, len(victim.holding.nodes) - keep
-    near = [name for name in reversed(holding.nodes) if _near(trial, [name], scope)]
-    if len(near) < drop:
+    useful = {name for name in {*holding.nodes, *holding.spares} if _near(trial, name, scope)}
+    near = [name for name in reversed(holding.nodes) if name in useful][:drop]
+    if near and len(near) < drop:
         # A legal size may need more workers to go than stand where room is wanted.
-        far = [name for name in reversed(holding.nodes) if not _near(trial, [name], scope)]
-        near += far[: drop - len(near)]
-    useful = any(_near(trial, [name], scope) for name in near[:drop])
-    spares = [name for name in holding.spares if _near(trial, [name], scope)]
-    return (near[:drop] if useful else []) + spares
+        near += [name for name in reversed(holding.nodes) if name not in useful][: drop - len(near)]
+    return near + [name for name in holding.spares if name in useful]
 
 
-def _near(trial: _Trial, names: list[NodeId], scope: frozenset[str] | None) -> bool:
-    nodes, kinds = trial.turn.state.cluster.nodes, trial.way.shape.kinds
-    return any(
-        (node := nodes.get(name)) is not None and node.kind in kinds and (scope is None or node.island.name in scope)
-        for name in names
-    )
+def _near(trial: _Trial, name: NodeId, scope: frozenset[str] | None) -> bool:
+    node = trial.turn.state.cluster.nodes.get(name)
+    return node is not None and node.kind in trial.way.shape.kinds and (scope is None or node.island.name in scope)
 
 
 def _least(trial: _Trial, taken: list[_Victim], scope: frozenset[str] | None) -> list[_Victim]:
@@ -271,7 +250,7 @@ def _least(trial: _Trial, taken: list[_Victim], scope: frozenset[str] | None) ->
         everything, keeps = victim.gives, victim.keeps
         smaller: list[tuple[list[NodeId], int]] = [([], len(victim.holding.nodes))]
         sizes = sorted(victim.sizes, reverse=True)
-        smaller += [([s for s in victim.holding.spares if _near(trial, [s], scope)], len(victim.holding.nodes))]
+        smaller += [([s for s in victim.holding.spares if _near(trial, s, scope)], len(victim.holding.nodes))]
         smaller += [(_part(trial, victim, scope, size), size) for size in sizes]
         for gives, keep in smaller:
             if len(gives) >= len(everything):

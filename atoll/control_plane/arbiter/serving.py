@@ -77,6 +77,7 @@ def _start(turn: Turn, wish: Wish, plan: Plan) -> None:
         checkpoint_at=None,
         leaving=[],
         suspending=False,
+        sizes=plan.choice.sizes,
     )
     state.holdings[ask.run] = holding
     draw(state, holding, turn.now)
@@ -101,27 +102,39 @@ def _start(turn: Turn, wish: Wish, plan: Plan) -> None:
 def _from_kept(turn: Turn, wish: Wish) -> Plan | None:
     """A plan that uses what is kept for others and will be given back in time, or outranks them."""
     ask, keeping = wish.ask, turn.keeping
-    least = [(way.shape, c.sizes[0]) for c in worked_out(turn.state, wish) if c.sizes for way in c.ways]
-    if not any(shape.total + keeping.withheld(shape) >= n for shape, n in least):
-        return None
     usable = [kept for kept in keeping.active.values() if _over_in_time(turn, ask, kept) or _outranks(turn, ask, kept)]
-    if not usable:
+    if not usable or not _could_fit(turn, wish, usable):
         return None
     for kept in usable:
         keeping.lift(kept)
     plan, _, _ = choose(turn, wish, turn.worth())
-    taken = {node.name for node in plan.nodes} if plan is not None else set()
-    for kept in usable:
-        if taken.isdisjoint(kept.places) or _over_in_time(turn, ask, kept):
-            continue
-        # Its places go to somebody before it: it looks for others at its own turn.
-        turn.state.kept.pop(kept.run, None)
-    if plan is not None:
-        turn.rekeep += [kept for kept in usable if kept.run in turn.state.kept]
-    else:
+    if plan is None:
         for kept in usable:
             keeping.keep(kept)
+        return None
+    taken = {node.name for node in plan.nodes}
+    for kept in usable:
+        if not taken.isdisjoint(kept.places) and not _over_in_time(turn, ask, kept):
+            # Its places go to somebody before it: it looks for others at its own turn.
+            turn.state.kept.pop(kept.run, None)
+    turn.rekeep += [kept for kept in usable if kept.run in turn.state.kept]
     return plan
+
+
+def _could_fit(turn: Turn, wish: Wish, usable: list[Kept]) -> bool:
+    """Whether there would be places enough, islands and quotas apart: lifting what is kept takes time."""
+    ask, keeping = wish.ask, turn.keeping
+    for choice in worked_out(turn.state, wish):
+        for way in choice.ways if choice.sizes else ():
+            least = choice.sizes[0]
+            if way.flavor is not None and turn.state.accounts.room(ask.queue, way.flavor, ask.each) < least:
+                continue
+            free, extra = turn.state.cluster.slots(way.shape), [keeping.withheld(way.shape, k) for k in usable]
+            if not any(extra) or way.shape.total + sum(extra) < least:
+                continue
+            if choice.option.islands != 1 or max(free.values(), default=0) + sum(extra) >= least:
+                return True
+    return False
 
 
 def _over_in_time(turn: Turn, ask: Ask, kept: Kept) -> bool:

@@ -41,6 +41,14 @@ class Wish:
     choices: list[Choice] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Spread:
+    """Where a holding's trainers are: how many on each island, by class of node."""
+
+    islands: dict[str, int]
+    kinds: frozenset[int]
+
+
 @dataclass(slots=True, kw_only=True)
 class Holding:
     """A run that holds nodes, with what it is charged, by flavor."""
@@ -58,6 +66,8 @@ class Holding:
     drawn: list[Node] = field(default_factory=list)
     version: tuple[int, int] = (-1, -1)
     choices: list[Choice] = field(default_factory=list)
+    sizes: tuple[int, ...] = ()
+    spread: Spread | None = None
     # when a better place is looked for again
     looked_at: float = 0.0
 
@@ -68,6 +78,15 @@ class Holding:
         if self.ask.expected_s is None or self.since + self.ask.expected_s <= now:
             return None
         return self.since + self.ask.expected_s
+
+    def where(self) -> Spread:
+        """Where its trainers are, counted once for each change."""
+        if self.spread is None:
+            islands: dict[str, int] = {}
+            for node in self.drawn:
+                islands[node.island.name] = islands.get(node.island.name, 0) + 1
+            self.spread = Spread(islands, frozenset(node.kind for node in self.drawn))
+        return self.spread
 
     def steady(self) -> bool:
         """Whether it was told to give up nothing."""
@@ -107,6 +126,9 @@ class State:
     missing: dict[NodeId, dict[RunId, None]] = field(default_factory=dict)
     obtainable: tuple[Obtainable, ...] = ()
     queues_version: int = 0
+    # ways of options, shared by all who ask alike
+    ways: dict[tuple[object, ...], list[Way]] = field(default_factory=dict)
+    ways_version: tuple[int, int] = (-1, -1)
 
     def version(self) -> tuple[int, int]:
         """What worked-out choices depend upon."""
@@ -121,8 +143,11 @@ def new_state(settings: Settings) -> State:
 
 def holding_of(grant: Grant) -> Holding:
     """A grant, to be kept up to date."""
+    options = grant.ask.options
+    option = options[grant.option] if grant.option < len(options) else Option()
     return Holding(
         ask=grant.ask,
+        sizes=legal_sizes(grant.ask, option),
         nodes=list(grant.nodes),
         spares=list(grant.spares),
         since=grant.since,
@@ -176,9 +201,19 @@ def choices(state: State, ask: Ask) -> list[Choice]:
 
 
 def _ways(state: State, ask: Ask, option: Option) -> list[Way]:
+    if state.ways_version != state.version():
+        state.ways, state.ways_version = {}, state.version()
+    speeds = bool(ask.declared or ask.measured)
+    key = (ask.queue, ask.each.cpus, ask.each.gpus, ask.group, speeds, option.flavors, *sorted(option.selector.items()))
+    found = state.ways.get(key)
+    if found is None:
+        found = state.ways[key] = _found_ways(state, ask, option, speeds=speeds)
+    return found
+
+
+def _found_ways(state: State, ask: Ask, option: Option, *, speeds: bool) -> list[Way]:
     catalog, cluster = state.catalog, state.cluster
     bounded = ask.queue in state.accounts.queues and state.accounts.bounded(ask.queue)
-    speeds = bool(ask.declared or ask.measured)
     kinds = catalog.matching(option.flavors, option.selector)
     groups: dict[tuple[str | None, str | None], set[int]] = {}
     quotas = {q.flavor for q in state.accounts.queues[ask.queue].quotas} if bounded else set()

@@ -9,6 +9,7 @@ from atoll.control_plane.arbiter.cluster import Node
 from atoll.control_plane.arbiter.decisions import Grow, Hold, Move, Refuse, Shrink, Suspend
 from atoll.control_plane.arbiter.keeping import Keeping
 from atoll.control_plane.arbiter.reasons import Rejected
+from atoll.control_plane.arbiter.roster import Roster
 from atoll.control_plane.arbiter.speed import advantage
 from atoll.control_plane.arbiter.state import Choice, Holding, Kept, State, Way, Wish
 from atoll.schema.ids import RunId
@@ -64,7 +65,14 @@ class Turn:
     reserved: int = 0
     # lifted for the run that is about to start, to be withheld again when it has its nodes
     rekeep: list[Kept] = field(default_factory=list)
+    _roster: Roster | None = None
     _worth: Callable[[str], float] | None = None
+
+    def roster(self) -> Roster:
+        """Who held nodes when it was first asked for."""
+        if self._roster is None:
+            self._roster = Roster(self.state, self.now)
+        return self._roster
 
     def worth(self) -> Callable[[str], float]:
         """Device -> what it is worth to all who wait."""
