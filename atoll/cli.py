@@ -1,7 +1,7 @@
 """The command line of Atoll, its doors for people who type.
 
 `atoll up, down, run, submit, validate, ls, status, logs, stop, story, topology, drain, undrain,
-chaos, checkpoints, lab, serve` and `doctor`.
+chaos, checkpoints, lab, cluster, autoscale, serve` and `doctor`.
 Every command is a thin layer over `Client`, except those that start something, which go through `atoll.launch`. An
 `AtollError` is one line on stderr and the error's exit code, never a traceback. What is slow to import (httpx, rich's
 tables, Ray) is imported by the command that needs it, so that `--help` and `version` answer at once.
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atoll import config, launch
+from atoll.cli_autoscale import autoscale
 from atoll.cli_chaos import chaos_app
 from atoll.cli_checkpoints_files import checkpoints_app
+from atoll.cli_cluster import cluster_app
 from atoll.cli_drain import drain, undrain
 from atoll.cli_lab import lab_app
 from atoll.cli_run import run_command, submit_command, validate
 from atoll.cli_serve import serve
+from atoll.cli_simulate import simulate
 from atoll.cli_topology import topology
 from atoll.clock import SystemClock
 
@@ -197,6 +200,9 @@ def story(
 
 
 app.command()(topology)
+app.command()(simulate)
+app.command()(autoscale)
+app.add_typer(cluster_app, name="cluster")
 app.command()(drain)
 app.command()(undrain)
 app.add_typer(chaos_app, name="chaos")

@@ -18,7 +18,9 @@ from atoll.errors import InternalError
 from atoll.schema.ids import RunId
 from atoll.simulate.cluster import Cluster
 from atoll.simulate.jobs import Job
+from atoll.simulate.laws import REFERENCE
 from atoll.simulate.policy import Action, Policy, Resize, Start, Suspend
+from atoll.simulate.progress import alone_s
 from atoll.simulate.world import Ledger, Run, Spent, World
 
 Kind = Literal["arrive", "end", "suspended", "ask", "mark"]
@@ -53,13 +55,13 @@ class Sample:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What came of it. `marks`: the ledger at the two ends of the window."""
+    """What came of it. `marks`: the ledger, and what was delivered, at the two ends of the window."""
 
     policy: str
     cluster: Cluster
     window: tuple[float, float]
     runs: list[Run] = field(default_factory=list)
-    marks: list[Ledger] = field(default_factory=list)
+    marks: list[tuple[Ledger, float]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     ledger: Ledger = field(default_factory=lambda: defaultdict(float))
     ended_at: float = 0.0
@@ -81,12 +83,12 @@ class Engine:
     ) -> None:
         self._policy, self._costs = policy, costs or Costs()
         self._told = told or (lambda _: None)
-        self._world = World(cluster=cluster)
+        self._world = World(cluster=cluster, by_speed=policy.by_speed)
         self._heap: list[tuple[float, int, Kind, RunId | None, int]] = []
         self._number = count()
         self._ended = 0
         self._asked_at, self._ask_due = float("-inf"), float("inf")
-        self._jobs = {job.id: Run(job=job, waits_since=job.submitted_s) for job in jobs}
+        self._jobs = {job.id: Run(job=job, waits_since=job.submitted_s, worth=_worth(job, cluster)) for job in jobs}
         first, last = jobs[int(len(jobs) * warm)].submitted_s, jobs[-1].submitted_s
         self.outcome = Outcome(policy=policy.name, cluster=cluster, window=(first, last))
         self._sample_every = max(last, 1.0) / _SAMPLES
@@ -122,7 +124,7 @@ class Engine:
             return
         if kind == "mark":
             self._world.account_all(self._world.running.values())
-            self.outcome.marks.append(self._world.ledger.copy())
+            self.outcome.marks.append((self._world.ledger.copy(), self._world.delivered))
             return
         run = self._jobs[who or RunId("")]
         if kind == "arrive":
@@ -232,3 +234,7 @@ class Engine:
         held = world.cluster.devices - world.free_devices
         point = Sample(at=world.now, held=held, running=len(world.running), waiting=len(world.waiting))
         samples.append(point)
+
+
+def _worth(job: Job, cluster: Cluster) -> float:
+    return job.workers * alone_s(job, REFERENCE, cluster) / job.samples if REFERENCE in job.model.speeds else 0.0

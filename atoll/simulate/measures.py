@@ -1,9 +1,13 @@
 """What came of a simulation, in figures.
 
-Job completion times (JCT, from submission to end) and delays are of the jobs that came after the warm-up. Utilisation is
-of the loaded window, from the end of the warm-up to the last arrival: *useful* counts a device-second by how much of it
-went into the job's own samples, so a device that waits for a slower mate or for a link is not useful then; *held* counts
-every device that somebody held.
+Job completion times (JCT, from submission to end) and delays are of the jobs that came after the warm-up. Three measures
+are of the loaded window, from the end of the warm-up to the last arrival:
+
+- *utilisation*: useful device-seconds over all there are, in the unit of load: what was asked for (workers x seconds on the
+  reference device), as far as it was delivered, over all devices, each by its mean speed against the reference. Who
+  delivers all that comes reaches the load; devices that are given out and gain little add little.
+- *busy*: the time that devices spend on their own samples, neither waiting for slower mates nor for sums.
+- *held*: the time that somebody held them.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from atoll.simulate.engine import Outcome
-from atoll.simulate.laws import REFERENCE
+from atoll.simulate.laws import REFERENCE, capacity
 from atoll.simulate.progress import alone_s
 from atoll.simulate.world import Run, Spent
 
@@ -41,6 +45,7 @@ class Measures:
     p95_delay_s: float
     makespan_s: float
     utilisation: float
+    busy: float
     held: float
     preemptions: int
     resizes: int
@@ -65,7 +70,8 @@ def measured(outcome: Outcome) -> Measures:
         mean_delay_s=statistics.fmean(delays),
         p95_delay_s=quantile(delays, 0.95),
         makespan_s=outcome.ended_at - outcome.runs[0].job.submitted_s,
-        utilisation=_share(outcome, [Spent.USEFUL]),
+        utilisation=_delivered(outcome),
+        busy=_share(outcome, [Spent.USEFUL]),
         held=_share(outcome, [kind for kind in Spent if kind is not Spent.IDLE]),
         preemptions=sum(run.suspensions for run in outcome.runs),
         resizes=sum(run.resizes for run in outcome.runs),
@@ -90,7 +96,7 @@ def jain(values: Iterable[float]) -> float:
 
 def ledger(outcome: Outcome) -> dict[str, dict[str, float]]:
     """Where the device-seconds of the window went: shares of each device type's own, by what."""
-    begun, ended = outcome.marks
+    (begun, _), (ended, _) = outcome.marks
     span = outcome.window[1] - outcome.window[0]
     found = {device: dict.fromkeys(Spent, 0.0) for device in outcome.cluster.of_type()}
     for (_, device, kind), seconds in ended.items():
@@ -106,12 +112,19 @@ def ledger(outcome: Outcome) -> dict[str, dict[str, float]]:
 
 
 def _share(outcome: Outcome, kinds: Iterable[Spent]) -> float:
-    begun, ended = outcome.marks
+    (begun, _), (ended, _) = outcome.marks
     span = outcome.window[1] - outcome.window[0]
     wanted = set(kinds)
     seconds = sum(s for (_, _, kind), s in ended.items() if kind in wanted)
     seconds -= sum(s for (_, _, kind), s in begun.items() if kind in wanted)
     return seconds / (span * outcome.cluster.devices)
+
+
+def _delivered(outcome: Outcome) -> float:
+    (_, begun), (_, ended) = outcome.marks
+    models = sorted({run.job.model.name: run.job.model for run in outcome.runs}.items())
+    span = outcome.window[1] - outcome.window[0]
+    return (ended - begun) / (span * capacity([model for _, model in models], outcome.cluster))
 
 
 def _queue(outcome: Outcome, name: str, runs: Sequence[Run]) -> QueueMeasures:

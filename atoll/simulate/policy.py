@@ -41,10 +41,14 @@ Action = Start | Resize | Suspend
 
 
 class Policy(Protocol):
-    """`pause_s`: least time between two decisions. The four that tell come before the decision that follows from them."""
+    """`pause_s`: least time between two decisions. The four that tell come before the decision that follows from them.
+
+    `by_speed`: the trainers it starts split a batch by what their devices can, not evenly.
+    """
 
     name: str
     pause_s: float
+    by_speed: bool
 
     def submitted(self, run: Run, world: World) -> None:
         """A job came."""
@@ -71,6 +75,7 @@ class Untold:
     """A policy that looks at the world alone."""
 
     pause_s = 0.0
+    by_speed = False
 
     def submitted(self, run: Run, world: World) -> None:
         """See `Policy`."""

@@ -4,7 +4,7 @@
 |---|---|
 | `submitted_s` | seconds since the record began; any order |
 | `workers` | that were asked for |
-| `duration_s` | it ran, or would run, on `workers` of the reference device in one island |
+| `duration_s` | it ran, or would run, on `workers` of the reference device on one host |
 | `id` | a name; `job-NNNNN` unless given |
 | `least`, `most` | workers between which it is elastic, by powers of two times `least`; rigid unless given |
 | `model` | one of the models of `laws`; `resnet-50` unless given |
@@ -116,7 +116,7 @@ def _job(row: _Row, number: int, cluster: Cluster) -> Job:
     if least > cluster.devices:
         raise row.fail(f"{least} workers never fit: the cluster has {cluster.devices} devices")
     batch = model.batch * workers
-    rate = batch / step_s(model, batch, workers, model.speeds[REFERENCE], cluster.inside)
+    rate = batch / step_s(model, batch, workers, workers * model.speeds[REFERENCE], cluster.local)
     sizes = {least, workers, most} | {least << n for n in range(most.bit_length()) if least << n <= most}
     return Job(
         id=RunId(row.name("id", f"job-{number:05d}")),

@@ -57,6 +57,8 @@ class Run:
     resizes: int = 0
     disturbed: tuple[float, ...] = ()
     device_s: float = 0.0
+    # What a sample is worth of what was asked for: workers x seconds on the reference device.
+    worth: float = 0.0
 
     @property
     def ends_at(self) -> float:
@@ -71,12 +73,15 @@ class World:
     """All that a policy may look at. `waiting` is in order of submission."""
 
     cluster: Cluster
+    by_speed: bool = False
     now: float = 0.0
     waiting: dict[RunId, Run] = field(default_factory=dict)
     running: dict[RunId, Run] = field(default_factory=dict)
     free: dict[NodeId, int] = field(default_factory=dict)
     free_devices: int = 0
     ledger: Ledger = field(default_factory=lambda: defaultdict(float))
+    # Of what was asked for: workers x seconds on the reference device, as far as it was computed.
+    delivered: float = 0.0
     # Nodes by how many of their devices are free: who packs needs no look at all nodes.
     by_room: list[dict[NodeId, None]] = field(default_factory=list)
 
@@ -94,7 +99,7 @@ class World:
         self._give(run.job.id, had - gets)
         self._take(run.job.id, gets - had)
         run.nodes = tuple(nodes)
-        run.pace = pace(run.job, run.nodes, self.cluster) if nodes else None
+        run.pace = pace(run.job, run.nodes, self.cluster, by_speed=self.by_speed) if nodes else None
 
     def _take(self, who: RunId, wanted: Counter[NodeId]) -> None:
         for node, count in wanted.items():
@@ -123,6 +128,7 @@ class World:
         stepped_s = 0.0 if run.suspending else self.now - begun - changed_s
         changed_s = self.now - begun - stepped_s
         run.done += stepped_s * run.pace.rate
+        self.delivered += stepped_s * run.pace.rate * run.worth
         run.device_s += (self.now - begun) * len(run.nodes)
         for device, count in run.pace.devices.items():
             share = run.pace.useful[device]
