@@ -12,6 +12,9 @@ names the place that will be given the token.
 | ATOLL_TOKEN | the token, instead of the file `token` under ATOLL_HOME |
 | ATOLL_HOST | address that peers of a `torch.distributed` group connect to; default: that on the way to the store |
 | GLOO_SOCKET_IFNAME | the same by the name of a NIC, as for torch's Gloo |
+| ATOLL_DATABASE | `postgresql://...` for journal and history of a cluster that is started, instead of SQLite files |
+| ATOLL_ARCHIVE | folder or URI for metrics of ended runs of such a cluster |
+| ATOLL_KEEP_DAYS | how long metrics and logs of ended runs stay, default 90 |
 | RAY_ADDRESS | GCS address of the Ray cluster; set by Ray inside `ray job submit` |
 | RAY_JOB_CONFIG_JSON_ENV_VAR | set by Ray inside `ray job submit`: submission id, packed working directory, metadata |
 """
@@ -52,6 +55,9 @@ class Config:
     nic: str | None = None
     ray_address: str | None = None
     ray_job: RayJob | None = None
+    database: str | None = None
+    archive: str | None = None
+    keep_days: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +90,9 @@ def load(environment: Mapping[str, str] | None = None) -> Config:
         nic=env.get("GLOO_SOCKET_IFNAME") or None,
         ray_address=env.get("RAY_ADDRESS") or None,
         ray_job=_ray_job(env.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")),
+        database=env.get("ATOLL_DATABASE") or None,
+        archive=env.get("ATOLL_ARCHIVE") or None,
+        keep_days=env.get("ATOLL_KEEP_DAYS") or None,
     )
 
 

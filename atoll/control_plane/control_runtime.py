@@ -22,8 +22,11 @@ from typing import Any, Protocol
 from atoll.clock import Clock
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
+from atoll.control_plane import fs_durable
 from atoll.control_plane.core import TICK_S, Core
+from atoll.control_plane.durable_runtime import LogFetcher, Tidier
 from atoll.control_plane.grpc_server import BEAT_S, Identity, Port
+from atoll.control_plane.log_keeping import PIECE_BYTES, LogKeeper, LogWanted
 from atoll.control_plane.projection import servers_of
 from atoll.control_plane.sql_history import HistoryWriter
 from atoll.control_plane.sql_journal import Journal
@@ -95,8 +98,11 @@ class ControlRuntime:
         self._ray = ray
         self._clock = clock
         self.started_at = clock.now()
-        self._journal = Journal(config.cluster_dir / "journal.sqlite", pid=config.pid, at=self.started_at, wait_s=5.0)
-        self._history = HistoryWriter(config.cluster_dir / "history.sqlite")
+        durable = fs_durable.load(config.cluster_dir)
+        place = durable.journal(config.cluster_dir)
+        self._journal = Journal(place, pid=config.pid, at=self.started_at, wait_s=5.0)
+        self._history = HistoryWriter(durable.history(config.cluster_dir))
+        self._tidier = Tidier(lambda: durable.archivist(config.cluster_dir), clock)
         # The same for every incarnation, so that agents that were told by the last one go on hearing one another.
         beat_key = hmac.digest(config.secret, b"beats of agents", "sha256").hex()
         self._core = Core(self._journal.incarnation, self._journal.records(), beat_key=beat_key)
@@ -125,6 +131,10 @@ class ControlRuntime:
             self.port = await self._port.start(self._config.host, self._config.port)
             self._spawn(self._tick_on())
             self._spawn(self._list_on())
+            self._spawn(self._tidier.run())
+            keeper = LogKeeper(self._history.log_ends())
+            fetcher = LogFetcher(keeper, self._core.desk.cluster, self._clock, self._fetch_log)
+            self._spawn(fetcher.run(self._history.put))
             ready()
             await self._closing.wait()
         finally:
@@ -142,6 +152,7 @@ class ControlRuntime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._tidier.close()
         self._history.close()
         self._journal.close()
 
@@ -361,17 +372,26 @@ class ControlRuntime:
         trainer = run.trainers.get(name) if run is not None else None
         if trainer is None:
             raise NotFoundError(f"no trainer {name!r} in run {run_id!r}; `atoll status {run_id}` lists them")
+        offset, limit = int(body.get("offset", 0)), int(body.get("limit", 1 << 16))
+        plain: dict[str, Any] = to_plain(await self._ask_log(trainer.node, run_id, name, offset, limit))
+        return plain
+
+    async def _fetch_log(self, want: LogWanted) -> LogChunk:
+        return await self._ask_log(want.node, want.run, want.trainer, want.offset, PIECE_BYTES)
+
+    async def _ask_log(self, node_id: NodeId, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk:
+        node = self._core.desk.nodes.get(node_id)
+        if node is None or not node.attached:
+            raise ConnectError(f"no agent of {node_id} is attached; what was kept of its logs is in the history")
         request = secrets.token_hex(8)
         waiting = self._logs[request] = asyncio.get_running_loop().create_future()
-        offset, limit = int(body.get("offset", 0)), int(body.get("limit", 1 << 16))
-        self._port.send(trainer.node, ReadLog(request=request, run=run_id, trainer=name, offset=offset, limit=limit))
+        self._port.send(node_id, ReadLog(request=request, run=run, trainer=trainer, offset=offset, limit=limit))
         try:
-            plain: dict[str, Any] = to_plain(await asyncio.wait_for(waiting, ANSWER_LIMIT_S))
+            return await asyncio.wait_for(waiting, ANSWER_LIMIT_S)
         except TimeoutError:
-            raise ConnectError(f"the agent of {trainer.node} did not answer in {ANSWER_LIMIT_S:g} s") from None
+            raise ConnectError(f"the agent of {node_id} did not answer in {ANSWER_LIMIT_S:g} s") from None
         finally:
             self._logs.pop(request, None)
-        return plain
 
     async def _doctor(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - as above
         nodes = [n.node for n in self._core.desk.nodes.values() if n.attached]
@@ -409,5 +429,5 @@ class ControlRuntime:
             "started_at": self.started_at,
             "agents": {n.node: n.pid for n in self._core.desk.nodes.values() if n.attached},
             "nodes": [n.node for n in self._core.desk.nodes.values() if n.usable],
-            "history_problem": self._history.problem,
+            "history_problem": self._history.problem or self._tidier.problem,
         }

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atoll.config import cluster_key
+from atoll.config import cluster_key, load
 from atoll.control_plane import fs_cluster as files
+from atoll.control_plane import fs_durable
 from atoll.control_plane.ray_actor import ControlPlane
 from atoll.control_plane.ray_api import ACTOR, NAMESPACE, connect, kill_named, seat_names
 from atoll.control_plane.ray_seats import PREFIX, node_id
@@ -49,6 +50,7 @@ def ensure(config: EnsureConfig) -> Path:
             _end(ray)
             return Path(config.cluster_dir)
         cluster_dir = Path(config.cluster_dir or _dir_of(config, context.gcs_address))
+        fs_durable.settle(cluster_dir, load())
         _describe(cluster_dir, config, context.gcs_address, ray.util.get_node_ip_address())
         _create(ray, cluster_dir, config, context.get_node_id())
         return cluster_dir
