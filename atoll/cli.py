@@ -1,7 +1,7 @@
 """The command line of Atoll, its doors for people who type.
 
 `atoll up, down, run, submit, validate, ls, status, logs, stop, story, topology, drain, undrain,
-chaos, checkpoints, lab, cluster, autoscale, serve` and `doctor`.
+chaos, checkpoints, lab, cluster, autoscale, serve, simulate` and `doctor`.
 Every command is a thin layer over `Client`, except those that start something, which go through `atoll.launch`. An
 `AtollError` is one line on stderr and the error's exit code, never a traceback. What is slow to import (httpx, rich's
 tables, Ray) is imported by the command that needs it, so that `--help` and `version` answer at once.

@@ -48,7 +48,7 @@ class Autoscaler:
         match fact:
             case facts.Looked():
                 self._looked(fact)
-            case facts.Launched() | facts.LaunchFailed() | facts.EndFailed() | facts.DrainFailed():
+            case facts.Launched() | facts.LaunchFailed() | facts.Ended() | facts.EndFailed() | facts.DrainFailed():
                 self._commands += self._settling.answered(fact, now)
             case _:
                 assert_never(fact)

@@ -37,11 +37,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A machine as its provider lists it: by the name under which it was asked for. `node`: where labels cannot tell."""
+    """A machine as its provider lists it, by the name under which it was asked for.
+
+    `label`: by which its node is known, where the node does not carry that name.
+    """
 
     instance: str
     kind: str
-    node: NodeId | None = None
+    label: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,13 @@ class LaunchFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The provider took the order to end a machine; it is gone when it is not listed any more."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndFailed:
     """The provider could not end a machine; it is asked again."""
 
@@ -86,7 +96,7 @@ class DrainFailed:
     problem: str
 
 
-Fact = Looked | Launched | LaunchFailed | EndFailed | DrainFailed
+Fact = Looked | Launched | LaunchFailed | Ended | EndFailed | DrainFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ class Held:
     phase: Phase
     since: float
     node: NodeId | None = None
+    label: tuple[str, str] | None = None
     taken: bool = False
     seen_at: float = 0.0
     unneeded_since: float | None = None

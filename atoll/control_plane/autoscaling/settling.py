@@ -31,7 +31,9 @@ class Settling:
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def answered(
-        self, fact: facts.Launched | facts.LaunchFailed | facts.EndFailed | facts.DrainFailed, now: float
+        self,
+        fact: facts.Launched | facts.LaunchFailed | facts.Ended | facts.EndFailed | facts.DrainFailed,
+        now: float,
     ) -> list[cmd.Command]:
         """What a provider or the cluster said to a command."""
         match fact:
@@ -43,6 +45,8 @@ class Settling:
             case facts.LaunchFailed():
                 machine = self._fleet.held.pop(fact.instance, None)
                 return self._pause(machine.kind, fact.problem, now) if machine is not None else []
+            case facts.Ended():
+                return []
             case facts.EndFailed():
                 return [cmd.Tell(reason=cmd.Trouble(subject=fact.instance, problem=fact.problem))]
             case facts.DrainFailed():
@@ -71,6 +75,9 @@ class Settling:
         by_node = {n.node: n for n in look.nodes}
         for machine in list(self._fleet.held.values()):
             node = by_instance.get(machine.instance) or (by_node.get(machine.node) if machine.node else None)
+            if node is None and machine.label is not None:
+                key, value = machine.label
+                node = next((n for n in look.nodes if n.labels.get(key) == value), None)
             if node is not None:
                 machine.seen_at = now
             found += self._moved(machine, node, now)
@@ -85,7 +92,7 @@ class Settling:
                 known = Held(instance=listed.instance, kind=kind, phase=Phase.COMING, since=now, seen_at=now)
                 self._fleet.held[listed.instance] = known
             if known is not None:
-                known.taken, known.node = True, known.node or listed.node
+                known.taken, known.label = True, listed.label or known.label
         found: list[cmd.Command] = []
         for machine in list(self._fleet.held.values()):
             if machine.instance in names or not machine.taken or now - machine.seen_at < self._grace(machine):

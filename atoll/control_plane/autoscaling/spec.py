@@ -12,7 +12,7 @@ from typing import Any
 
 # Labels of Atoll on a Ray node that was started by it.
 TYPE, INSTANCE = "atoll-node-type", "atoll-instance"
-ZONE, DOMAIN, DEVICE, MARKET, ISLAND = "zone", "failure-domain", "device", "market", "island"
+ZONE, DOMAIN, DEVICE, MARKET, ISLAND, PRICE = "zone", "domain", "device", "market", "island", "price"
 SPOT, ON_DEMAND = "spot", "on-demand"
 
 
@@ -78,6 +78,7 @@ def labels_of(kind: NodeType) -> dict[str, str]:
         ZONE: kind.zone,
         DOMAIN: kind.domain,
         ISLAND: kind.island,
+        PRICE: f"{kind.price_per_hour:g}" if kind.price_per_hour else "",
     }
     return {**{name: value for name, value in own.items() if value}, **kind.labels}
 
