@@ -81,9 +81,9 @@ def token_digest(key: bytes, salt: bytes, token: str) -> bytes:
     return hmac.digest(key, salt + token.encode(), "sha256")
 
 
-def written(token_id: str, random: bytes) -> str:
+def written(token_id: str, bits: bytes) -> str:
     """A token as its user sees it."""
-    return f"atoll_{token_id}_{random.hex()}"
+    return f"atoll_{token_id}_{bits.hex()}"
 
 
 @dataclass(slots=True)

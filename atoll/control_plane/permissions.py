@@ -53,6 +53,7 @@ TABLE: dict[tuple[str, str], Permission] = {
     ("GET", "/api/nodes"): _SEE,
     ("POST", "/api/nodes/{node}/drain"): _OPERATE,
     ("POST", "/api/nodes/{node}/undrain"): _OPERATE,
+    ("POST", "/api/machines"): replace(_OPERATE, audited=False),
     ("GET", "/api/topology"): _SEE,
     ("GET", "/api/doctor"): Permission(role=Role.OPERATOR),
     ("GET", "/api/story"): _SEE,

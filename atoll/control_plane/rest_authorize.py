@@ -19,7 +19,8 @@ from atoll.control_plane.permissions import check_owner, check_role, required, s
 from atoll.control_plane.rest_people import People, caller_of, note
 from atoll.errors import AuthError, SpecError
 from atoll.schema.codec import encode
-from atoll.schema.ids import RunId
+from atoll.schema.ids import RunId, TrainerId
+from atoll.schema.messages import LogChunk
 from atoll.schema.people import CLUSTER_USER, Role
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import EventView, MetricPoint, RunView
@@ -30,7 +31,7 @@ _HIDDEN = "(hidden)"
 
 
 class Runs(Protocol):
-    """What knows whose a run is, and what happened in it."""
+    """What knows whose a run is, what happened in it, and what it wrote."""
 
     async def run(self, run: RunId) -> RunView:
         """One run. Raises `NotFoundError`."""
@@ -42,6 +43,10 @@ class Runs(Protocol):
 
     async def metrics(self, run: RunId, after: int) -> list[MetricPoint]:
         """Committed steps above `after`."""
+        ...
+
+    async def logs(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk:
+        """A piece of a log."""
         ...
 
 
@@ -106,6 +111,11 @@ class ShownTo:
         """Committed steps above `after`."""
         return await self.runs.metrics(run, after)
 
+    async def logs(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk:
+        """A piece of a log. Raises `AuthError` as `run` does."""
+        self.people.still(self.caller)
+        return await self.runs.logs(run, trainer, offset, limit)
+
 
 async def submission(request: Request, spec: JobSpec) -> JobSpec:
     """`spec` with its owner, and under an Idempotency-Key with the run id that the first such submission was given.
@@ -116,8 +126,8 @@ async def submission(request: Request, spec: JobSpec) -> JobSpec:
     owned = submitted_by(caller, spec, people.queues_of(caller))
     key = request.headers.get(IDEMPOTENCY_HEADER)
     if key is not None:
-        if not 0 < len(key) <= _KEY_CHARS or not key.isprintable():
-            raise SpecError(f"{IDEMPOTENCY_HEADER}: 1 to {_KEY_CHARS} printable characters")
+        if not 0 < len(key) <= _KEY_CHARS or not key.isascii() or not key.isprintable() or " " in key:
+            raise SpecError(f"{IDEMPOTENCY_HEADER}: 1 to {_KEY_CHARS} characters of ASCII, without spaces")
         run = spec.run_id or RunId(f"{spec.name}-{secrets.token_hex(3)}")
         kept = await people.run_for(caller, key, hashlib.sha256(encode(owned)).hexdigest(), run)
         owned = dataclasses.replace(owned, run_id=RunId(kept))

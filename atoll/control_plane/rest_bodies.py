@@ -5,15 +5,20 @@ The description is FastAPI's, with what it cannot know: bodies that the codec re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
-from atoll.errors import SchemaError, SpecError
+from atoll.control_plane.rest_answers import json_response
+from atoll.errors import NotFoundError, SchemaError, SpecError
 from atoll.schema.codec import decode_as
+from atoll.schema.views import RunView
 
 T = TypeVar("T")
 
@@ -21,19 +26,90 @@ T = TypeVar("T")
 BODY_LIMIT = 1 << 20
 _REF = "#/components/schemas/{model}"
 _DEFS = "x-atoll-defs"
+_BARE: dict[str, Any] = {"response_class": Response, "response_model": None}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same job under the same key is one run, for a day.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$"},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunNamed:
+    """Answer of a wish about a run."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHarmed(RunNamed):
+    """Answer of a wish to hurt a trainer; `at` is the moment of the order."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeNamed:
+    """Answer of a wish about a node."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDrained(NodeNamed):
+    """Answer of a wish to drain one; `until` is the deadline."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinesTaken:
+    """Answer of an autoscaler's offer: how many types were taken in."""
+
+    offers: int
 
 
 def answers(model: Any, status: int = 200) -> dict[str, Any]:
     """Route options: `model` in the OpenAPI description, while the codec writes the body."""
     told = {status: {"model": model, "description": "Success"}}
-    return {"responses": told, "status_code": status, "response_class": Response, "response_model": None}
+    return {"responses": told, "status_code": status, "response_class": JSONResponse, "response_model": None}
 
 
-def body(model: type, *, required: bool = True) -> dict[str, Any]:
-    """The OpenAPI description of a body that the codec reads."""
+def events_of(*kinds: str) -> dict[str, Any]:
+    """Route options of a stream of server-sent events of these kinds."""
+    told = f"Server-sent events: {', '.join(kinds)}"
+    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {"responses": {200: {"description": told, "content": content}}} | _BARE
+
+
+def text_of(what: str) -> dict[str, Any]:
+    """Route options of plain text."""
+    content = {"text/plain": {"schema": {"type": "string"}}}
+    return {"responses": {200: {"description": what, "content": content}}} | _BARE
+
+
+def paged(runs: Sequence[RunView], after: str | None, limit: int) -> Response:
+    """The page of `runs` behind the run `after`, with the address of the next in `Link`. Raises `NotFoundError`."""
+    first = 0
+    if after is not None:
+        first = next((i + 1 for i, view in enumerate(runs) if view.run == after), 0)
+        if not first:
+            raise NotFoundError(f"after={after!r}: no such run; begin again without it")
+    page = runs[first : first + limit]
+    answer = json_response(page)
+    if first + limit < len(runs):
+        answer.headers["Link"] = f'</api/runs?after={quote(page[-1].run)}&limit={limit}>; rel="next"'
+    return answer
+
+
+def body(model: type, *, required: bool = True, keyed: bool = False) -> dict[str, Any]:
+    """The OpenAPI description of a body that the codec reads; `keyed`: it may come with an Idempotency-Key."""
     schema = TypeAdapter(model).json_schema(ref_template=_REF)
     told = {"required": required, "content": {"application/json": {"schema": schema}}}
-    return {"requestBody": told, _DEFS: schema.pop("$defs", {})}
+    key = {"parameters": [_KEY]} if keyed else {}
+    return {"requestBody": told, _DEFS: schema.pop("$defs", {})} | key
 
 
 def describe(app: FastAPI) -> None:

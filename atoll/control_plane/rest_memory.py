@@ -113,6 +113,8 @@ class MemoryReader:
 _FIXED: dict[str, dict[str, Any]] = {
     "status": {"incarnation": 1, "pid": 1, "started_at": 0.0},
     "harm": {"at": 5.0},
+    "servers": {"servers": []},
+    "offer": {"offers": 1},
 }
 
 

@@ -85,9 +85,9 @@ class PageSource:
             check_role(caller, required("POST", _STOP), "stopping a run")
             check_owner(caller, owner_of(await self.source.run(run)), run)
         except ForbiddenError as error:
-            await self.people.tell(self.scope | {"path": path, "method": "PAGE"}, caller, status_of(error), error.code)
+            await self.people.tell({**self.scope, "path": path, "method": "PAGE"}, caller, status_of(error), error.code)
             raise
-        entry = await self.people.begin(self.scope | {"method": "PAGE"}, caller, path=path)
+        entry = await self.people.begin({**self.scope, "method": "PAGE"}, caller, path=path)
         status, code = _ACCEPTED, ""
         try:
             await self.source.stop(run, f"asked at the dashboard by {caller.user}")

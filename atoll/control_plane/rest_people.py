@@ -70,7 +70,8 @@ def note(scope: Scope, words: str) -> None:
     """Add to what the audit log says of this request."""
     entry = scope.get("atoll.entry")
     if isinstance(entry, Entry):
-        entry.note = words[:_NOTE_CHARS]
+        # What cannot be written (half a surrogate pair, in a JSON string) must not keep the line from being finished.
+        entry.note = words[:_NOTE_CHARS].encode("utf-8", "replace").decode()
 
 
 class People:
@@ -316,7 +317,9 @@ class People:
             role=caller.role.value if caller else "",
             source=source_of(scope),
             method=scope.get("method", "WEBSOCKET"),
-            path="".join(c if c.isprintable() else "?" for c in str(asked)[:_PATH_CHARS]),
+            path="".join(c if c.isprintable() else "?" for c in str(asked)[:_PATH_CHARS])
+            .encode("utf-8", "replace")
+            .decode(),
             status=0,
         )
 

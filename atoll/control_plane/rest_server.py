@@ -20,17 +20,32 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 import atoll
-from atoll.control_plane import rest_stream
+from atoll.control_plane import rest_logs, rest_stream
 from atoll.control_plane.rest_answers import json_response, problem_response
 from atoll.control_plane.rest_authorize import ShownTo, authorize, people_of, shown_to, submission
-from atoll.control_plane.rest_bodies import answers, body, decode, describe, read_body
+from atoll.control_plane.rest_bodies import (
+    MachinesTaken,
+    NodeDrained,
+    NodeNamed,
+    RunHarmed,
+    RunNamed,
+    answers,
+    body,
+    decode,
+    describe,
+    events_of,
+    paged,
+    read_body,
+    text_of,
+)
 from atoll.control_plane.rest_identity import people_routes
 from atoll.control_plane.rest_people import caller_of, note
-from atoll.control_plane.rest_source import LOG_LIMIT, ClusterSource
+from atoll.control_plane.rest_source import LOG_LIMIT, PAGE, ClusterSource
 from atoll.errors import AtollError, InternalError, NotFoundError, SpecError
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, TrainerId
 from atoll.schema.messages import PROTOCOL, Finding, LogChunk
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import (
     CheckpointView,
@@ -40,15 +55,20 @@ from atoll.schema.views import (
     NodeView,
     ProblemView,
     RunView,
+    StopWish,
     TopologyView,
 )
 from atoll.ui import prometheus
 
-STORY_LIMIT = 1000
+STORY_LIMIT, RUNS_PAGE = 1000, 500
+# What a SQL integer holds: a larger number is nobody's place in anything.
+_LAST = (1 << 63) - 1
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
-After = Annotated[int, Query(ge=0)]
-AfterStep = Annotated[int, Query(ge=-1)]
+After = Annotated[int, Query(ge=0, le=_LAST)]
+AfterStep = Annotated[int, Query(ge=-1, le=_LAST)]
+Limit = Annotated[int, Query(ge=1, le=PAGE)]
+Offset = Annotated[int, Query(ge=-_LAST, le=_LAST)]
 
 
 def application(source: ClusterSource, on_close: Callable[[], Awaitable[None]] | None = None) -> FastAPI:
@@ -115,24 +135,24 @@ def _answer_errors(app: FastAPI) -> None:
 def _about(source: ClusterSource) -> APIRouter:
     router = APIRouter(tags=["about"])
 
-    @router.get("/api/health", response_model=None)
+    @router.get("/api/health", openapi_extra={"security": []}, **answers(dict[str, bool]))
     async def health() -> Response:
         """This process answers. Needs no token and tells nothing else."""
         return json_response({"ok": True})
 
-    @router.get("/api/version", response_model=None)
+    @router.get("/api/version", **answers(dict[str, str | int]))
     async def version() -> Response:
         """Versions of what answers here."""
         return json_response(
             {"atoll": atoll.__version__, "protocol": PROTOCOL, "python": platform.python_version()},
         )
 
-    @router.get("/api/status", response_model=None)
+    @router.get("/api/status", **answers(dict[str, Any]))
     async def status() -> Response:
         """The control plane: incarnation, pid and start."""
         return json_response(await source.status())
 
-    @router.get("/metrics", response_model=None)
+    @router.get("/metrics", **text_of("the metrics"))
     async def metrics() -> Response:
         """The cluster in Prometheus text format."""
         text = prometheus.render(await source.runs(), await source.nodes())
@@ -145,11 +165,11 @@ def _runs(source: ClusterSource) -> APIRouter:
     router = APIRouter(prefix="/api/runs", tags=["runs"])
 
     @router.get("", **answers(list[RunView]))
-    async def runs() -> Response:
-        """All runs, the newest first."""
-        return json_response(await source.runs())
+    async def runs(after: str | None = None, limit: Annotated[int, Query(ge=1, le=RUNS_PAGE)] = RUNS_PAGE) -> Response:
+        """Runs, the newest first, without their specs; the page behind the run `after`. `Link` names the next page."""
+        return paged(await source.runs(), after, limit)
 
-    @router.post("", openapi_extra=body(JobSpec), response_model=None)
+    @router.post("", openapi_extra=body(JobSpec, keyed=True), **answers(RunNamed, 201))
     async def submit(request: Request) -> Response:
         """Submit a job; answers with its run id."""
         spec = await submission(request, decode(JobSpec, await read_body(request)))
@@ -162,19 +182,21 @@ def _runs(source: ClusterSource) -> APIRouter:
         """One run with its spec; the values of its environment only to its owner and to operators."""
         return json_response(shown_to(caller_of(request.scope), await source.run(RunId(run))))
 
-    @router.post("/{run}/stop", response_model=None)
+    @router.post("/{run}/stop", openapi_extra=body(StopWish, required=False), **answers(RunNamed, 202))
     async def stop(run: str, request: Request) -> Response:
         """Ask a run to stop at its next step boundary."""
-        await source.stop(RunId(run), await _reason(request))
+        given = await read_body(request)
+        wish = decode(StopWish, given) if given else StopWish()
+        await source.stop(RunId(run), wish.reason[:500])
         return json_response({"run": run}, status=202)
 
-    @router.post("/{run}/harm", openapi_extra=body(HarmWish), response_model=None)
+    @router.post("/{run}/harm", openapi_extra=body(HarmWish), **answers(RunHarmed, 202))
     async def harm(run: str, request: Request) -> Response:
         """Hurt a trainer on purpose, where the run's spec says chaos; answers with the moment, in Unix seconds."""
         wish = decode(HarmWish, await read_body(request))
         return json_response({"run": run, "at": await source.harm(RunId(run), wish)}, status=202)
 
-    @router.post("/{run}/beat", response_model=None)
+    @router.post("/{run}/beat", **answers(RunNamed))
     async def beat(run: str) -> Response:
         """The run's driver lives."""
         await source.beat(RunId(run))
@@ -187,18 +209,18 @@ def _one_run(source: ClusterSource) -> APIRouter:
     router = APIRouter(prefix="/api/runs/{run}", tags=["run"])
 
     @router.get("/events", **answers(list[EventView]))
-    async def events(run: str, after: After = 0) -> Response:
+    async def events(run: str, after: After = 0, limit: Limit = PAGE) -> Response:
         """Events numbered above `after`, oldest first."""
         found = await source.run(RunId(run))
-        return json_response(await source.events(found.run, after))
+        return json_response(await source.events(found.run, after, limit))
 
     @router.get("/metrics", **answers(list[MetricPoint]))
-    async def metrics(run: str, after_step: AfterStep = -1) -> Response:
+    async def metrics(run: str, after_step: AfterStep = -1, limit: Limit = PAGE) -> Response:
         """Committed steps above `after_step`, oldest first."""
         found = await source.run(RunId(run))
-        return json_response(await source.metrics(found.run, after_step))
+        return json_response(await source.metrics(found.run, after_step, limit))
 
-    @router.get("/stream", response_model=None)
+    @router.get("/stream", **events_of("event", "metric", "state"))
     async def stream(
         run: str,
         request: Request,
@@ -214,10 +236,24 @@ def _one_run(source: ClusterSource) -> APIRouter:
 
     @router.get("/logs", **answers(LogChunk))
     async def logs(
-        run: str, trainer: str, offset: int = 0, limit: Annotated[int, Query(ge=1, le=LOG_LIMIT)] = 1 << 16
+        run: str, trainer: str, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=LOG_LIMIT)] = 1 << 16
     ) -> Response:
         """A piece of a trainer's log; a negative `offset` counts from the end."""
         return json_response(await source.logs(RunId(run), TrainerId(trainer), offset, limit))
+
+    @router.get("/logs/stream", **events_of("log", "gap", "end"))
+    async def log_stream(
+        run: str,
+        request: Request,
+        trainer: str | None = None,
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """Server-sent events: `log`, `gap` and `end`; of all trainers unless one is named, until the run has ended."""
+        await rest_logs.check_trainer(source, RunId(run), trainer)
+        cursor = rest_logs.LogCursor.parse(last_event_id)
+        shown = ShownTo(runs=source, people=people_of(request), caller=caller_of(request.scope))
+        told = rest_logs.follow_logs(shown, RunId(run), cursor, trainer)
+        return EventSourceResponse(told, ping=rest_stream.PING_S)
 
     @router.get("/checkpoints", **answers(list[CheckpointView]))
     async def checkpoints(run: str) -> Response:
@@ -235,18 +271,24 @@ def _cluster(source: ClusterSource) -> APIRouter:
         """The hosts."""
         return json_response(await source.nodes())
 
-    @router.post("/nodes/{node}/drain", openapi_extra=body(DrainWish, required=False), response_model=None)
+    @router.post("/nodes/{node}/drain", openapi_extra=body(DrainWish, required=False), **answers(NodeDrained, 202))
     async def drain(node: str, request: Request) -> Response:
         """Empty a node within so many seconds (30 unless said); answers with the deadline, in Unix seconds."""
         body = await read_body(request)
         wish = decode(DrainWish, body) if body else DrainWish()
         return json_response({"node": node, "until": await source.drain(NodeId(node), wish)}, status=202)
 
-    @router.post("/nodes/{node}/undrain", response_model=None)
+    @router.post("/nodes/{node}/undrain", **answers(NodeNamed))
     async def undrain(node: str) -> Response:
         """Let trainers be placed on a drained node again."""
         await source.undrain(NodeId(node))
         return json_response({"node": node})
+
+    @router.post("/machines", openapi_extra=body(Offers), **answers(MachinesTaken, 202))
+    async def machines(request: Request) -> Response:
+        """What an autoscaler would start: for a minute, runs that would fit with these are not refused."""
+        taken = await source.offer(decode(Offers, await read_body(request)))
+        return json_response({"offers": taken}, status=202)
 
     @router.get("/topology", **answers(TopologyView))
     async def topology() -> Response:
@@ -264,11 +306,3 @@ def _cluster(source: ClusterSource) -> APIRouter:
         return json_response(await source.story(subject, limit))
 
     return router
-
-
-async def _reason(request: Request) -> str:
-    body = await read_body(request)
-    if not body:
-        return "asked by a client"
-    plain = decode(dict[str, Any], body)
-    return str(plain.get("reason", "asked by a client"))[:500]

@@ -23,6 +23,7 @@ from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, TrainerId, is_safe_name
 from atoll.schema.messages import DoctorReport, Finding, LogChunk
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec, check_spec
 from atoll.schema.views import (
     CheckpointView,
@@ -133,13 +134,13 @@ class ClusterSource:
             raise NotFoundError(f"no run {run!r}; `atoll ls` lists the runs of this cluster")
         return _as(RunView, found)
 
-    async def events(self, run: RunId | None, after: int) -> list[EventView]:
+    async def events(self, run: RunId | None, after: int, limit: int = PAGE) -> list[EventView]:
         """Events of a run, or of all, numbered above `after`, oldest first."""
-        return await self._read(EventView, self._reader.events, run, after, None, PAGE)
+        return await self._read(EventView, self._reader.events, run, after, None, limit)
 
-    async def metrics(self, run: RunId, after: int) -> list[MetricPoint]:
+    async def metrics(self, run: RunId, after: int, limit: int = PAGE) -> list[MetricPoint]:
         """Committed steps above `after`, oldest first."""
-        return await self._read(MetricPoint, self._reader.metrics, run, after, PAGE)
+        return await self._read(MetricPoint, self._reader.metrics, run, after, limit)
 
     async def checkpoints(self, run: RunId) -> list[CheckpointView]:
         """Durable checkpoints that the run keeps, oldest first. Raises `NotFoundError`."""
@@ -205,6 +206,10 @@ class ClusterSource:
         """Let trainers be placed on a drained node again. Raises `NotFoundError`, `ConnectError`."""
         _check_node(node)
         await self._control.invoke("undrain", {"node": node})
+
+    async def offer(self, offers: Offers) -> int:
+        """What an autoscaler would start; how many types were taken in. Raises `ConnectError`."""
+        return int((await self._control.invoke("offer", to_plain(offers)))["offers"])
 
     async def beat(self, run: RunId) -> None:
         """The run's driver lives."""

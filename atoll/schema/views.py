@@ -107,6 +107,25 @@ class RunView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogPiece:
+    """What one trainer wrote between two offsets of its log, in bytes."""
+
+    trainer: TrainerId
+    text: str
+    offset: int = 0
+    next_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogGap:
+    """A log that cannot be read now."""
+
+    trainer: TrainerId
+    code: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DrainView:
     """A node that trainers leave by `until`. `trainers` are there still; `left`: each one's end is proven."""
 
@@ -114,6 +133,13 @@ class DrainView:
     reason: str
     trainers: int
     left: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWish:
+    """Body of a request to stop a run."""
+
+    reason: str = "asked by a client"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
