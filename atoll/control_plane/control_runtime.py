@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from atoll.clock import Clock
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
-from atoll.control_plane import fs_durable
+from atoll.control_plane import fs_durable, sharing_calls
 from atoll.control_plane.core import TICK_S, Core
 from atoll.control_plane.durable_runtime import LogFetcher, Tidier
 from atoll.control_plane.grpc_server import BEAT_S, Identity, Port
@@ -35,6 +35,7 @@ from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, SeatId, TrainerId, is_safe_name
 from atoll.schema.messages import AgentFact, AgentHello, DoctorReport, Examine, Finding, LogChunk, ReadLog, Versions
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 
 LIST_EVERY_S = 1.0
@@ -288,9 +289,9 @@ class ControlRuntime:
         calls: dict[str, Callable[[dict[str, Any]], Any]] = {
             "submit": self._submit,
             "stop": self._stop,
-            "resize": self._resize,
             "drain": self._drain,
             "undrain": self._undrain,
+            "offer": self._offer,
             "harm": self._harm,
             "driver_beat": self._beat,
             "read_log": self._read_log,
@@ -299,6 +300,10 @@ class ControlRuntime:
             "status": self._status,
             "shutdown": self._shutdown,
         }
+        if method in sharing_calls.QUESTIONS:
+            return sharing_calls.QUESTIONS[method](self._core.desk, body)
+        if method in sharing_calls.WISHES:
+            return await self._ask(lambda request: sharing_calls.WISHES[method](request, body))
         call = calls.get(method)
         if call is None:
             raise InternalError(f"no such call {method!r}; known: {', '.join(sorted(calls))}")
@@ -324,11 +329,6 @@ class ControlRuntime:
         run, reason = RunId(str(body.get("run"))), str(body.get("reason") or "")
         return await self._ask(lambda request: ev.StopAsked(request=request, run=run, reason=reason))
 
-    async def _resize(self, body: dict[str, Any]) -> dict[str, Any]:
-        run, workers = RunId(str(body.get("run"))), int(body.get("workers", 0))
-        reason = str(body.get("reason") or "asked to")
-        return await self._ask(lambda request: ev.ResizeAsked(request=request, run=run, workers=workers, reason=reason))
-
     async def _harm(self, body: dict[str, Any]) -> dict[str, Any]:
         run, wish = RunId(str(body.get("run"))), from_plain(HarmWish, body.get("wish"))
         return await self._ask(lambda request: ev.HarmAsked(request=request, run=run, wish=wish))
@@ -343,6 +343,10 @@ class ControlRuntime:
     async def _undrain(self, body: dict[str, Any]) -> dict[str, Any]:
         node = NodeId(str(body.get("node")))
         return await self._ask(lambda request: ev.UndrainAsked(request=request, node=node))
+
+    async def _offer(self, body: dict[str, Any]) -> dict[str, Any]:
+        offers = from_plain(Offers, body).offers
+        return await self._ask(lambda request: ev.MachinesOffered(request=request, offers=offers))
 
     async def _beat(self, body: dict[str, Any]) -> dict[str, Any]:
         self.handle(ev.DriverBeat(run=RunId(str(body.get("run")))))

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from atoll.control_plane import agent_facts as facts
-from atoll.control_plane import drains, network, resizing, returns, suspending, watching
+from atoll.control_plane import drains, network, offers, queue, resizing, returns, suspending, usage, watching
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
+from atoll.control_plane.answers import problem
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.harming import harmed
 from atoll.control_plane.judgement import judge, lapse
 from atoll.control_plane.leaving import drain_view
 from atoll.control_plane.projection import node_view, run_view
-from atoll.control_plane.queue import asked, problem, queues_set, schedule
+from atoll.control_plane.queue import asked, queues_set, schedule
 from atoll.control_plane.records import Record
 from atoll.control_plane.settle import SEAT_RETRY_S, begin_stop, settle
 from atoll.control_plane.state import Cluster, Run
@@ -90,6 +91,8 @@ class Core:
                 self._drain(event)
             case ev.ResizeAsked() | ev.SuspendAsked() | ev.ResumeAsked() | ev.QueuesAsked():
                 self._share(event)
+            case ev.MachinesOffered():
+                offers.offered(self.desk, event)
             case ev.AgentAttached():
                 facts.attached(self.desk, event.hello)
             case ev.AgentDetached():
@@ -274,6 +277,8 @@ class Core:
         watching.tell_ring(desk)
         network.tick(desk)
         returns.tick(desk, self._returns)
+        queue.tick(desk)
+        usage.look(desk)
 
     def _changed_nodes(self) -> list[fx.Effect]:
         shows: list[fx.Effect] = []

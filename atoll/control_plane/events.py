@@ -20,6 +20,7 @@ from atoll.schema.messages import (
     TrainerStarted,
     TrainerWatched,
 )
+from atoll.schema.offers import MachineOffer
 from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
 
@@ -79,6 +80,14 @@ class QueuesAsked:
     request: str
     sharing: Sharing
     by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinesOffered:
+    """An autoscaler says which machines it would start."""
+
+    request: str
+    offers: tuple[MachineOffer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +213,7 @@ Event = (
     | SuspendAsked
     | ResumeAsked
     | QueuesAsked
+    | MachinesOffered
     | DriverBeat
     | DrainAsked
     | UndrainAsked

@@ -66,19 +66,23 @@ class SeatFreed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlaced:
-    """The run left the queue: its seats are reserved. `option`: by which of its alternatives."""
+    """The run left the queue: its seats are reserved. `option`: by which of its alternatives, `workers`: with how many.
+
+    0: as many as it wants.
+    """
 
     run: RunId
     at: float
     reason: str = "the cluster has room for all its workers"
     option: int = 0
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResized:
     """The run is to go on with so many workers. `leaving`: seats whose trainers go at the next step boundary.
 
-    `yielded`: others wanted the seats, which counts as a disturbance.
+    `yielded`: others wanted the seats, which counts as a disturbance. `bound`: it does not grow beyond that by itself.
     """
 
     run: RunId
@@ -87,6 +91,7 @@ class RunResized:
     reason: str
     at: float
     yielded: bool = False
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,38 +4,36 @@ A smaller size is a record that names the seats to be left. Their members go wit
 is tried again by the others, no committed step is lost, and the seats are free when the processes are proven gone. A
 larger size is a record alone: the queue finds seats, trainers start, learn the state beside the others' work and join.
 
-Who goes: on the nodes that are wanted first, then the highest ranks, so that the lower ones keep their places; of those
+Who goes, unless the arbiter says whose seats it needs: the highest ranks, so that the lower ones keep their places; of those
 without a rank, first who is not ready yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
+from atoll.control_plane.answers import problem
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import ResizeAsked
-from atoll.control_plane.queue import problem
 from atoll.control_plane.settle import settle
 from atoll.control_plane.state import Run
 from atoll.errors import AtollError, NotFoundError, SpecError
-from atoll.schema.ids import NodeId, SeatId
+from atoll.schema.ids import SeatId
 from atoll.schema.views import RunState
 
 RESIZABLE = frozenset({RunState.PLACED, RunState.RUNNING})
 
 
-def superfluous(run: Run, workers: int, wanted: Collection[NodeId] = ()) -> tuple[SeatId, ...]:
-    """The seats that `run` gives up to go on with so many workers; `wanted`: nodes on which they are needed most."""
+def superfluous(run: Run, workers: int) -> tuple[SeatId, ...]:
+    """The seats that `run` gives up to go on with so many workers."""
     seats = {s.seat for s in run.seats.values() if not s.leaving}
     members = [m for m in run.members if run.trainers[m.trainer].active and run.trainers[m.trainer].seat in seats]
-    members.sort(key=lambda m: (m.node not in wanted, -m.rank))
+    members.sort(key=lambda m: -m.rank)
     left = [run.trainers[m.trainer].seat for m in members[: max(len(members) - workers, 0)]]
     taken = {run.trainers[m.trainer].seat for m in members}
     idle = [s for s in run.seats.values() if s.seat in seats - taken]
     # Of equals the newest: it has done least.
-    idle.sort(key=lambda s: (s.node not in wanted, _ready(run, s.seat), -int(s.seat.rpartition("-s")[2])))
+    idle.sort(key=lambda s: (_ready(run, s.seat), -int(s.seat.rpartition("-s")[2])))
     excess = len(seats) - (workers + run.spec.spares) - len(left)
     return tuple(left + [s.seat for s in idle[: max(excess, 0)]])
 
@@ -45,13 +43,25 @@ def _ready(run: Run, seat: SeatId) -> bool:
     return tenant is not None and tenant.ready
 
 
-def resize(desk: Desk, run: Run, workers: int, reason: str, wanted: Collection[NodeId] = ()) -> None:
-    """Have `run` go on with so many workers. Nothing to do where it does already."""
-    leaving = superfluous(run, workers, wanted)
-    if workers == run.size and not leaving:
+def resize(desk: Desk, run: Run, workers: int, reason: str, *, bound: bool = False) -> None:
+    """Have `run` go on with so many workers. `bound`: and with no more, until it is resized again."""
+    leaving = superfluous(run, workers)
+    if workers == run.size and not leaving and not (bound and workers != run.most):
         return
-    desk.record(r.RunResized(run=run.run, workers=workers, leaving=leaving, reason=reason, at=desk.now))
+    desk.record(r.RunResized(run=run.run, workers=workers, leaving=leaving, reason=reason, at=desk.now, bound=bound))
+    _settle(desk, run)
+
+
+def give_up(desk: Desk, run: Run, workers: int, leaving: tuple[SeatId, ...], reason: str) -> None:
+    """Have `run` go on with so many workers, and leave these seats, which others want."""
+    desk.record(r.RunResized(run=run.run, workers=workers, leaving=leaving, reason=reason, at=desk.now, yielded=True))
+    _settle(desk, run)
+
+
+def _settle(desk: Desk, run: Run) -> None:
     desk.room_changed = True
+    settle(desk, run)
+    # Whom the epoch names no more goes at once: somebody waits for the seat.
     settle(desk, run)
 
 
@@ -62,7 +72,7 @@ def asked(desk: Desk, event: ResizeAsked) -> None:
     if run is None or error is not None:
         desk.do(fx.Reply(request=event.request, problem=problem(error or NotFoundError(event.run))))
         return
-    resize(desk, run, event.workers, event.reason)
+    resize(desk, run, event.workers, event.reason, bound=True)
     desk.do(fx.Reply(request=event.request, value={"run": run.run, "workers": event.workers}))
 
 

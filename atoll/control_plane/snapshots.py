@@ -24,7 +24,7 @@ from atoll.schema.views import RunState
 
 UNKNOWN_ISLAND = "unmeasured"
 # Labels that tell one node from the next.
-OF_ONE_NODE = frozenset({"ray.io/node-id", "ray.io/node-group", "island", "domain"})
+OF_ONE_NODE = frozenset({"ray.io/node-id", "ray.io/node-group", "island", "domain", "atoll-instance", "atoll-host"})
 DEVICE, SPOT, PRICE, DOMAIN = "ray.io/accelerator-type", "ray.io/market-type", "price", "domain"
 HOLDING = frozenset({RunState.PLACED, RunState.RUNNING})
 
@@ -55,6 +55,7 @@ def snapshot(desk: Desk) -> m.Snapshot:
 
 def ask(spec: JobSpec, run: Run | None = None, *, now: float = 0.0) -> m.Ask:
     """What a job asks for; `run` where it was submitted."""
+    most = spec.workers if run is None else run.most
     amount = m.Amount(cpus=units(spec.cpus_per_worker), gpus=units(spec.gpus_per_worker))
     return m.Ask(
         run=run.run if run is not None else RunId(spec.run_id or spec.name),
@@ -66,10 +67,10 @@ def ask(spec: JobSpec, run: Run | None = None, *, now: float = 0.0) -> m.Ask:
         waiting_since=run.queued_at if run is not None else None,
         each=amount,
         least=spec.least,
-        most=spec.workers,
-        sizes=spec.worker_sizes,
+        most=most,
+        sizes=tuple(size for size in spec.worker_sizes if size <= most),
         spares=spec.spares,
-        options=_options(spec),
+        options=_options(spec, most),
         preemptible=spec.kind is JobKind.TRAIN,
         expected_s=spec.expected_s,
         disturbed=tuple(run.disturbed) if run is not None else (),
@@ -77,12 +78,12 @@ def ask(spec: JobSpec, run: Run | None = None, *, now: float = 0.0) -> m.Ask:
     )
 
 
-def _options(spec: JobSpec) -> tuple[m.Option, ...]:
+def _options(spec: JobSpec, bound: int) -> tuple[m.Option, ...]:
     if not spec.alternatives:
-        return (m.Option(name="anywhere"),)
+        return (m.Option(),)
     found = []
     for i, wish in enumerate(spec.alternatives):
-        most = max(math.floor(spec.workers * wish.share), 1)
+        most = min(max(math.floor(spec.workers * wish.share), 1), bound)
         labels = ", ".join(f"{k}={v}" for k, v in wish.labels.items())
         islands = f"on {wish.islands} island{'s' * (wish.islands > 1)}" if wish.islands else "anywhere"
         size = f"{wish.share:.0%} of the workers" if wish.share < 1 else ""

@@ -101,8 +101,9 @@ class Run:
     run_dir: str
     secret: str
     submitted_at: float
-    # How many workers it is to have now: from the spec's least to what it asked for.
+    # How many workers it is to have now, from the spec's least to what it asked for, and at most.
     size: int
+    most: int
     state: RunState = RunState.QUEUED
     reason: str = ""
     epoch: Epoch = NO_EPOCH
@@ -114,6 +115,8 @@ class Run:
     seats_made: int = 0
     # When it was placed, by which alternative, when its size last changed, and when others were the cause.
     placed_at: float = 0.0
+    placed_reason: str = ""
+    size_reason: str = ""
     option: int = 0
     changed_at: float | None = None
     disturbed: list[float] = field(default_factory=list)
@@ -237,6 +240,7 @@ class Cluster:
             secret=record.secret,
             submitted_at=record.at,
             size=record.spec.workers,
+            most=record.spec.workers,
         )
 
     def seat(self, seat: SeatId) -> Seat | None:
@@ -271,7 +275,8 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
 
 
 def _apply_size(run: Run, record: r.RunResized) -> None:
-    run.size, run.reason, run.changed_at = record.workers, record.reason, record.at
+    run.size, run.size_reason, run.changed_at = record.workers, record.reason, record.at
+    run.most = record.workers if record.bound else run.most
     for seat in record.leaving:
         run.seats[seat].leaving = True
     if record.yielded:
@@ -350,6 +355,8 @@ def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r
         case r.RunPlaced():
             run.state = after(run.run, run.state, Move.PLACE)
             run.placed_at, run.option, run.changed_at = record.at, record.option, record.at
+            run.placed_reason, run.size_reason = record.reason, ""
+            run.size = record.workers or run.most
         case r.RunSuspended():
             run.state = after(run.run, run.state, Move.SUSPEND)
             _begin_anew(run, record.at)
@@ -368,7 +375,7 @@ def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r
 def _begin_anew(run: Run, at: float) -> None:
     """Nothing is left of its trainers but what they saved; their names are not given again."""
     run.reason = run.stopping.reason if run.stopping is not None else ""
-    run.stopping, run.members, run.topology, run.size = None, (), None, run.spec.workers
+    run.stopping, run.members, run.topology, run.size = None, (), None, run.most
     run.trainers, run.start_failures, run.losses = {}, 0, []
     run.suspensions, run.queued_at = run.suspensions + 1, at
     run.disturbed = [*run.disturbed, at][-DISTURBANCES:]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
+from atoll.control_plane.answers import problem
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import ResumeAsked, SuspendAsked
-from atoll.control_plane.queue import problem
 from atoll.control_plane.settle import begin_stop, settle
 from atoll.control_plane.state import Run
 from atoll.errors import AtollError, NotFoundError, SpecError
