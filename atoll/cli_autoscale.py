@@ -24,6 +24,7 @@ from atoll.cli_cluster import DEFAULT, read_scaling
 from atoll.clock import SystemClock
 from atoll.errors import ClusterError, SpecError
 from atoll.schema.ids import NodeId
+from atoll.schema.offers import MachineOffer, Offers
 from atoll.schema.views import NodeView, RunState, RunView
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _TAG_BYTES = 2
 _GONE = "gone"
+# They hold for a minute.
+OFFER_S = 10.0
 
 
 def autoscale(
@@ -55,7 +58,7 @@ def autoscale(
         core = Autoscaler(scaling, tag=secrets.token_hex(_TAG_BYTES))
         provider = provider_of(scaling, file, lab=lab, address=address or config.load().ray_address or "")
         typer.echo(f"{file}: {len(scaling.types)} types of machines by way of {scaling.provider}; Ctrl-C ends this")
-        Loop(core, provider, RestCluster(client), SystemClock(), typer.echo).run(stop)
+        Loop(core, provider, RestCluster(client, scaling), SystemClock(), typer.echo).run(stop)
     typer.echo("no more machines are started or ended; those that stand go on")
 
 
@@ -96,13 +99,18 @@ def provider_of(scaling: Scaling, file: Path, *, lab: str | None = None, address
 class RestCluster:
     """The cluster by its REST interface."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, scaling: Scaling) -> None:
         self._client = client
+        self._offers = offers_of(scaling)
+        self._offer_at = 0.0
 
     def look(self) -> Sight:
         """Nodes as they are used, and the runs that wait: of higher priority first, then in order of submission."""
         from atoll.control_plane.autoscaling.provider import Sight  # noqa: PLC0415 - as above
 
+        if SystemClock().monotonic() >= self._offer_at:
+            self._client.offer(self._offers)
+            self._offer_at = SystemClock().monotonic() + OFFER_S
         runs = [run for run in self._client.runs() if not run.state.ended]
         runs = [run if run.spec is not None else self._client.run(run.run) for run in runs]
         nodes = tuple(standing(node, runs) for node in self._client.nodes() if node.alive)
@@ -115,6 +123,18 @@ class RestCluster:
     def undrain(self, node: NodeId) -> None:
         """As `atoll undrain`."""
         self._client.undrain(node)
+
+
+def offers_of(scaling: Scaling) -> Offers:
+    """What the cluster is told: nobody is refused for whom machines could be started."""
+    from atoll.control_plane.autoscaling.spec import labels_of  # noqa: PLC0415 - as above
+
+    return Offers(
+        offers=tuple(
+            MachineOffer(kind=kind.name, most=kind.most, cpus=kind.cpus, gpus=kind.gpus, labels=labels_of(kind))
+            for kind in scaling.types
+        )
+    )
 
 
 def asks(runs: list[RunView]) -> list[Ask]:
