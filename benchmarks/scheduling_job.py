@@ -34,10 +34,12 @@ def stamp(folder):
 def train(ctx):
     module = model()
     module, optimizer = ctx.manage(module, torch.optim.SGD(module.parameters(), lr=1e-6))
+    first = True
     for step in ctx.steps(Ones(), global_batch=8, micro_batch=4, steps=STEPS):
         with step:
             for batch in step:
                 step.backward(module(batch).mean())
             optimizer.step()
-        if step.index == 0:
+        if first:
             stamp(ctx.config["stamps"])
+            first = False

@@ -69,6 +69,6 @@ def test_record_is_simulated_in_place_of_a_law(tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(words, error, said):
-    with pytest.raises(error, match=".") as raised:
+    with pytest.raises(error, match=r".") as raised:
         ran(*words)
     assert said in str(raised.value)
