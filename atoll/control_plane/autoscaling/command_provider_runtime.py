@@ -14,6 +14,7 @@ so that nothing of it needs to be on a command line.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from atoll.control_plane.autoscaling.facts import Machine
 from atoll.control_plane.autoscaling.provider import Order, ProviderFailed, SoldOut
 from atoll.errors import SpecError
 
+_NAME = re.compile(r"\{(\w+)\}")
 _SAID = 400
 _COLUMNS = 2
 # sysexits.h: "temporary failure, try again later".
@@ -132,8 +134,4 @@ def plain_order(order: Order) -> dict[str, Any]:
 
 def filled(word: str, values: Mapping[str, str]) -> str:
     """A word with its names replaced. Nothing else in braces is touched, and no value is looked at again."""
-    for name, value in values.items():
-        if f"{{{name}}}" in word:
-            before, _, after = word.partition(f"{{{name}}}")
-            return before + value + filled(after, values)
-    return word
+    return _NAME.sub(lambda found: values.get(found[1], found[0]), word)

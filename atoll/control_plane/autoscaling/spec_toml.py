@@ -123,8 +123,9 @@ def _value(field: Field, value: Any) -> Any:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    near = nearest(key, known)
-    if near is not None and distance(key.lower(), near) <= max(2, len(near) // 2):
+    longer = [k for k in known if k.startswith(key.lower()) or key.lower().startswith(k)]
+    near = nearest(key, longer or known)
+    if near is not None and (longer or distance(key.lower(), near) <= max(2, len(near) // 2)):
         return f"unknown key; did you mean {near!r}?"
     return f"unknown key; known are {', '.join(known)}"
 
