@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -12,11 +13,14 @@ from atoll import _client_http as wire
 from atoll import config
 from atoll._client_calls import Call, VersionView
 from atoll._client_logs import LOG_PIECE, LogPiece, LogReader
+from atoll._client_sharing import AsyncSharingCalls
 from atoll._client_sse import Completion, Follower, FollowItem
-from atoll.errors import PeerLost
+from atoll.errors import ConnectError, PeerLost
+from atoll.launch_spec import read_job
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import RunId
 from atoll.schema.messages import Finding, LogChunk
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncSharingCalls):
     """Speaks to one cluster. Close it, or use it as a context manager.
 
     `patience_s` is how long a repeatable call is tried while no connection comes about, `answer_s` how long one answer
@@ -65,13 +69,22 @@ class AsyncClient:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def submit(self, spec: JobSpec) -> RunId:
-        """Hand over a job. Raises `SpecError`, `CapacityError`."""
-        return await self._send(calls.submit(spec))
+    async def submit(self, job: JobSpec | str | Path) -> RunId:
+        """Hand over a job: a spec, or the path of a job file in TOML or YAML. Sent again after a break it is one job.
+
+        Raises `SpecError`, with the lines at fault where a file has some, and `CapacityError`.
+        """
+        spec = job if isinstance(job, JobSpec) else read_job(job)
+        return await self._send(calls.submit(spec, wire.new_key()))
 
     async def runs(self) -> list[RunView]:
         """All runs, the newest first."""
-        return await self._send(calls.runs())
+        found: list[RunView] = []
+        while True:
+            page = await self._send(calls.runs(found[-1].run if found else None))
+            found += page
+            if len(page) < calls.RUNS_PAGE:
+                return found
 
     async def run(self, run: str) -> RunView:
         """One run with its spec. Raises `NotFoundError`."""
@@ -94,11 +107,21 @@ class AsyncClient:
 
     async def events(self, run: str, after: int = 0) -> list[EventView]:
         """Events numbered above `after`, oldest first."""
-        return await self._send(calls.events(run, after))
+        found: list[EventView] = []
+        while True:
+            page = await self._send(calls.events(run, found[-1].seq if found else after))
+            found += page
+            if len(page) < calls.PAGE:
+                return found
 
     async def metrics(self, run: str, after_step: int = -1) -> list[MetricPoint]:
         """Measurements of committed steps above `after_step`, oldest first."""
-        return await self._send(calls.metrics(run, after_step))
+        found: list[MetricPoint] = []
+        while True:
+            page = await self._send(calls.metrics(run, found[-1].step if found else after_step))
+            found += page
+            if len(page) < calls.PAGE:
+                return found
 
     async def checkpoints(self, run: str) -> list[CheckpointView]:
         """Durable checkpoints."""
@@ -118,6 +141,10 @@ class AsyncClient:
     async def undrain(self, node: str) -> None:
         """Let trainers be placed on a drained node again. Raises `NotFoundError` where it is not drained."""
         await self._send(calls.undrain(node))
+
+    async def offer(self, offers: Offers) -> None:
+        """Tell which machines an autoscaler would start, so that runs which would fit with them are not refused."""
+        await self._send(calls.offer(offers))
 
     async def topology(self) -> TopologyView:
         """The network: NICs, measured links, trunks and islands."""
@@ -230,12 +257,14 @@ class AsyncClient:
         for pause in [*wire.pauses(self._patience_s), None]:
             try:
                 response = await self._http.request(**wire.request_arguments(call))
+                return wire.read_answer(call, response, self.url)
             except wire.transport_errors() as error:
                 if pause is None or not wire.may_repeat(call, error):
                     raise wire.unreachable(self.url, error) from None
-                await self._sleep(pause)
-            else:
-                return wire.read_answer(call, response, self.url)
+            except ConnectError:  # the web process answers, the control plane not yet again
+                if pause is None or not call.repeatable:
+                    raise
+            await self._sleep(pause)
         raise AssertionError("the last try either returns or raises")
 
     async def _raise_refusal(self, response: httpx.Response) -> None:

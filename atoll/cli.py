@@ -1,6 +1,7 @@
 """The command line of Atoll, its doors for people who type.
 
-`atoll up, down, run, submit, validate, ls, status, logs, stop, story, topology, drain, undrain,
+`atoll up, down, run, submit, validate, ls, status, logs, metrics, stop, story,
+plan, why, top, resize, suspend, resume, queues, topology, drain, undrain,
 chaos, checkpoints, lab, cluster, autoscale, serve, simulate` and `doctor`.
 Every command is a thin layer over `Client`, except those that start something, which go through `atoll.launch`. An
 `AtollError` is one line on stderr and the error's exit code, never a traceback. What is slow to import (httpx, rich's
@@ -22,8 +23,10 @@ from atoll.cli_checkpoints_files import checkpoints_app
 from atoll.cli_cluster import cluster_app
 from atoll.cli_drain import drain, undrain
 from atoll.cli_lab import lab_app
+from atoll.cli_metrics import metrics
 from atoll.cli_run import run_command, submit_command, validate
 from atoll.cli_serve import serve
+from atoll.cli_sharing import plan, queues_app, resize, resume, suspend, top, why
 from atoll.cli_simulate import simulate
 from atoll.cli_topology import topology
 from atoll.clock import SystemClock
@@ -178,6 +181,9 @@ def logs(
             sys.stdout.flush()
 
 
+app.command()(metrics)
+
+
 @app.command()
 def stop(run: Run, reason: Annotated[str, typer.Option(help="Goes into the story.")] = "asked by `atoll stop`") -> None:
     """Stop a run at its next step boundary."""
@@ -199,6 +205,13 @@ def story(
             typer.echo(line)
 
 
+app.command()(plan)
+app.command()(why)
+app.command()(top)
+app.command()(resize)
+app.command()(suspend)
+app.command()(resume)
+app.add_typer(queues_app, name="queues")
 app.command()(topology)
 app.command()(simulate)
 app.command()(autoscale)

@@ -110,7 +110,8 @@ def validate(
 def wanted(spec: JobSpec) -> str:
     """What a job asks for, in a few words."""
     each = f"{spec.cpus_per_worker:g} CPU" + (f" and {spec.gpus_per_worker:g} GPU" if spec.gpus_per_worker else "")
-    return f"{spec.workers} worker{'s' * (spec.workers != 1)} of {each}, {spec.spares} spare{'s' * (spec.spares != 1)}"
+    many = f"{spec.least} to {spec.workers}" if spec.elastic else str(spec.workers)
+    return f"{many} worker{'s' * (spec.workers != 1)} of {each}, {spec.spares} spare{'s' * (spec.spares != 1)}"
 
 
 def _start(flags: dict[str, Any], *, print_id: bool) -> None:
