@@ -70,7 +70,8 @@ class Accounts:
         self._quotas = {(q.name, quota.flavor): quota for q in self.queues.values() for quota in q.quotas}
         self._cohorts = {}
         for queue in self.queues.values():
-            if queue.cohort:
+            # A queue without quotas has nothing to lend and needs to borrow nothing.
+            if queue.cohort and queue.quotas:
                 self._cohorts.setdefault(queue.cohort, []).append(queue.name)
         self._room.clear()
 
@@ -223,7 +224,9 @@ class Accounts:
     def same_cohort(self, one: str, other: str) -> bool:
         """Whether the two lend each other."""
         a, b = self.queues.get(one), self.queues.get(other)
-        return a is not None and b is not None and one != other and bool(a.cohort) and a.cohort == b.cohort
+        if a is None or b is None or one == other or not (a.quotas and b.quotas):
+            return False
+        return bool(a.cohort) and a.cohort == b.cohort
 
 
 def _workers(left: Pair, each: Amount) -> int:

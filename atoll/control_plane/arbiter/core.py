@@ -197,7 +197,8 @@ class Arbiter:
         turn = Turn(state=state, now=now, keeping=Keeping(state, now))
         for run in [run for run in state.kept if run not in state.wishes]:
             del state.kept[run]
-        for kept in list(state.kept.values()):
+        # What others gave up for a run is withheld from all; what is merely foreseen, from those behind it.
+        for kept in [kept for kept in state.kept.values() if kept.claim]:
             turn.keeping.keep(kept)
         for position, wish in enumerate(in_order(state, now), 1):
             serve(turn, wish, position)

@@ -61,6 +61,20 @@ class Keeping:
         self.version += 1
         return True
 
+    def stands(self, kept: Kept) -> bool:
+        """Whether the run can still have its places by then, beside all for whom something is kept already."""
+        nodes = self.state.cluster.nodes
+        if kept.start is not None and kept.start <= self.now:
+            return False
+        for name in dict.fromkeys(kept.places):
+            node = nodes.get(name)
+            if node is None or node.drained:
+                return False
+            back, (cpus, gpus), n = self._given_back(node, kept), self.open_at(node), kept.places.count(name)
+            if cpus + back[0] < n * kept.shape.cpus or gpus + back[1] < n * kept.shape.gpus:
+                return False
+        return True
+
     def lift(self, kept: Kept) -> None:
         """Withhold it no more, for now."""
         for node, cpus, gpus in kept.parts:

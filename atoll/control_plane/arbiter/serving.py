@@ -28,8 +28,8 @@ def serve(turn: Turn, wish: Wish, position: int) -> None:
     if ask.queue not in state.accounts.queues:
         _block(turn, wish, position, [Rejected(option=ask.queue, obstacle=NoQueue(queue=ask.queue))], by_quota=False)
         return
-    own = turn.keeping.active.get(ask.run)
-    if own is not None:
+    own = state.kept.get(ask.run)
+    if own is not None and ask.run in turn.keeping.active:
         turn.keeping.lift(own)
     plan, against, by_quota = choose(turn, wish, turn.worth())
     if plan is None and turn.keeping.active:
@@ -170,13 +170,13 @@ def _ask_others(turn: Turn, wish: Wish, position: int, own: Kept | None) -> Obst
 
 
 def _keep_places(turn: Turn, wish: Wish, own: Kept | None) -> None:
-    state, now = turn.state, turn.now
-    late = starving(state, wish.ask, now)
+    state = turn.state
+    late = starving(state, wish.ask, turn.now)
     if turn.reserved >= state.settings.reserved_for and not late:
         state.kept.pop(wish.ask.run, None)
         return
     turn.reserved += 1
-    if own is not None and not own.claim and (own.start is None or own.start > now) and turn.keeping.keep(own):
+    if own is not None and not own.claim and turn.keeping.stands(own) and turn.keeping.keep(own):
         return
     best: Kept | None = None
     for choice in worked_out(state, wish):
