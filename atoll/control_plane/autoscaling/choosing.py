@@ -76,6 +76,9 @@ def choose(
     search = _Search(ask=ask, flavors=flavors, rooms=rooms, kinds=kinds, limits=limits, speeds=speeds(ask, kinds))
     found: list[Choice] = []
     for option in ask.options:
+        for kind in kinds if option.islands else ():
+            if not kind.island:
+                search.no([kind], Why.NO_ISLAND)
         for islands in groupings(option, rooms, kinds):
             found += _complete(search, option, islands)
         if found and (ask.ordered or any(not c.adds for c in found)):

@@ -11,6 +11,7 @@ from atoll.schema.ids import NodeId, RunId
 class Why(enum.StrEnum):
     """Why a type is not started for a gang."""
 
+    NO_ISLAND = "it is on no island, and the gang is to lie on few"
     OTHER_LABELS = "its labels are not those asked for"
     TOO_SMALL = "not one worker fits on such a machine"
     ALL_STAND = "as many as allowed stand already"

@@ -100,6 +100,8 @@ class Autoscaler:
             if leaves is None:
                 self._demand.lacks(ask)
             return set()
+        if choice.adds and not self._demand.patient(ask, self._now):
+            return set()
         rooms += [self._launch(kind, self._for(ask, choice, look)) for kind, count in choice.adds for _ in range(count)]
         usable = rooms_for(rooms, choice.option, look.flavors, choice.islands)
         used = reserve(usable, ask.each, choice.workers)

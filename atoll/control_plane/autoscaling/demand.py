@@ -1,8 +1,9 @@
 """Who needs machines: gangs that wait, in their order, and workers whose node is about to leave.
 
-A gang is not served before it has waited `patience_s`: what is about to be free would be bought twice. Nor is one that
-lets standing room pass it by for `room_s`: something else keeps it (a quota, a label that the cluster sees otherwise),
-and machines started for it would come and go for ever. It is tried again after as long a pause, doubled each time.
+For a gang nothing is started before it has waited `patience_s`: what is about to be free would be bought twice. One that
+lets standing room pass it by for `room_s` is left alone: something else keeps it (a quota, a label that the cluster sees
+otherwise), and machines started for it would come and go for ever. It is tried again after as long a pause, doubled each
+time.
 """
 
 from __future__ import annotations
@@ -40,15 +41,20 @@ class Demand:
     waiting: dict[RunId, Waiting] = field(default_factory=dict)
 
     def served(self, asks: Sequence[Ask], now: float) -> list[Ask]:
-        """Those for which machines are kept and started now, in order."""
+        """Those for which machines are kept, in order; for whom any are started, `patient` tells."""
         names = {ask.run for ask in asks}
         self.waiting = {run: seen for run, seen in self.waiting.items() if run in names}
         found = []
         for ask in asks:
             seen = self.waiting.setdefault(ask.run, Waiting(first_seen=now))
-            if now - seen.first_seen >= self.patience_s and now >= seen.shunned_until:
+            if now >= seen.shunned_until:
                 found.append(ask)
         return found
+
+    def patient(self, ask: Ask, now: float) -> bool:
+        """It has waited long enough for something to be started for it. Workers of a node that leaves wait for nothing."""
+        seen = self.waiting.get(ask.run)
+        return seen is None or now - seen.first_seen >= self.patience_s
 
     def fits(self, ask: Ask, now: float, *, comes: bool) -> NotTaken | None:
         """All of a gang fits. Tells when it has let room that stands pass by for too long; room that comes is no room."""

@@ -1,5 +1,7 @@
 """The autoscaler on a virtual clock: what it starts, waits for, replaces and ends."""
 
+import itertools
+
 from imagined_machines import World, ask, kind, only
 
 from atoll.control_plane.autoscaling.spec import Scaling
@@ -118,7 +120,7 @@ def test_pauses_of_a_type_that_stays_sold_out_double():
     w.submit(ask("r", workers=4))
     w.go(400)
     times = [at for at, _ in w.launches]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert [round(g) for g in gaps[:5]] == [10, 20, 40, 80, 80]
 
 

@@ -100,8 +100,10 @@ def test_file_is_read_with_units():
         ),
         (
             'cluster = "c"\n[types.a]\ncpus = 4\nmax = 2\nlabels = { atoll-node-type = "b" }\n',
-            "autoscaler.toml:5: [types.a] labels = {'atoll-node-type': 'b'}: 'atoll-node-type' is no label's name, or"
-            " begins with 'atoll-' or 'ray.io/', which others set",
+            (
+                "autoscaler.toml:5: [types.a] labels = {'atoll-node-type': 'b'}: 'atoll-node-type' is no label's name, or"
+                " begins with 'atoll-' or 'ray.io/', which others set"
+            ),
         ),
         (
             'cluster = "c"\n[types.A_b]\ncpus = 4\nmax = 2\n',
