@@ -24,7 +24,7 @@ from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane import fs_durable, sharing_calls
 from atoll.control_plane.core import TICK_S, Core
-from atoll.control_plane.durable_runtime import LogFetcher, Tidier
+from atoll.control_plane.durable_runtime import LogFetcher, Packages, Tidier
 from atoll.control_plane.grpc_server import BEAT_S, Identity, Port
 from atoll.control_plane.log_keeping import PIECE_BYTES, LogKeeper, LogWanted
 from atoll.control_plane.projection import servers_of
@@ -61,6 +61,10 @@ class RayPort(Protocol):
 
     def kill_seat(self, seat: SeatId) -> None:
         """End the seat's actor if there is one."""
+        ...
+
+    def keep_package(self, uri: str, keep_s: int) -> None:
+        """Keep a packed working directory for so long."""
         ...
 
     def start_agent(self, node: NodeId) -> int:
@@ -103,6 +107,7 @@ class ControlRuntime:
         place = durable.journal(config.cluster_dir)
         self._journal = Journal(place, pid=config.pid, at=self.started_at, wait_s=5.0)
         self._history = HistoryWriter(durable.history(config.cluster_dir))
+        self._packages = Packages(ray.keep_package)
         self._tidier = Tidier(lambda: durable.archivist(config.cluster_dir), clock)
         # The same for every incarnation, so that agents that were told by the last one go on hearing one another.
         beat_key = hmac.digest(config.secret, b"beats of agents", "sha256").hex()
@@ -133,6 +138,7 @@ class ControlRuntime:
             self._spawn(self._tick_on())
             self._spawn(self._list_on())
             self._spawn(self._tidier.run())
+            self._spawn(self._packages.run(self._core.desk.cluster))
             keeper = LogKeeper(self._history.log_ends())
             fetcher = LogFetcher(keeper, self._core.desk.cluster, self._clock, self._fetch_log)
             self._spawn(fetcher.run(self._history.put))
@@ -319,6 +325,7 @@ class ControlRuntime:
         run = spec.run_id or RunId(f"{spec.name}-{secrets.token_hex(3)}")
         run_dir = self._config.home / "runs" / run
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._packages.keep(spec.working_dir_uri)
         return await self._ask(
             lambda request: ev.RunAsked(
                 request=request, run=run, spec=spec, run_dir=str(run_dir), secret=secrets.token_hex(32)

@@ -1,7 +1,8 @@
-"""What goes on beside the decisions so that ended runs stay readable: logs are fetched, measurements go to Parquet.
+"""What goes on beside the decisions so that runs outlive drivers and nodes.
 
-Two loops of the control plane's process. Neither may end it: an agent that does not answer is asked again, an archive that
-cannot be written is said in `problem`, and the points stay where they are until it can.
+Logs are fetched, measurements of ended runs go to Parquet, and what a job brought along stays for as long as it waits or
+runs. Loops of the control plane's process, none of which may end it: an agent that does not answer is asked again, an
+archive that cannot be written is said in `problem`, and the points stay where they are until it can.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from atoll.errors import AtollError
 from atoll.schema.messages import LogChunk
 
 TIDY_EVERY_S = 30.0
+# Each time leaves a timer in Ray's controller.
+PACKAGES_EVERY_S = 600.0
+KEEP_LIMIT_S = 5.0
 Ask = Callable[[LogWanted], Awaitable[LogChunk]]
 
 
@@ -49,6 +53,30 @@ class LogFetcher:
                 return
             put(kept)
             wanted = LogWanted(run=wanted.run, trainer=wanted.trainer, node=wanted.node, offset=kept.stop)
+
+
+class Packages:
+    """Keeps the packed working directories of jobs that Ray started.
+
+    Ray counts who uses them, and a run that waits, or lost all its seats, is nobody to Ray once its driver is gone.
+    """
+
+    def __init__(self, keep: Callable[[str, int], None]) -> None:
+        self._keep = keep
+
+    async def run(self, cluster: Cluster) -> None:
+        """Go on until cancelled."""
+        while True:
+            await asyncio.sleep(PACKAGES_EVERY_S)
+            for uri in {run.spec.working_dir_uri for run in cluster.open_runs()}:
+                await self.keep(uri)
+
+    async def keep(self, uri: str | None) -> None:
+        """Keep one until some time after the next round."""
+        if uri is None:
+            return
+        with contextlib.suppress(Exception):  # Ray may be away in any way; what seats hold stays without this
+            await asyncio.wait_for(asyncio.to_thread(self._keep, uri, round(3 * PACKAGES_EVERY_S)), KEEP_LIMIT_S)
 
 
 class Tidier:

@@ -98,6 +98,13 @@ def kill_named(ray: Any, name: str) -> None:
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
 
 
+def keep_package(uri: str, keep_s: int) -> None:
+    """Keep the packed working directory of a job for so long. Ray deletes it when the job ends and no actor uses it."""
+    from ray._private.runtime_env.packaging import pin_runtime_env_uri  # noqa: PLC0415 - after `connect`
+
+    pin_runtime_env_uri(uri, expiration_s=keep_s)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
     """An embedded Ray."""
