@@ -35,6 +35,18 @@ _ASKED = 96
 _ISLANDS = 4
 
 
+@dataclass(slots=True)
+class _Part:
+    """What a run gives up: workers and spares, by node."""
+
+    workers: list[NodeId]
+    spares: list[NodeId]
+
+    @property
+    def names(self) -> list[NodeId]:
+        return [*self.workers, *self.spares]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Victim:
     """A run that may be asked. `reclaim`: it holds what the waiting run's queue lent."""
@@ -45,8 +57,7 @@ class _Victim:
     whole: bool
     beyond: bool
     reclaim: bool
-    gives: list[NodeId] = field(default_factory=list)
-    keeps: int = 0
+    gives: _Part = field(default_factory=lambda: _Part([], []))
 
 
 class _Trial:
@@ -206,37 +217,37 @@ def _search(trial: _Trial, victims: list[_Victim], scope: frozenset[str] | None)
             if not (victim.whole if whole else victim.beyond):
                 continue
             gives = _gives(trial, victim, scope, whole=whole)
-            if len(gives) <= len(victim.gives):
+            if len(gives.names) <= len(victim.gives.names):
                 continue
-            if victim.gives:
-                trial.release(victim.holding, victim.gives, sign=1)
+            if victim.gives.names:
+                trial.release(victim.holding, victim.gives.names, sign=1)
             else:
                 taken.append(victim)
-            victim.gives, victim.keeps = gives, 0 if whole else victim.least
-            trial.release(victim.holding, gives)
+            victim.gives = gives
+            trial.release(victim.holding, gives.names)
             if trial.fits() is not None:
                 return _least(trial, taken, scope)
     _undo(trial, taken)
     for victim in taken:
-        victim.gives, victim.keeps = [], 0
+        victim.gives = _Part([], [])
     return []
 
 
-def _gives(trial: _Trial, victim: _Victim, scope: frozenset[str] | None, *, whole: bool) -> list[NodeId]:
+def _gives(trial: _Trial, victim: _Victim, scope: frozenset[str] | None, *, whole: bool) -> _Part:
     """What the victim would give up, where it helps: its spares and last workers, those within the scope first."""
     if whole:
-        return [*victim.holding.nodes, *victim.holding.spares]
-    return _part(trial, victim, scope, victim.least)
+        return _Part(victim.holding.nodes, victim.holding.spares)
+    return _down_to(trial, victim, scope, victim.least)
 
 
-def _part(trial: _Trial, victim: _Victim, scope: frozenset[str] | None, keep: int) -> list[NodeId]:
+def _down_to(trial: _Trial, victim: _Victim, scope: frozenset[str] | None, keep: int) -> _Part:
     holding, drop = victim.holding, len(victim.holding.nodes) - keep
     useful = {name for name in {*holding.nodes, *holding.spares} if _near(trial, name, scope)}
     near = [name for name in reversed(holding.nodes) if name in useful][:drop]
     if near and len(near) < drop:
         # A legal size may need more workers to go than stand where room is wanted.
         near += [name for name in reversed(holding.nodes) if name not in useful][: drop - len(near)]
-    return near + [name for name in holding.spares if name in useful]
+    return _Part(near, [name for name in holding.spares if name in useful])
 
 
 def _near(trial: _Trial, name: NodeId, scope: frozenset[str] | None) -> bool:
@@ -247,28 +258,26 @@ def _near(trial: _Trial, name: NodeId, scope: frozenset[str] | None) -> bool:
 def _least(trial: _Trial, taken: list[_Victim], scope: frozenset[str] | None) -> list[_Victim]:
     """Give back to victims, the last asked first, whatever the gang does not need."""
     for victim in reversed(taken):
-        everything, keeps = victim.gives, victim.keeps
-        smaller: list[tuple[list[NodeId], int]] = [([], len(victim.holding.nodes))]
-        sizes = sorted(victim.sizes, reverse=True)
-        smaller += [([s for s in victim.holding.spares if _near(trial, s, scope)], len(victim.holding.nodes))]
-        smaller += [(_part(trial, victim, scope, size), size) for size in sizes]
-        for gives, keep in smaller:
-            if len(gives) >= len(everything):
+        everything, size = victim.gives, len(victim.holding.nodes)
+        smaller = [_Part([], []), _down_to(trial, victim, scope, size)]
+        smaller += [_down_to(trial, victim, scope, n) for n in sorted(victim.sizes, reverse=True)]
+        for gives in smaller:
+            if len(gives.names) >= len(everything.names):
                 break
-            trial.release(victim.holding, everything, sign=1)
-            trial.release(victim.holding, gives)
+            trial.release(victim.holding, everything.names, sign=1)
+            trial.release(victim.holding, gives.names)
             if trial.fits() is not None:
-                everything, keeps = gives, keep
+                everything = gives
                 break
-            trial.release(victim.holding, gives, sign=1)
-            trial.release(victim.holding, everything)
-        victim.gives, victim.keeps = everything, keeps
-    return [victim for victim in taken if victim.gives]
+            trial.release(victim.holding, gives.names, sign=1)
+            trial.release(victim.holding, everything.names)
+        victim.gives = everything
+    return [victim for victim in taken if victim.gives.names]
 
 
 def _undo(trial: _Trial, taken: list[_Victim]) -> None:
     for victim in taken:
-        trial.release(victim.holding, victim.gives, sign=1)
+        trial.release(victim.holding, victim.gives.names, sign=1)
 
 
 def _claim(
@@ -298,20 +307,18 @@ def _claim(
 
 def _tell(trial: _Trial, victim: _Victim) -> None:
     turn, holding = trial.turn, victim.holding
-    before = len(holding.nodes)
-    whole = len(victim.gives) >= before + len(holding.spares)
-    after = 0 if whole else victim.keeps
+    before, gives = len(holding.nodes), victim.gives
+    after = before - len(gives.workers)
     reason = _reason(trial, victim, before, after)
     holding.ask = replace(holding.ask, disturbed=(*holding.ask.disturbed[-31:], turn.now))
     run: RunId = holding.ask.run
-    if whole:
+    if not after:
         holding.suspending = True
         turn.suspends.append(Suspend(run=run, reason=reason))
         return
-    workers = victim.gives[: before - after]
-    holding.leaving = list(victim.gives)
+    holding.leaving = gives.names
     turn.shrinks.append(
-        Shrink(run=run, gives=tuple(workers), spares=tuple(victim.gives[before - after :]), to=after, reason=reason)
+        Shrink(run=run, gives=tuple(gives.workers), spares=tuple(gives.spares), to=after, reason=reason)
     )
 
 
