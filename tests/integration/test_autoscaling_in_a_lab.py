@@ -17,7 +17,7 @@ GANG = """
 cluster = "machines"
 provider = "lab"
 patience_s = 0.5
-sold_out_s = 600.0
+sold_out_s = 30.0
 [types.cheap]
 cpus = 1
 max = 2
@@ -37,7 +37,7 @@ SPOT = """
 cluster = "machines"
 provider = "lab"
 patience_s = 0.5
-sold_out_s = 600.0
+sold_out_s = 30.0
 [types.mute]
 cpus = 1
 max = 1

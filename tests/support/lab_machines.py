@@ -20,11 +20,13 @@ from atoll.control_plane.autoscaling.core import Autoscaler
 from atoll.control_plane.autoscaling.lab_provider_runtime import LabProvider
 from atoll.control_plane.autoscaling.loop_runtime import Loop
 from atoll.control_plane.autoscaling.spec_toml import parse
+from atoll.errors import LabError
 from atoll.lab import ray_nodes
 from atoll.lab.lab_runtime import raised
 from atoll.lab.spec import HostSpec, LabSpec, Network, NicSpec, with_head
 from benchmarks.recovery_ground import RELAY, SHARED_FOLDER, atoll_up
 
+TRIES = 3
 SCRIPTS = Path(__file__).resolve().parents[1] / "integration" / "scripts"
 
 
@@ -98,16 +100,30 @@ def machines(names, text):
     """All of it, and nothing left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="atoll-m-", dir=SHARED_FOLDER))
     try:
-        with raised(with_head(replace(spec(names), shared=(str(home),))), home=home) as lab:
-            ray_nodes.start_head(lab)
-            with over(lab, home) as client:
-                here = Machines(lab, home, client, text)
-                try:
-                    yield here
-                finally:
-                    here.end()
+        with with_ray(names, home) as lab, over(lab, home) as client:
+            here = Machines(lab, home, client, text)
+            try:
+                yield here
+            finally:
+                here.end()
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def with_ray(names, home):
+    """A lab with Ray's head alone. Ray gives up after 30 s of an overloaded machine: tried again then."""
+    with contextlib.ExitStack() as stack:
+        for left in reversed(range(TRIES)):
+            lab = stack.enter_context(raised(with_head(replace(spec(names), shared=(str(home),))), home=home))
+            try:
+                ray_nodes.start_head(lab)
+                break
+            except LabError as error:
+                if not left or "timed out during startup" not in str(error):
+                    raise
+                lab.down()
+        yield lab
 
 
 @contextlib.contextmanager
