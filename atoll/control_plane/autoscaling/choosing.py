@@ -125,12 +125,13 @@ def _complete(search: _Search, option: Option, islands: frozenset[str]) -> list[
 
 def _may_start(search: _Search, option: Option, kind: NodeType) -> bool:
     """Whether even one machine of the type would be of use and may be started now."""
-    until = search.limits.paused.get(kind.name)
     if not allowed(option, search.flavors, labels_of(kind)):
         search.no([kind], Why.OTHER_LABELS)
     elif fits_on(kind, search.ask.each) == 0:
         search.no([kind], Why.TOO_SMALL)
-    elif until is not None:
+    elif search.limits.away:
+        search.no([kind], Why.AWAY)
+    elif kind.name in search.limits.paused:
         search.no([kind], Why.PAUSED)
     elif search.limits.count.get(kind.name, 0) >= kind.most:
         search.no([kind], Why.ALL_STAND, f"max = {kind.most}")

@@ -17,6 +17,7 @@ class Why(enum.StrEnum):
     ALL_STAND = "as many as allowed stand already"
     TOO_FEW = "fewer may be started than the gang needs, and a part of a gang is no use"
     PAUSED = "it was sold out or did not join lately"
+    AWAY = "its provider does not answer, so that nobody knows what stands"
     BUDGET = "the budget of an hour would be exceeded"
 
 

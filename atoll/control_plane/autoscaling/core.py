@@ -91,7 +91,8 @@ class Autoscaler:
         limits = facts.Limits(
             money=self.fleet.money(self.scaling),
             count=self.fleet.counts(),
-            paused={**self._blind(look), **self.fleet.paused(self._now)},
+            paused=self.fleet.paused(self._now),
+            away=look.machines is None,
         )
         choice = choose(ask, look.flavors, rooms, self.scaling.types, limits)
         leaves = replaced(ask)
@@ -112,10 +113,6 @@ class Autoscaler:
                 return set()
         self._keep(ask, used)
         return {room.key for room in used}
-
-    def _blind(self, look: facts.Looked) -> dict[str, float]:
-        """All types, while the provider does not answer."""
-        return {kind.name: self._now for kind in self.scaling.types} if look.machines is None else {}
 
     def _for(self, ask: Ask, choice: Choice, look: facts.Looked) -> cmd.Reason:
         leaves = replaced(ask)

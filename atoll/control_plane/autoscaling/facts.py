@@ -113,8 +113,9 @@ class Money:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What keeps types from being started at the moment. `count`: how many of each stand or come."""
+    """What keeps types from being started at the moment. `count`: how many of each stand or come. `away`: the provider."""
 
     money: Money
     count: dict[str, int] = field(default_factory=dict)
     paused: dict[str, float] = field(default_factory=dict)
+    away: bool = False
