@@ -105,15 +105,19 @@ def more(
     return chosen + places(cluster.islands[name], shape, left)
 
 
-def spares(cluster: Cluster, shape: Shape, n: int, workers: list[Node]) -> list[Node]:
-    """Up to `n` places for spares, one after another; call it when the workers' places are taken."""
+def spares(cluster: Cluster, shape: Shape, n: int, workers: list[Node], *, room: int = 0) -> list[Node]:
+    """Up to `n` places for spares, one after another; call it when the workers' places are taken.
+
+    `room`: places that the run may still grow by. A spare takes none of them on its island if another island does.
+    """
     found: list[Node] = []
     domains = {node.domain for node in workers}
     nodes = {node.name for node in workers}
     near = {node.island.name for node in workers}
     for _ in range(n):
         slots = cluster.slots(shape)
-        names = sorted(slots, key=lambda name: (name not in near, name))[:_SPARE_ISLANDS]
+        wide = room <= 0 or any(slots.get(name, 0) > room for name in near)
+        names = sorted(slots, key=lambda name: ((name not in near) == wide, name))[:_SPARE_ISLANDS]
         rooms = [
             ((node.domain in domains, node.name in nodes, at), node)
             for at, name in enumerate(names)

@@ -101,7 +101,7 @@ class _Trial:
 
 def preempt(turn: Turn, wish: Wish) -> Obstacle:
     """Ask others to yield, if that makes room for the whole gang; what stands against it otherwise."""
-    counts = {"calm": 0, "above": 0}
+    counts = {"calm": 0, "above": 0, "young": 0}
     for choice in worked_out(turn.state, wish):
         for way in choice.ways if choice.sizes else ():
             found = _try(turn, wish, choice, way, counts)
@@ -109,7 +109,7 @@ def preempt(turn: Turn, wish: Wish) -> Obstacle:
                 return found
     wanted = min((c.sizes[0] for c in wish.choices if c.sizes), default=wish.ask.least)
     reachable = max((way.shape.total for c in wish.choices for way in c.ways), default=0)
-    return NobodyYields(wanted=wanted, reachable=min(reachable, wanted), calm=counts["calm"], above=counts["above"])
+    return NobodyYields(wanted=wanted, reachable=min(reachable, wanted), **counts)
 
 
 def _try(turn: Turn, wish: Wish, choice: Choice, way: Way, counts: dict[str, int]) -> Obstacle | None:
@@ -152,7 +152,8 @@ def _victims(trial: _Trial, counts: dict[str, int]) -> list[_Victim]:
             continue
         victim = _victim(trial, candidate)
         if victim is None:
-            counts["above"] += 1
+            yields = candidate.holding.ask.preemptible and candidate.priority < trial.priority
+            counts["young" if yields else "above"] += 1
         elif not candidate.calm:
             counts["calm"] += 1
         else:

@@ -135,12 +135,15 @@ class NobodyYields:
     reachable: int
     calm: int
     above: int
+    young: int = 0
 
     def words(self) -> str:
         """For people."""
         why = []
         if self.above:
-            why.append(f"{self.above} of equal or higher priority or not to be suspended")
+            why.append(f"{self.above} of equal or higher priority, or not to be suspended")
+        if self.young:
+            why.append(f"{self.young} began too lately")
         if self.calm:
             why.append(f"{self.calm} disturbed too lately")
         kept = f" ({', '.join(why)})" if why else ""

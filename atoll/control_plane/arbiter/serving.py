@@ -89,7 +89,7 @@ def _start(turn: Turn, wish: Wish, plan: Plan) -> None:
         wanted = min(wanted, state.accounts.room(ask.queue, plan.way.flavor, ask.each))
     if wanted:
         shape = state.cluster.shape(plan.way.shape.kinds, ask.each, 1)
-        found = spares(state.cluster, shape, wanted, nodes)
+        found = spares(state.cluster, shape, wanted, nodes, room=plan.choice.sizes[-1] - len(nodes))
         undraw(state, holding, turn.now)
         holding.spares = [node.name for node in found]
         draw(state, holding, turn.now)
@@ -176,8 +176,22 @@ def _keep_places(turn: Turn, wish: Wish, own: Kept | None) -> None:
         state.kept.pop(wish.ask.run, None)
         return
     turn.reserved += 1
-    if own is not None and not own.claim and turn.keeping.stands(own) and turn.keeping.keep(own):
+    sure = own is not None and not own.claim and own.start is not None
+    if own is not None and sure and turn.keeping.stands(own) and turn.keeping.keep(own):
         return
+    best = _soonest(turn, wish)
+    if own is not None and not own.claim and own.start is None and (best is None or best.start is None):
+        # Nobody knows when: the places of before, so that who ends there counts.
+        best = own if turn.keeping.stands(own) else best
+    if best is None:
+        state.kept.pop(wish.ask.run, None)
+    else:
+        turn.keeping.keep(best)
+
+
+def _soonest(turn: Turn, wish: Wish) -> Kept | None:
+    """The places where one of its options begins soonest."""
+    state = turn.state
     best: Kept | None = None
     for choice in worked_out(state, wish):
         for way in choice.ways if choice.sizes else ():
@@ -192,10 +206,7 @@ def _keep_places(turn: Turn, wish: Wish, own: Kept | None) -> None:
                 best = Kept(
                     run=wish.ask.run, option=choice.index, shape=way.shape, places=places, start=start, claim=False
                 )
-    if best is None:
-        state.kept.pop(wish.ask.run, None)
-    else:
-        turn.keeping.keep(best)
+    return best
 
 
 def _pledge(state: State, wish: Wish) -> None:
