@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import postgres_server
 import pytest
@@ -339,3 +341,41 @@ def test_history_goes_on_after_its_server_was_away(server):
 def test_url_that_is_no_postgresql_is_refused(url, problem):
     with pytest.raises(ClusterError, match=problem):
         checked_url(url)
+
+
+# -- killed ----------------------------------------------------------------------------------------------------------
+
+DECIDES = """
+import sys
+from pathlib import Path
+from atoll.control_plane import effects as fx, records as r
+from atoll.control_plane.sql_history import HistoryWriter
+from atoll.control_plane.sql_journal import Journal
+
+places = [p if "://" in p else Path(p) for p in sys.argv[1:]]
+journal, history = Journal(places[0], pid=1, at=1.0, wait_s=15.0), HistoryWriter(places[1])
+n = len(journal.records()) // 2
+while True:
+    n += 1
+    journal.append((r.RunPlaced(run=f"r{n}", at=float(n)), r.RunEnded(run=f"r{n}", at=float(n))))
+    print(n, flush=True)
+"""
+
+
+def test_control_plane_killed_in_the_middle_of_its_decisions_has_lost_none_that_was_told(places):
+    told = 0
+    for _ in range(3):
+        command = [sys.executable, "-c", DECIDES, *map(str, places)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for _ in range(25):
+                told = int(process.stdout.readline())
+            process.kill()
+            told = max(
+                [told, *(int(line) for line in process.stdout.read().splitlines(keepends=True) if line[-1] == "\n")]
+            )
+    journal = opened(places[0], wait_s=15.0)
+    found = journal.records()
+    assert len(found) in {2 * told, 2 * told + 2}  # what was decided and not told yet may be there, whole
+    assert found[: 2 * told : 2] == [r.RunPlaced(run=f"r{n}", at=float(n)) for n in range(1, told + 1)]
+    assert journal.incarnation == 4
+    journal.close()
