@@ -18,6 +18,7 @@ from atoll.control_plane.log_keeping import KEEP_EVERY_S, PIECES, LogKeeper, Log
 from atoll.control_plane.sql_archive import Archivist
 from atoll.control_plane.state import Cluster
 from atoll.errors import AtollError
+from atoll.schema.ids import NodeId
 from atoll.schema.messages import LogChunk
 
 TIDY_EVERY_S = 30.0
@@ -41,9 +42,14 @@ class LogFetcher:
 
     async def round(self, put: Callable[[fx.KeepLog], None]) -> None:
         """Ask every log for its news once."""
+        away: set[NodeId] = set()
         for wanted in self._keeper.wanted(self._cluster, self._clock.now()):
-            with contextlib.suppress(AtollError):  # its node is away: asked again in the next round
+            if wanted.node in away:
+                continue
+            try:
                 await self._fetch(wanted, put)
+            except AtollError:  # asked again in the next round; one that hangs takes seconds to be found out
+                away.add(wanted.node)
 
     async def _fetch(self, wanted: LogWanted, put: Callable[[fx.KeepLog], None]) -> None:
         for _ in range(PIECES):

@@ -76,17 +76,20 @@ def test_files_go_by_age_and_by_size_the_oldest_first():
 # -- logs ------------------------------------------------------------------------------------------------------------
 
 
-def cluster(*, ended=None, gone=False):
-    """A run with one trainer that began."""
+def cluster(*, ended=None, gone=False, trainers=("t",)):
+    """A run with trainers that began on one node."""
     made = Cluster(incarnation=1)
     spec = JobSpec(name="n", working_dir="/", file="f.py")
     records = [
         r.RunSubmitted(run="r", spec=spec, run_dir="/d", secret="00", at=1.0),
-        r.SeatTaken(run="r", seat="s", node="n", at=1.0),
         r.RunPlaced(run="r", at=1.0),
-        r.TrainerAssigned(run="r", trainer="t", seat="s", at=1.0),
-        r.TrainerBegan(run="r", trainer="t", pid=1, start_ticks=2, at=1.0),
     ]
+    for name in trainers:
+        records += [
+            r.SeatTaken(run="r", seat=f"s{name}", node="n", at=1.0),
+            r.TrainerAssigned(run="r", trainer=name, seat=f"s{name}", at=1.0),
+            r.TrainerBegan(run="r", trainer=name, pid=1, start_ticks=2, at=1.0),
+        ]
     if gone:
         lost = r.TrainerEnded(run="r", trainer="t", end=r.End.LOST, was_ready=True, reason="k", at=2.0)
         records += [lost, r.TrainerGone(run="r", trainer="t", evidence="exit", at=2.0)]
@@ -147,10 +150,10 @@ def test_one_long_log_does_not_hold_up_the_others():
     assert len(rounds(cluster(), log, 2)) == 2 * PIECES
 
 
-def test_agent_that_is_away_is_asked_again():
+def test_agent_that_is_away_is_asked_again_once_in_each_round():
     log = Log("abc")
     log.away = True
-    assert rounds(cluster(gone=True), log, 2) == []
+    assert rounds(cluster(trainers=("t", "u", "v")), log, 2) == []
     assert log.asked == 2
 
 
