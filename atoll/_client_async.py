@@ -12,9 +12,10 @@ from atoll import _client_calls as calls
 from atoll import _client_http as wire
 from atoll import config
 from atoll._client_calls import Call, VersionView
-from atoll._client_logs import LOG_PIECE, LogPiece, LogReader
+from atoll._client_logs import LOG_PIECE, LogFollower, LogPiece, LogReader
+from atoll._client_people import AsyncPeopleCalls
 from atoll._client_sharing import AsyncSharingCalls
-from atoll._client_sse import Completion, Follower, FollowItem
+from atoll._client_sse import Completion, Followed, Follower, FollowItem
 from atoll.errors import ConnectError, PeerLost
 from atoll.launch_spec import read_job
 from atoll.schema.harm import HarmWish
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncSharingCalls):
+class AsyncClient(AsyncSharingCalls, AsyncPeopleCalls):
     """Speaks to one cluster. Close it, or use it as a context manager.
 
     `patience_s` is how long a repeatable call is tried while no connection comes about, `answer_s` how long one answer
@@ -180,12 +181,18 @@ class AsyncClient(AsyncSharingCalls):
         A broken stream is taken up again; `on_gap` hears of each break. Raises `ConnectError` after `patience_s`
         without any answer.
         """
-        follower = Follower(after, after_step)
-        path = calls.run_path(run, "/stream")
+        follower: Followed[FollowItem] = Follower(after, after_step)
+        async for item in self._streamed(calls.run_path(run, "/stream"), follower, on_gap):
+            yield item
+
+    async def _streamed(
+        self, path: str, follower: Followed[T], on_gap: Callable[[str], None] | None = None
+    ) -> AsyncIterator[T]:
+        """What `follower` makes of the stream at `path`, which is taken up where it breaks."""
         pauses = wire.pauses(self._patience_s)
         while not follower.ended:
             try:
-                async for item in self._follow_once(path, follower):
+                async for item in self._streamed_once(path, follower):
                     pauses = wire.pauses(self._patience_s)
                     yield item
             except wire.transport_errors() as error:
@@ -196,9 +203,9 @@ class AsyncClient(AsyncSharingCalls):
                     on_gap(str(error) or type(error).__name__)
                 await self._sleep(pause)
 
-    async def _follow_once(self, path: str, follower: Follower) -> AsyncIterator[FollowItem]:
-        params = follower.reconnect()
-        async with self._http.stream("GET", path, params=params, timeout=wire.stream_timeout()) as response:
+    async def _streamed_once(self, path: str, follower: Followed[T]) -> AsyncIterator[T]:
+        given: dict[str, Any] = {"params": follower.reconnect(), "headers": follower.headers()}
+        async with self._http.stream("GET", path, timeout=wire.stream_timeout(), **given) as response:
             await self._raise_refusal(response)
             async for line in response.aiter_lines():
                 item = follower.feed(line)
@@ -208,23 +215,27 @@ class AsyncClient(AsyncSharingCalls):
             raise wire.ended_early()
 
     async def logs(
-        self, run: str, trainer: str | None = None, *, follow: bool = False, poll_s: float = 0.5
+        self,
+        run: str,
+        trainer: str | None = None,
+        *,
+        follow: bool = False,
+        on_gap: Callable[[str], None] | None = None,
     ) -> AsyncIterator[LogPiece]:
         """What the run's trainers wrote, piece by piece; of all of them unless one is named.
 
-        With `follow` it goes on until the run has ended.
+        With `follow` it goes on until the run has ended; a broken stream is taken up again, `on_gap` hears of each break.
         """
+        if follow:
+            async for piece in self._streamed(calls.run_path(run, "/logs/stream"), LogFollower(trainer), on_gap):
+                yield piece
+            return
         reader = LogReader(trainer)
-        while True:
-            view = await self.run(run)
-            reader.see(view)
-            while (want := reader.next()) is not None:
-                piece = reader.take(want, await self.log(run, want.trainer, want.offset))
-                if piece is not None:
-                    yield piece
-            if view.state.ended or not follow:
-                return
-            await self._sleep(poll_s)
+        reader.see(await self.run(run))
+        while (want := reader.next()) is not None:
+            found = reader.take(want, await self.log(run, want.trainer, want.offset))
+            if found is not None:
+                yield found
 
     async def complete(self, prompt: str, *, model: str | None = None, **options: Any) -> str:
         """A completion of `prompt` by a served model, the only one unless named. `options` are OpenAI's."""

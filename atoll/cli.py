@@ -29,6 +29,7 @@ from atoll.cli_serve import serve
 from atoll.cli_sharing import plan, queues_app, resize, resume, suspend, top, why
 from atoll.cli_simulate import simulate
 from atoll.cli_topology import topology
+from atoll.cli_users import audit, users_app
 from atoll.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ app.command()(undrain)
 app.add_typer(chaos_app, name="chaos")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(lab_app, name="lab")
+app.add_typer(users_app, name="users")
+app.command()(audit)
 
 # -- about -----------------------------------------------------------------------------------------------------------
 

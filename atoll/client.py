@@ -23,9 +23,10 @@ from atoll import _client_http as wire
 from atoll import config
 from atoll._client_async import AsyncClient
 from atoll._client_calls import Call, VersionView
-from atoll._client_logs import LOG_PIECE, LogPiece, LogReader
+from atoll._client_logs import LOG_PIECE, LogFollower, LogPiece, LogReader
+from atoll._client_people import PeopleCalls
 from atoll._client_sharing import SharingCalls
-from atoll._client_sse import Completion, Follower, FollowItem
+from atoll._client_sse import Completion, Followed, Follower, FollowItem
 from atoll.errors import ConnectError, PeerLost
 from atoll.launch_spec import read_job
 from atoll.schema.harm import HarmWish
@@ -43,7 +44,7 @@ T = TypeVar("T")
 __all__ = ["AsyncClient", "Client", "FollowItem", "LogPiece", "VersionView"]
 
 
-class Client(SharingCalls):
+class Client(SharingCalls, PeopleCalls):
     """Speaks to one cluster. Close it, or use it as a context manager.
 
     `patience_s` is how long a repeatable call is tried while no connection comes about, `answer_s` how long one answer
@@ -193,12 +194,15 @@ class Client(SharingCalls):
         A broken stream is taken up again; `on_gap` hears of each break. Raises `ConnectError` after `patience_s`
         without any answer.
         """
-        follower = Follower(after, after_step)
-        path = calls.run_path(run, "/stream")
+        follower: Followed[FollowItem] = Follower(after, after_step)
+        yield from self._streamed(calls.run_path(run, "/stream"), follower, on_gap)
+
+    def _streamed(self, path: str, follower: Followed[T], on_gap: Callable[[str], None] | None = None) -> Iterator[T]:
+        """What `follower` makes of the stream at `path`, which is taken up where it breaks."""
         pauses = wire.pauses(self._patience_s)
         while not follower.ended:
             try:
-                for item in self._follow_once(path, follower):
+                for item in self._streamed_once(path, follower):
                     pauses = wire.pauses(self._patience_s)
                     yield item
             except wire.transport_errors() as error:
@@ -209,9 +213,9 @@ class Client(SharingCalls):
                     on_gap(str(error) or type(error).__name__)
                 self._sleep(pause)
 
-    def _follow_once(self, path: str, follower: Follower) -> Iterator[FollowItem]:
-        params = follower.reconnect()
-        with self._http.stream("GET", path, params=params, timeout=wire.stream_timeout()) as response:
+    def _streamed_once(self, path: str, follower: Followed[T]) -> Iterator[T]:
+        given: dict[str, Any] = {"params": follower.reconnect(), "headers": follower.headers()}
+        with self._http.stream("GET", path, timeout=wire.stream_timeout(), **given) as response:
             self._raise_refusal(response)
             for line in response.iter_lines():
                 item = follower.feed(line)
@@ -221,23 +225,26 @@ class Client(SharingCalls):
             raise wire.ended_early()
 
     def logs(
-        self, run: str, trainer: str | None = None, *, follow: bool = False, poll_s: float = 0.5
+        self,
+        run: str,
+        trainer: str | None = None,
+        *,
+        follow: bool = False,
+        on_gap: Callable[[str], None] | None = None,
     ) -> Iterator[LogPiece]:
         """What the run's trainers wrote, piece by piece; of all of them unless one is named.
 
-        With `follow` it goes on until the run has ended.
+        With `follow` it goes on until the run has ended; a broken stream is taken up again, `on_gap` hears of each break.
         """
+        if follow:
+            yield from self._streamed(calls.run_path(run, "/logs/stream"), LogFollower(trainer), on_gap)
+            return
         reader = LogReader(trainer)
-        while True:
-            view = self.run(run)
-            reader.see(view)
-            while (want := reader.next()) is not None:
-                piece = reader.take(want, self.log(run, want.trainer, want.offset))
-                if piece is not None:
-                    yield piece
-            if view.state.ended or not follow:
-                return
-            self._sleep(poll_s)
+        reader.see(self.run(run))
+        while (want := reader.next()) is not None:
+            piece = reader.take(want, self.log(run, want.trainer, want.offset))
+            if piece is not None:
+                yield piece
 
     @overload
     def complete(

@@ -14,6 +14,7 @@
     │   ├── AuthError            unauthorized          a missing, wrong, expired or revoked token
     │   ├── ForbiddenError       forbidden             a token whose role or team may not do this
     │   ├── ThrottledError       too-many-tries        too many wrong tokens from one address
+    │   ├── AlreadyThere         already-there         there is one of this name
     │   ├── KeyReused            key-reused            one idempotency key on two different requests
     │   └── NotFoundError        not-found             no such run, checkpoint or node
     ├── ClusterError         the cluster cannot do what was asked
@@ -123,6 +124,12 @@ class ThrottledError(UserError):
     """Too many wrong tokens from one address."""
 
     code = "too-many-tries"
+
+
+class AlreadyThere(UserError):
+    """Something of this name is there already."""
+
+    code = "already-there"
 
 
 class KeyReused(UserError):

@@ -57,6 +57,14 @@ TABLE: dict[tuple[str, str], Permission] = {
     ("GET", "/api/topology"): _SEE,
     ("GET", "/api/doctor"): Permission(role=Role.OPERATOR),
     ("GET", "/api/story"): _SEE,
+    ("POST", "/api/plan"): _SEE,
+    ("GET", "/api/runs/{run}/why"): _SEE,
+    ("POST", "/api/runs/{run}/resize"): _OWN,
+    ("POST", "/api/runs/{run}/suspend"): _OWN,
+    ("POST", "/api/runs/{run}/resume"): _OWN,
+    ("GET", "/api/top"): _SEE,
+    ("GET", "/api/queues"): _SEE,
+    ("PUT", "/api/queues"): _OPERATE,
     ("GET", "/api/users"): Permission(role=Role.ADMIN),
     ("POST", "/api/users"): _ADMIN,
     ("POST", "/api/users/{user}/revoke"): _ADMIN,
@@ -70,6 +78,17 @@ TABLE: dict[tuple[str, str], Permission] = {
 }
 # What has no row under /api and /v1 is answered with "no such path", which any caller may be told.
 UNKNOWN = ("/api/{rest:path}", "/v1/{rest:path}")
+
+
+def methods_of(path: str) -> list[str]:
+    """The methods that some row takes at this path."""
+    parts = path.split("/")
+    return sorted(
+        method
+        for method, template in TABLE
+        if len(wanted := template.split("/")) == len(parts)
+        and all(w == p or (w.startswith("{") and p) for w, p in zip(wanted, parts, strict=True))
+    )
 
 
 def required(method: str, template: str) -> Permission:

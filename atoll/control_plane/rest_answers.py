@@ -11,6 +11,7 @@ from typing import Any
 from starlette.responses import Response
 
 from atoll.errors import (
+    AlreadyThere,
     AtollError,
     AuthError,
     CapacityError,
@@ -36,6 +37,7 @@ _STATUS: list[tuple[type[AtollError], int]] = [
     (ForbiddenError, 403),
     (ThrottledError, 429),
     (KeyReused, 409),
+    (AlreadyThere, 409),
     (NotFoundError, 404),
     (UserError, 400),
     (CapacityError, 409),

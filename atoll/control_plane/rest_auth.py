@@ -32,7 +32,7 @@ from atoll.control_plane.rest_people import Entry, People, source_of
 from atoll.errors import AuthError, ForbiddenError, ThrottledError
 
 CSRF_HEADER = "x-atoll-csrf"
-_OPEN = frozenset({path for (_, path), needs in TABLE.items() if needs.role is None} | {"/favicon.ico"})
+_OPEN = frozenset({where for where, needs in TABLE.items() if needs.role is None} | {("GET", "/favicon.ico")})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MISDIRECTED = 421
 # RFC 6455: 1008 is "policy violation".
@@ -85,7 +85,7 @@ class Guard:
         if foreign is not None:
             return foreign
         is_http, path = scope["type"] == "http", scope["path"]
-        if is_http and path in _OPEN:
+        if is_http and (scope["method"], path) in _OPEN:
             return None
         if is_http and path == signin.LOGIN:
             return await signin.login(Request(scope, receive), self._people)

@@ -18,6 +18,8 @@ from starlette.responses import JSONResponse, Response
 from atoll.control_plane.rest_answers import json_response
 from atoll.errors import NotFoundError, SchemaError, SpecError
 from atoll.schema.codec import decode_as
+from atoll.schema.job_keys import NOTES, hints
+from atoll.schema.spec import JobSpec
 from atoll.schema.views import RunView
 
 T = TypeVar("T")
@@ -26,6 +28,7 @@ T = TypeVar("T")
 BODY_LIMIT = 1 << 20
 _REF = "#/components/schemas/{model}"
 _DEFS = "x-atoll-defs"
+NAME = {"pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"}
 _BARE: dict[str, Any] = {"response_class": Response, "response_model": None}
 _KEY = {
     "name": "Idempotency-Key",
@@ -80,7 +83,16 @@ def answers(model: Any, status: int = 200) -> dict[str, Any]:
 def events_of(*kinds: str) -> dict[str, Any]:
     """Route options of a stream of server-sent events of these kinds."""
     told = f"Server-sent events: {', '.join(kinds)}"
-    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    message = {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"type": "string", "enum": list(kinds)},
+            "id": {"type": "string"},
+            "data": {"type": "string"},
+        },
+    }
+    content = {"text/event-stream": {"schema": message}}
     return {"responses": {200: {"description": told, "content": content}}} | _BARE
 
 
@@ -104,12 +116,33 @@ def paged(runs: Sequence[RunView], after: str | None, limit: int) -> Response:
     return answer
 
 
-def body(model: type, *, required: bool = True, keyed: bool = False) -> dict[str, Any]:
-    """The OpenAPI description of a body that the codec reads; `keyed`: it may come with an Idempotency-Key."""
+def body(
+    model: type, *, required: bool = True, keyed: bool = False, limits: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The OpenAPI description of a body that the codec reads; `keyed`: it may come with an Idempotency-Key.
+
+    `limits`: what is asked of fields beside their type.
+    """
     schema = TypeAdapter(model).json_schema(ref_template=_REF)
+    for name, more in (limits or (_of_a_job() if model is JobSpec else {})).items():
+        schema["properties"][name] |= more
     told = {"required": required, "content": {"application/json": {"schema": schema}}}
     key = {"parameters": [_KEY]} if keyed else {}
     return {"requestBody": told, _DEFS: schema.pop("$defs", {})} | key
+
+
+def _of_a_job() -> dict[str, dict[str, Any]]:
+    """What `check_spec` asks of single fields, in the words of JSON Schema."""
+    said = {name: note for name, note in NOTES.items() if note.least is not None or note.among}
+    found: dict[str, dict[str, Any]] = {}
+    for name, kind in hints().items():
+        if name in said and kind in {int, float}:
+            note = said[name]
+            found[name] = {"minimum": note.least} | ({} if note.most is None else {"maximum": note.most})
+        elif name in said and kind is str:
+            found[name] = {"enum": list(said[name].among)}
+    dotted = {"pattern": r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"}
+    return found | {"name": NAME, "queue": NAME, "file": {"pattern": r"\.py$"}, "function": dotted}
 
 
 def describe(app: FastAPI) -> None:

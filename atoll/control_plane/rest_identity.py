@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from atoll.control_plane.rest_answers import json_response
 from atoll.control_plane.rest_authorize import people_of
-from atoll.control_plane.rest_bodies import answers, body, decode, read_body
-from atoll.control_plane.rest_people import caller_of, note
+from atoll.control_plane.rest_bodies import NAME, answers, body, decode, read_body
+from atoll.control_plane.rest_people import MOST_DAYS, caller_of, note
 from atoll.schema.people import (
     AuditLine,
     CallerView,
@@ -24,6 +24,9 @@ from atoll.schema.people import (
 )
 
 AUDIT_PAGE = 1000
+_DAYS = {"exclusiveMinimum": 0, "maximum": MOST_DAYS}
+_GRACE = {"minimum": 0, "maximum": MOST_DAYS * 86_400}
+_QUEUES = {"queues": {"items": {"type": "string"} | NAME}}
 
 
 def people_routes() -> APIRouter:
@@ -56,7 +59,9 @@ def _add_users(router: APIRouter) -> None:
         """All users and the ids of their tokens."""
         return json_response(people_of(request).users())
 
-    @router.post("/users", openapi_extra=body(UserWish), **answers(TokenGiven, 201))
+    @router.post(
+        "/users", openapi_extra=body(UserWish, limits={"name": NAME, "days": _DAYS}), **answers(TokenGiven, 201)
+    )
     async def add(request: Request) -> Response:
         """Add a user; answers with the first token, which is shown this once."""
         wish = decode(UserWish, await read_body(request))
@@ -64,7 +69,11 @@ def _add_users(router: APIRouter) -> None:
         note(request.scope, f"user={wish.name} role={wish.role} team={wish.team or '-'} token={given.token_id}")
         return json_response(given, status=201)
 
-    @router.post("/users/{user}/rotate", openapi_extra=body(RotateWish, required=False), **answers(TokenGiven, 201))
+    @router.post(
+        "/users/{user}/rotate",
+        openapi_extra=body(RotateWish, required=False, limits={"days": _DAYS, "grace_s": _GRACE}),
+        **answers(TokenGiven, 201),
+    )
     async def rotate(user: str, request: Request) -> Response:
         """A new token for a user, which is shown this once; the old ones end."""
         given_body = await read_body(request)
@@ -89,7 +98,7 @@ def _add_teams(router: APIRouter) -> None:
         """All teams and their queues."""
         return json_response(people_of(request).teams())
 
-    @router.put("/teams/{team}", openapi_extra=body(TeamWish), **answers(TeamView))
+    @router.put("/teams/{team}", openapi_extra=body(TeamWish, limits=_QUEUES), **answers(TeamView))
     async def set_team(team: str, request: Request) -> Response:
         """Set the queues of a team; none: the team is gone."""
         wish = decode(TeamWish, await read_body(request))

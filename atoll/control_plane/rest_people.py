@@ -21,7 +21,16 @@ from atoll.control_plane import identity as ids
 from atoll.control_plane.identity import CLUSTER_TOKEN, Caller, Directory, Token, User
 from atoll.control_plane.sql_identity import IdentityStore
 from atoll.control_plane.tries import Tries
-from atoll.errors import AtollError, AuthError, ForbiddenError, KeyReused, NotFoundError, SpecError, ThrottledError
+from atoll.errors import (
+    AlreadyThere,
+    AtollError,
+    AuthError,
+    ForbiddenError,
+    KeyReused,
+    NotFoundError,
+    SpecError,
+    ThrottledError,
+)
 from atoll.schema.ids import is_safe_name
 from atoll.schema.people import (
     CLUSTER_USER,
@@ -38,7 +47,7 @@ from atoll.schema.people import (
 from atoll.schema.sharing import DEFAULT_QUEUE
 
 _DAY_S = 86_400.0
-_MOST_DAYS = 3650.0
+MOST_DAYS = 3650.0
 # A client tries a submission again for minutes; a day covers one that a person repeats.
 _KEY_S = _DAY_S
 _PATH_CHARS, _NOTE_CHARS = 200, 300
@@ -181,7 +190,9 @@ class People:
         if not is_safe_name(wish.name):
             raise SpecError(f"name={wish.name!r}: letters, digits, '_', '.' and '-' only")
         if wish.name in self._directory.users:
-            raise SpecError(f"name={wish.name!r}: there is such a user; `atoll users rotate {wish.name}` makes a token")
+            raise AlreadyThere(
+                f"name={wish.name!r}: there is such a user; `atoll users rotate {wish.name}` makes a token"
+            )
         if wish.team is not None and wish.team not in self._directory.teams:
             known = ", ".join(sorted(self._directory.teams)) or "none"
             raise SpecError(f"team={wish.team!r}: no such team; there are: {known} (`atoll users team NAME --queue Q`)")
@@ -195,7 +206,7 @@ class People:
     async def rotate(self, name: str, wish: RotateWish) -> TokenGiven:
         """A new token for a user; the old ones end after `grace_s`. Raises `NotFoundError`, `SpecError`."""
         self._known(name)
-        if not 0 <= wish.grace_s <= _DAY_S * _MOST_DAYS:
+        if not 0 <= wish.grace_s <= _DAY_S * MOST_DAYS:
             raise SpecError(f"grace_s={wish.grace_s}: seconds, 0 or more")
         token, given = self._new_token(name, wish.days)
         old = ids.ended(self._directory.tokens, name, self._clock.now() + wish.grace_s)
@@ -244,8 +255,8 @@ class People:
         return user
 
     def _new_token(self, name: str, days: float) -> tuple[Token, TokenGiven]:
-        if not 0 < days <= _MOST_DAYS:
-            raise SpecError(f"days={days}: above 0, at most {_MOST_DAYS:.0f}")
+        if not 0 < days <= MOST_DAYS:
+            raise SpecError(f"days={days}: above 0, at most {MOST_DAYS:.0f}")
         now, token_id = self._clock.now(), self._random(ids.ID_BYTES).hex()
         salt, text = self._random(ids.SALT_BYTES), ids.written(token_id, self._random(ids.TOKEN_BYTES))
         expires_at = now + days * _DAY_S

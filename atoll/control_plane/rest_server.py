@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 
 import atoll
 from atoll.control_plane import rest_logs, rest_stream
+from atoll.control_plane.permissions import methods_of
 from atoll.control_plane.rest_answers import json_response, problem_response
 from atoll.control_plane.rest_authorize import ShownTo, authorize, people_of, shown_to, submission
 from atoll.control_plane.rest_bodies import (
@@ -40,6 +41,7 @@ from atoll.control_plane.rest_bodies import (
 )
 from atoll.control_plane.rest_identity import people_routes
 from atoll.control_plane.rest_people import caller_of, note
+from atoll.control_plane.rest_sharing import sharing_routes
 from atoll.control_plane.rest_source import LOG_LIMIT, PAGE, ClusterSource
 from atoll.errors import AtollError, InternalError, NotFoundError, SpecError
 from atoll.schema.harm import HarmWish
@@ -63,7 +65,8 @@ from atoll.ui import prometheus
 STORY_LIMIT, RUNS_PAGE = 1000, 500
 # What a SQL integer holds: a larger number is nobody's place in anything.
 _LAST = (1 << 63) - 1
-_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+_NOT_ALLOWED = 405
 
 After = Annotated[int, Query(ge=0, le=_LAST)]
 AfterStep = Annotated[int, Query(ge=-1, le=_LAST)]
@@ -94,6 +97,7 @@ def application(source: ClusterSource, on_close: Callable[[], Awaitable[None]] |
     app.include_router(_runs(source))
     app.include_router(_one_run(source))
     app.include_router(_cluster(source))
+    app.include_router(sharing_routes(source))
     app.include_router(people_routes())
     _answer_errors(app)
     describe(app)
@@ -106,7 +110,12 @@ def refuse_the_rest(app: FastAPI) -> None:
     @app.api_route("/api/{rest:path}", methods=_METHODS, include_in_schema=False)
     @app.api_route("/v1/{rest:path}", methods=_METHODS, include_in_schema=False)
     async def unknown(request: Request) -> Response:
-        raise NotFoundError(f"no {request.method} {request.url.path}; see /api/openapi.json")
+        problem = NotFoundError(f"no {request.method} {request.url.path}; see /api/openapi.json")
+        known = methods_of(request.url.path)
+        answer = problem_response(problem, status=_NOT_ALLOWED if known else None)
+        if known:
+            answer.headers["Allow"] = ", ".join(known)
+        return answer
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -123,7 +132,9 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         problem = NotFoundError(f"{request.method} {request.url.path}: {error.detail}; see /api/openapi.json")
-        return problem_response(problem, status=error.status_code)
+        answer = problem_response(problem, status=error.status_code)
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> Response:

@@ -19,9 +19,10 @@ from atoll.control_plane.rest_memory import MemoryControl, MemoryReader
 from atoll.control_plane.rest_server import application
 from atoll.control_plane.rest_source import ClusterSource
 from atoll.control_plane.web_server import bind
-from atoll.errors import AuthError, ConnectError, NotFoundError, PeerLost, SpecError
+from atoll.errors import AuthError, ConnectError, ForbiddenError, NotFoundError, PeerLost, SpecError
 from atoll.schema.codec import from_plain
 from atoll.schema.harm import Harm, HarmWish
+from atoll.schema.people import Role, UserWish
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import EventView, MetricPoint, NodeView, RunState, RunView, unknown_topology
 
@@ -294,10 +295,62 @@ def test_logs_of_all_trainers_are_read_to_their_end(server, connect):
     client = connect()
     run = client.submit(SPEC)
     server.control.logs = {f"{run}-t0": b"zero\n", f"{run}-t1": b""}
-    assert client.items("logs", run) == [LogPiece(trainer=f"{run}-t0", text="zero\n")]
+    zero = LogPiece(trainer=f"{run}-t0", text="zero\n", offset=0, next_offset=5)
+    assert client.items("logs", run) == [zero]
     assert client.items("logs", run, f"{run}-t0")[0].text == "zero\n"
     with pytest.raises(NotFoundError, match="has no trainer 'mars'"):
         client.items("logs", run, "mars")
+
+
+def test_followed_logs_end_with_the_run_and_lose_nothing_at_a_restart_of_the_server(server, connect):
+    client, gaps = connect(patience_s=20), []
+    run = client.submit(SPEC)
+    server.control.logs = {f"{run}-t0": b"zero\n", f"{run}-t1": b"one\n"}
+
+    def restart(problem):
+        gaps.append(problem)
+        if len(gaps) == 1:
+            stopper.join(10)
+            server.control.logs[f"{run}-t0"] += b"two\n"
+            server.reader.become(run, state=RunState.SUCCEEDED)
+            server.start()
+
+    stopper = threading.Timer(0.4, server.stop)
+    stopper.start()
+    pieces = client.items("logs", run, follow=True, on_gap=restart)
+    assert "".join(p.text for p in pieces if p.trainer == f"{run}-t0") == "zero\ntwo\n"
+    assert [p.text for p in pieces if p.trainer == f"{run}-t1"] == ["one\n"]
+    assert gaps
+
+
+def test_followed_log_of_one_trainer_is_that_of_no_other(server, connect):
+    client = connect()
+    run = client.submit(SPEC)
+    server.control.logs = {f"{run}-t0": b"zero\n", f"{run}-t1": b"one\n"}
+    server.reader.become(run, state=RunState.SUCCEEDED)
+    assert [p.text for p in client.items("logs", run, f"{run}-t1", follow=True)] == ["one\n"]
+
+
+def test_users_are_added_rotated_and_revoked_and_the_audit_log_tells_of_it(server, connect):
+    client = connect()
+    assert (client.me().user, client.me().role) == ("admin", Role.ADMIN)
+    assert client.set_team("research", ["a", "b"]).queues == ("a", "b")
+    given = client.add_user(UserWish(name="ann", team="research"))
+    ann = connect(token=given.token)
+    assert (ann.me().team, ann.me().queues) == ("research", ("a", "b"))
+    with pytest.raises(ForbiddenError, match="needs the role admin"):
+        ann.users()
+    with pytest.raises(ForbiddenError, match="may submit to: a, b"):
+        ann.submit(SPEC)
+    again = client.rotate_token("ann")
+    with pytest.raises(AuthError, match="was revoked"):
+        ann.me()
+    assert connect(token=again.token).me().user == "ann"
+    assert [u.name for u in client.revoke("ann")] == ["admin"]
+    assert [t.team for t in client.teams()] == ["research"]
+    done = [line.path for line in client.audit(limit=4) if line.status < 400]
+    assert done == ["/api/users/ann/revoke", "/api/users/ann/rotate"]
+    assert [line.status for line in client.audit(user="ann")][-2:] == [403, 403]
 
 
 def test_events_metrics_checkpoints_nodes_story_doctor_and_version_are_typed(server, connect):

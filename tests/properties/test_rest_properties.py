@@ -31,7 +31,7 @@ TOLD = description()
 OPERATIONS = [(m.upper(), path) for path, operations in TOLD["paths"].items() for m in operations]
 URL = "http://127.0.0.1:8440"
 # What is there, so that half of the requests find something.
-KNOWN = {"run": "tiny-1", "node": "node-1", "user": "some-user", "team": "research", "trainer": "tiny-1-t0"}
+KNOWN = {"run": "tiny-1", "node": "node-1", "user": "victim", "team": "research", "trainer": "tiny-1-t0"}
 SERVED_BY_NOBODY = {"no-replica", "replica-unreachable"}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -135,6 +135,7 @@ class Site:
         app = whole(ClusterSource(self.reader, self.control))
         self.app = Guard(app, token="own", hosts=frozenset({"127.0.0.1"}), people=self.people)
         self.runner.run(self.people.set_team("research", ("default",)))
+        self.runner.run(self.people.add(UserWish(name="victim")))
         self.tokens = {role: self.runner.run(self._add(role)) for role in Role}
 
     async def _add(self, role):
