@@ -117,7 +117,7 @@ def table(found: Sequence[Measures]) -> Table:
     from rich.table import Table  # noqa: PLC0415 - as above
 
     shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    shown.caption = "hours: job completion times, and time in the queue; shares: docs/simulator.md"
+    shown.caption = "hours, and shares of the cluster: docs/simulator.md has the words"
     shown.caption_justify = "left"
     for column in ("POLICY", "MEAN", "MEDIAN", "P95", "QUEUED", "UTILISED", "BUSY", "HELD", "SUSP.", "RESIZED"):
         shown.add_column(column, justify="left" if column == "POLICY" else "right", no_wrap=True)
