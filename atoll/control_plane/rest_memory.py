@@ -14,6 +14,8 @@ from atoll.errors import ConnectError, NotFoundError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.messages import LogChunk
+from atoll.schema.queues import Sharing
+from atoll.schema.sharing_views import PlanView, TopView, WhyView
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import (
     CheckpointView,
@@ -115,6 +117,9 @@ _FIXED: dict[str, dict[str, Any]] = {
     "harm": {"at": 5.0},
     "servers": {"servers": []},
     "offer": {"offers": 1},
+    "plan": to_plain(PlanView(verdict="starts", reason="there is room", queue="default", workers=2, wanted=2)),
+    "top": to_plain(TopView(at=2.0, since=1.0, queues=())),
+    "queues": to_plain(Sharing()),
 }
 
 
@@ -140,8 +145,8 @@ class MemoryControl:
                 return {}
             case "drain" | "undrain":
                 return self._drain(method, body)
-            case "read_log":
-                return self._read_log(body)
+            case "read_log" | "why":
+                return self._read_log(body) if method == "read_log" else self._why(self.reader.views[body["run"]])
             case "doctor":
                 finding = {"node": "node-127-0-0-1", "check": "disk", "ok": True, "detail": "9.0 GiB free"}
                 return {"findings": [finding]}
@@ -152,6 +157,20 @@ class MemoryControl:
         run = spec.run_id or RunId(f"{spec.name}-{len(self.reader.views) + 1}")
         self.reader.views[run] = running(run, spec)
         return {"run": run}
+
+    @staticmethod
+    def _why(view: RunView) -> dict[str, Any]:
+        told = WhyView(
+            run=view.run,
+            state=view.state,
+            queue="default",
+            priority=50,
+            reason=view.reason,
+            workers=view.members,
+            wanted=view.workers_wanted,
+        )
+        plain: dict[str, Any] = to_plain(told)
+        return plain
 
     def _drain(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Every node is empty at once."""

@@ -211,6 +211,10 @@ class ClusterSource:
         """What an autoscaler would start; how many types were taken in. Raises `ConnectError`."""
         return int((await self._control.invoke("offer", to_plain(offers)))["offers"])
 
+    async def ask(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A question or wish about the queue. Raises the control plane's error, or `ConnectError`."""
+        return dict(await self._control.invoke(method, body))
+
     async def beat(self, run: RunId) -> None:
         """The run's driver lives."""
         await self._control.invoke("driver_beat", {"run": run})

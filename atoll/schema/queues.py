@@ -23,10 +23,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from atoll.errors import SpecError
 from atoll.schema.ids import is_safe_name
+from atoll.schema.nearest import nearest
 from atoll.schema.sharing import DEFAULT_QUEUE, PRIORITIES
 
 
@@ -128,3 +130,28 @@ def _numbers(wish: QuotaWish | ArbiterWish) -> Iterator[tuple[str, float | None]
         value = getattr(wish, name)
         if value is None or isinstance(value, int | float):
             yield name, value
+
+
+def unknown_keys(plain: dict[str, Any]) -> list[str]:
+    """Keys of a written file that mean nothing, each with the nearest that does."""
+    found = _strangers(plain, Sharing, "")
+    for flavor in _tables(plain, "flavor"):
+        found += _strangers(flavor, FlavorWish, f"flavor {flavor.get('name', '')!r}: ")
+    for queue in _tables(plain, "queue"):
+        found += _strangers(queue, QueueWish, f"queue {queue.get('name', '')!r}: ")
+        for quota in _tables(queue, "quota"):
+            found += _strangers(quota, QuotaWish, f"queue {queue.get('name', '')!r}: quota: ")
+    settings = plain.get("settings", {})
+    return found + (_strangers(settings, ArbiterWish, "settings: ") if isinstance(settings, dict) else [])
+
+
+def _tables(plain: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = plain.get(key, [])
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _strangers(plain: dict[str, Any], cls: type, where: str) -> list[str]:
+    valid = [field.name for field in fields(cls)]
+    return [
+        f"{where}there is no key {key!r}; the nearest is {nearest(key, valid)!r}" for key in plain if key not in valid
+    ]
