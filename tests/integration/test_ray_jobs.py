@@ -128,8 +128,9 @@ def test_stopped_job_ends_its_run_at_a_step_boundary_long_after_ray_killed_the_d
     asked = now()
     jobs.stop("stopped")
     view = eventually(lambda: (v := client.run("stopped")).state.ended and v, 60)
-    # Ray ends a driver after 3 s; the step that had just begun took its twelve, and is committed.
-    assert (view.state, view.step) == ("stopped", before.step + 1)
+    # Ray ends a driver after 3 s; the step that had just begun took its twelve, and is committed. Members agree on a
+    # boundary one step ahead where the wish came after they had begun.
+    assert (view.state, view.step - before.step) in {("stopped", 1), ("stopped", 2)}
     assert view.ended_at - asked > RAYS_GRACE_S
     assert "SIGTERM to the attached driver" in view.reason
     assert jobs.info("stopped")["status"] == "STOPPED"

@@ -323,3 +323,23 @@ def test_job_file_is_submitted_with_flags_on_top(cluster, atoll, tmp_path):
     code, out, _ = atoll("submit", "good.toml", "--workers", "3", "--set", "b=7")
     spec = cluster.reader.views[out.strip()].spec
     assert (code, spec.workers, spec.config, spec.detach) == (0, 3, {"a": 1, "b": 7}, True)
+
+
+def test_driver_of_a_ray_job_prints_what_its_trainers_write(cluster, atoll, script, monkeypatch):
+    told = {"metadata": {"job_submission_id": "raysubmit_1", "atoll.workers": "2", "atoll.config.lr": "0.5"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(told))
+    real = cluster.control._submit
+
+    def finish(spec):
+        answer = real(spec)
+        cluster.control.logs["raysubmit_1-t0"] = b"hello\nwor"
+        cluster.control.logs["raysubmit_1-t1"] = b""
+        cluster.reader.become("raysubmit_1", state=RunState.SUCCEEDED, exit_code=0)
+        return answer
+
+    cluster.control._submit = finish
+    code, out, err = atoll("run", "train.py")
+    assert (code, err) == (0, "")
+    assert "(t0) hello\n(t0) wor\n" in out
+    spec = submitted(cluster)[0]
+    assert (spec["workers"], spec["run_id"], spec["config"]["lr"]) == (2, "raysubmit_1", 0.5)
