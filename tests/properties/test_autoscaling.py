@@ -88,7 +88,7 @@ def test_limits_hold_and_at_the_end_only_what_is_needed_stands(kinds, budget, hi
     world.deaf = False
     world.sold_out.clear()
     world.mute.clear()
-    world.go(600)
+    world.go(600, look_s=5.0)
     event(f"launches: {min(len(world.launches), 10)}")
     for one in world.scaling.types:
         assert len(world.standing(one.name)) <= one.least, world.notes[-8:]
@@ -109,7 +109,7 @@ def test_launches_of_one_waiting_gang_are_few_however_long_it_waits(kinds, troub
         world.takes_nothing.add("r")
     world.submit(ask("r", workers=workers))
     hours = 2
-    world.go(hours * 3600)
+    world.go(hours * 3600, look_s=10.0)
     # Pauses of 60 s, doubled to an hour: at most so many tries of each type, of at most `max` machines each.
     tries = 6 + hours
     most = sum(one.most for one in world.scaling.types) * (tries + 4)
@@ -125,7 +125,7 @@ def test_gang_that_could_be_completed_runs_in_the_end(kinds, gangs):
     for n, (workers, gpus) in enumerate(gangs):
         world.submit(ask(f"r{n}", workers=workers, gpus=gpus))
         world.go(2)
-    world.go(120)
+    world.go(120, look_s=2.0)
     first = ask("r0", workers=gangs[0][0], gpus=gangs[0][1])
     per = {k.name: min(k.cpus, k.gpus if gangs[0][1] else k.cpus) for k in world.scaling.types}
     could = sum(per[k.name] * k.most for k in world.scaling.types) >= first.least

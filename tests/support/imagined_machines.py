@@ -93,9 +93,9 @@ class World:
         """A new autoscaler that knows nothing."""
         self.core = Autoscaler(self.scaling, tag=f"r{len(self.launches)}-")
 
-    def go(self, seconds):
-        for _ in range(round(seconds / LOOK_S)):
-            self.now += LOOK_S
+    def go(self, seconds, look_s=LOOK_S):
+        for _ in range(round(seconds / look_s)):
+            self.now += look_s
             self._time()
             self._place()
             self.do(self.look())
@@ -106,10 +106,9 @@ class World:
         for machine in list(self.machines.values()):
             if machine.node is None and self.now >= machine.joins_at and machine.kind.name not in self.mute:
                 machine.node = f"n-{machine.instance}"
-            if machine.ends_at is not None and self.now >= machine.ends_at:
-                del self.machines[machine.instance]
-                self._gone(machine)
-            elif machine.noticed and self.now >= machine.leaving_at:
+            if (machine.ends_at is not None and self.now >= machine.ends_at) or (
+                machine.noticed and self.now >= machine.leaving_at
+            ):
                 del self.machines[machine.instance]
                 self._gone(machine)
             elif machine.leaving_at is not None and not machine.noticed:
