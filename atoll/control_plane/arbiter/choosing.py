@@ -2,14 +2,12 @@
 
 An option is tried at its least legal size: what a run may have beyond it is given out when all who wait have had their
 turn (`growing.py`). Ordered options: the first that fits. Otherwise, and among unlike devices of one option, the one with
-the highest score: samples a second predicted for this very run, divided by what the devices are worth to all who wait
+the highest score: samples a second predicted for this very run, divided by what the devices are worth to the others who wait
 (each one's speed there against its best). So of two runs that are both faster on A the one gets A that gains more by
 it, as in Gavel's and Sia's normalised throughput, one run at a time.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from atoll.control_plane.arbiter import speed
 from atoll.control_plane.arbiter.model import Amount, Ask
@@ -34,7 +32,7 @@ def worked_out(state: State, wish: Wish) -> list[Choice]:
     return wish.choices
 
 
-def choose(turn: Turn, wish: Wish, worth: Callable[[str], float]) -> tuple[Plan | None, list[Rejected], bool]:
+def choose(turn: Turn, wish: Wish) -> tuple[Plan | None, list[Rejected], bool]:
     """The plan to start by, or none; what stands against the options before it; whether only quotas do."""
     state, against, by_quota = turn.state, [], True
     found: list[Plan] = []
@@ -50,7 +48,7 @@ def choose(turn: Turn, wish: Wish, worth: Callable[[str], float]) -> tuple[Plan 
         against.append(Rejected(option=choice.name, obstacle=obstacle))
     if not found:
         return None, against, by_quota
-    best = max(found, key=lambda plan: _score(state, wish.ask, plan, worth)) if len(found) > 1 else found[0]
+    best = max(found, key=lambda plan: _score(turn, wish.ask, plan)) if len(found) > 1 else found[0]
     best.rejected = tuple(against)
     return best, against, False
 
@@ -75,9 +73,11 @@ def _plans(state: State, ask: Ask, choice: Choice) -> list[Plan]:
     return found
 
 
-def _score(state: State, ask: Ask, plan: Plan, worth: Callable[[str], float]) -> float:
-    kinds = state.catalog.kinds
-    value = sum(worth(kinds[node.kind].device) for node in plan.nodes) / len(plan.nodes)
+def _score(turn: Turn, ask: Ask, plan: Plan) -> float:
+    kinds = turn.state.catalog.kinds
+    devices = [kinds[node.kind].device for node in plan.nodes]
+    worth = turn.worth().to_others(ask, dict.fromkeys(devices))
+    value = sum(worth[device] for device in devices) / len(devices)
     return speed.rate(ask, plan.nodes, kinds) / value if value > 0 else 0.0
 
 

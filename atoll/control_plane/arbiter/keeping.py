@@ -6,7 +6,7 @@ places stay the same until the run starts or they are gone, so its start never m
 
 Of a node that is kept, `keep` withholds only what its occupants will not give back by then themselves,
 
-    withheld = max(0, needed - given back by the start),
+    withheld in all >= needed by it and those before it - given back by the start,
 
 so whoever fits into the rest may run there as long as it likes, and after all grants of now have ended the head fits.
 A run whose expected end lies before the start may use withheld amounts, too: that is backfill. Runs of unknown length
@@ -52,8 +52,8 @@ class Keeping:
             before = self._promised.get(name, (0, 0))
             after = (before[0] + n * shape.cpus, before[1] + n * shape.gpus)
             back = self._given_back(node, kept)
-            cpus = max(after[0] - back[0], 0) - max(before[0] - back[0], 0)
-            gpus = max(after[1] - back[1], 0) - max(before[1] - back[1], 0)
+            cpus = max(after[0] - back[0] - node.kept_cpus, 0)
+            gpus = max(after[1] - back[1] - node.kept_gpus, 0)
             self._promised[name] = after
             self.state.cluster.keep(node, cpus, gpus)
             kept.parts.append((node, cpus, gpus))

@@ -139,8 +139,8 @@ def _coming(turn: Turn) -> list[tuple[Holding, list[NodeId]]]:
     claimed = {run for kept in turn.state.kept.values() if kept.claim for run in kept.givers}
     return [
         (h, [*h.nodes, *h.spares] if h.suspending else list(h.leaving))
-        for run, h in turn.state.holdings.items()
-        if not h.steady() and run not in claimed
+        for h in turn.roster().unsteady
+        if h.ask.run not in claimed
     ]
 
 

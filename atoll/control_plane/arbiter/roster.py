@@ -45,6 +45,8 @@ class Roster:
             key=lambda c: (c.priority, -scores.get(c.holding.ask.queue, 0.0), -c.holding.since, c.holding.ask.run)
         )
         self._all = found
+        # told before this tick to give something up
+        self.unsteady = [holding for holding in state.holdings.values() if not holding.steady()]
         self._by_kind: dict[int, list[int]] = {}
         for at, candidate in enumerate(found):
             for kind in candidate.holding.where().kinds:

@@ -31,7 +31,7 @@ def serve(turn: Turn, wish: Wish, position: int) -> None:
     own = state.kept.get(ask.run)
     if own is not None and ask.run in turn.keeping.active:
         turn.keeping.lift(own)
-    plan, against, by_quota = choose(turn, wish, turn.worth())
+    plan, against, by_quota = choose(turn, wish)
     if plan is None and turn.keeping.active:
         plan = _from_kept(turn, wish)
     if plan is not None:
@@ -107,7 +107,7 @@ def _from_kept(turn: Turn, wish: Wish) -> Plan | None:
         return None
     for kept in usable:
         keeping.lift(kept)
-    plan, _, _ = choose(turn, wish, turn.worth())
+    plan, _, _ = choose(turn, wish)
     if plan is None:
         for kept in usable:
             keeping.keep(kept)

@@ -14,7 +14,7 @@ are then compared with one another, and nothing is said about seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 from atoll.control_plane.arbiter.cluster import Node
 from atoll.control_plane.arbiter.model import Ask, NodeClass
@@ -93,14 +93,28 @@ def saved(before: float, after: float, remaining_s: float) -> float:
     return remaining_s * (1 - before / after) if after > 0 else 0.0
 
 
-def advantage(asks: list[Ask], devices: Sequence[str]) -> Callable[[str], float]:
-    """Device -> how well it suits those who wait, on average, against each one's best: what it is worth to others."""
-    judged = [ask for ask in asks if known(ask)]
-    sums = dict.fromkeys(devices, 0.0)
-    for ask in judged:
-        speeds = [of_one(ask, device) for device in devices]
-        best = max(speeds)
-        for device, own in zip(devices, speeds, strict=True):
-            sums[device] += own / best
-    worth = {device: total / len(judged) for device, total in sums.items()} if judged else {}
-    return lambda device: worth.get(device, 1.0)
+class Worth:
+    """What devices are worth to those who wait: how well each suits them, on average, against each one's best."""
+
+    def __init__(self, asks: list[Ask], devices: Sequence[str]) -> None:
+        self._devices = devices
+        self._count = 0
+        self._sums = dict.fromkeys(devices, 0.0)
+        for ask in asks:
+            if known(ask):
+                self._count += 1
+                for device, part in self._parts(ask).items():
+                    self._sums[device] += part
+
+    def _parts(self, ask: Ask) -> dict[str, float]:
+        speeds = {device: of_one(ask, device) for device in self._devices}
+        best = max(speeds.values())
+        return {device: own / best for device, own in speeds.items()}
+
+    def to_others(self, ask: Ask, devices: Iterable[str]) -> dict[str, float]:
+        """What these devices are worth to all but this run; 1 where nobody else says how fast it is."""
+        own = self._parts(ask) if known(ask) else {}
+        others = self._count - bool(own)
+        if others <= 0:
+            return dict.fromkeys(devices, 1.0)
+        return {device: max(self._sums[device] - own.get(device, 0.0), 1e-9) / others for device in devices}

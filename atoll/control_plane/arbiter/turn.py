@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from atoll.control_plane.arbiter.cluster import Node
@@ -10,7 +9,7 @@ from atoll.control_plane.arbiter.decisions import Grow, Hold, Move, Refuse, Shri
 from atoll.control_plane.arbiter.keeping import Keeping
 from atoll.control_plane.arbiter.reasons import Rejected
 from atoll.control_plane.arbiter.roster import Roster
-from atoll.control_plane.arbiter.speed import advantage
+from atoll.control_plane.arbiter.speed import Worth
 from atoll.control_plane.arbiter.state import Choice, Holding, Kept, State, Way, Wish
 from atoll.schema.ids import RunId
 
@@ -66,7 +65,7 @@ class Turn:
     # lifted for the run that is about to start, to be withheld again when it has its nodes
     rekeep: list[Kept] = field(default_factory=list)
     _roster: Roster | None = None
-    _worth: Callable[[str], float] | None = None
+    _worth: Worth | None = None
 
     def roster(self) -> Roster:
         """Who held nodes when it was first asked for."""
@@ -74,10 +73,10 @@ class Turn:
             self._roster = Roster(self.state, self.now)
         return self._roster
 
-    def worth(self) -> Callable[[str], float]:
-        """Device -> what it is worth to all who wait."""
+    def worth(self) -> Worth:
+        """What devices are worth to those who waited when it was first asked for."""
         if self._worth is None:
             asks = [wish.ask for wish in self.state.wishes.values()]
             devices = dict.fromkeys(kind.device for kind in self.state.catalog.kinds)
-            self._worth = advantage(asks, tuple(devices))
+            self._worth = Worth(asks, tuple(devices))
         return self._worth
