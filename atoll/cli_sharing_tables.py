@@ -11,9 +11,8 @@ from rich.text import Text
 
 from atoll.schema.ids import NodeId
 from atoll.schema.queues import Sharing
-from atoll.schema.sharing_views import GoodputView, PlanView, QueueView, TopView, WhyView, YieldView
+from atoll.schema.sharing_views import USES, GoodputView, PlanView, QueueView, TopView, WhyView, YieldView
 
-_USES = ("useful", "starting", "checkpointing", "resharding", "lost", "idle", "queued")
 _PLACES = {"device": 0, "team": 1, "run": 2}
 
 
@@ -91,13 +90,13 @@ def _goodput(found: Sequence[GoodputView], span_s: float) -> Table:
         "DEVICE-SECONDS",
         "",
         "GOODPUT",
-        *(use.upper() for use in _USES),
+        *(use.upper() for use in USES),
         title=f"in {span_s:.0f} s",
         box=None,
         pad_edge=False,
     )
     for row in sorted(found, key=lambda view: _PLACES.get(view.by, len(_PLACES))):
-        shown = [f"{value:.0f}" if (value := getattr(row, use)) else "-" for use in _USES]
+        shown = [f"{value:.0f}" if (value := getattr(row, use)) else "-" for use in USES]
         table.add_row(row.by, row.name, f"{row.goodput:.0%}" if row.held else "-", *shown)
     return table
 

@@ -104,6 +104,10 @@ class QueueView:
     quotas: tuple[str, ...] = ()
 
 
+# What device-seconds are used for, in the order in which people read them.
+USES = ("useful", "starting", "checkpointing", "resharding", "lost", "idle", "queued")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodputView:
     """Where the time of devices went, of one run, team or device type: device-seconds by what they were used for.
