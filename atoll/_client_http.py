@@ -41,6 +41,7 @@ def settings(target: config.Target, answer_s: float) -> dict[str, Any]:
         "headers": {"Authorization": f"Bearer {target.token}"},
         "timeout": httpx.Timeout(answer_s, connect=min(CONNECT_S, answer_s)),
         "trust_env": False,
+        "verify": config.trusted(target.ca) if target.ca is not None else True,
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -82,9 +83,22 @@ def up(
         str | None, typer.Option(help="GCS address of a running Ray cluster; else one is started.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of REST and dashboard.")] = None,
+    *,
+    tls: Annotated[bool | None, typer.Option(help="REST and dashboard by https; else as they were.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on, with --tls; this host alone unless given.")] = "",
+    name: Annotated[list[str] | None, typer.Option(help="A name that people call it by; repeat it.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Your own certificate chain, PEM; else one is made.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Whom clients trust for it; itself unless given.")] = None,
 ) -> None:
     """Start Atoll, on a Ray cluster of its own unless one is named, and leave it running."""
     console, settings = _console(), config.load()
+    launch.choose_tls(
+        settings,
+        launch.TlsChoice(
+            tls=tls, host=host, names=tuple(name or ()), certificate=tls_cert, key=tls_key, authority=tls_ca
+        ),
+    )
     info = launch.up(settings, address, port, lambda text: console.print(text, style="dim", markup=False))
     console.print(f"Atoll is up at {info.rest_url}", markup=False, soft_wrap=True)
     console.print(
@@ -92,6 +106,11 @@ def up(
         markup=False,
         soft_wrap=True,
     )
+    if info.rest_url.startswith("https"):
+        ca = settings.home / config.TLS_DIR / config.TLS_CA
+        console.print(
+            f"  clients elsewhere need ATOLL_ADDRESS and ATOLL_CA, a copy of {ca}", markup=False, soft_wrap=True
+        )
     console.print("  submit with `atoll run FILE`, end with `atoll down`", markup=False, soft_wrap=True)
 
 

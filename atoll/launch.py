@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from atoll import config
+from atoll.clock import SystemClock
 from atoll.config import ClusterFile, Config, Target
 from atoll.errors import AtollError, AuthError, ConnectError, ScriptNotFound, UserError
 from atoll.launch_spec import JobOptions, build, build_document, metadata_options, read_document, script
@@ -46,6 +47,18 @@ class Overrides:
     config: dict[str, Any] = field(default_factory=dict)
     print_id: bool = False
     calls: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsChoice:
+    """What `atoll up` was told about TLS. `tls` None: as it was."""
+
+    tls: bool | None = None
+    host: str = ""
+    names: tuple[str, ...] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
 
 
 _OVERRIDES: ContextVar[Overrides | None] = ContextVar("atoll_overrides", default=None)
@@ -213,6 +226,30 @@ def up(settings: Config, address: str | None, port: int | None, say: Say) -> Clu
     """Start Atoll on the Ray cluster at `address`, or on a Ray of its own, to stay."""
     info: ClusterInfo = _bootstrap().ensure(address or settings.ray_address, settings.home, progress=say, port=port)
     return info
+
+
+def choose_tls(settings: Config, choice: TlsChoice) -> None:
+    """Have the web server speak TLS, or plain HTTP, from the next `up` on. Raises `UserError` while a cluster is up."""
+    if choice.tls is None and not (choice.host or choice.names or choice.certificate or choice.key):
+        return
+    running = config.known_clusters(settings.home)
+    if running:
+        raise UserError(f"{running[0].rest_url} is up; run `atoll down` first, then choose TLS with `atoll up`")
+    fs_tls = _bootstrap().fs_tls
+    if not choice.tls:
+        if choice.tls is None or choice.host or choice.names or choice.certificate or choice.key:
+            raise UserError(
+                "--host, --name, --tls-cert and --tls-key need --tls: beyond this host nothing goes in clear"
+            )
+        fs_tls.close(settings.home)
+        return
+    if (choice.certificate is None) != (choice.key is None):
+        raise UserError("--tls-cert and --tls-key belong together; name both, or neither to have them made")
+    given = None
+    if choice.certificate is not None and choice.key is not None:
+        given = fs_tls.Given(certificate=choice.certificate, key=choice.key, authority=choice.authority)
+    host = choice.host or fs_tls.LOOPBACK
+    fs_tls.open_door(settings.home, host, choice.names, given, now=SystemClock().now())
 
 
 def down(settings: Config, say: Say) -> list[str]:

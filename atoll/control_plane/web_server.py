@@ -1,5 +1,6 @@
-"""The web process: REST, event streams, the gateway to served models, and the dashboard, on one loopback port.
+"""The web process: REST, event streams, the gateway to served models, and the dashboard, on one port.
 
+The port is the loopback interface's, unless `fs_tls` says otherwise.
 `python -m atoll.control_plane.web_server` reads one JSON line of configuration from stdin (so that the cluster's secret
 is on no command line), binds its port before anything else, and serves until SIGTERM. The head's agent starts it, and
 starts it again. Views come from the history file, wishes go to the control plane; what is its own is who may do what, and
@@ -21,6 +22,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from atoll import config
+from atoll.clock import SystemClock
+from atoll.control_plane import fs_cluster, fs_tls
 from atoll.control_plane.rest_auth import Guard
 from atoll.control_plane.rest_pages import PageSource
 from atoll.control_plane.rest_people import People
@@ -32,6 +35,8 @@ from atoll.schema.codec import decode_as
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # A stream or a completion in flight gets this long to end after SIGTERM.
 _GRACE_S = 2
+# For TLS 1.2; those of 1.3 are all good.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # uvicorn ticks ten times a second.
 _TICKS_A_BEAT = 10
 
@@ -104,8 +109,11 @@ def _holder(port: int) -> str:
         return "another process"
 
 
-def serve(app: ASGIApp, listener: socket.socket, beat: Path) -> None:
-    """Answer on `listener` until SIGTERM or SIGINT. `beat` is touched each second, by which the agent sees a hang."""
+def serve(app: ASGIApp, listener: socket.socket, beat: Path, tls: tuple[Path, Path] | None = None) -> None:
+    """Answer on `listener` until SIGTERM or SIGINT. `beat` is touched each second, by which the agent sees a hang.
+
+    `tls`: certificate and key; without them plain HTTP.
+    """
     import uvicorn  # noqa: PLC0415 - the tests of `create_app` do without
 
     class Server(uvicorn.Server):
@@ -122,6 +130,9 @@ def serve(app: ASGIApp, listener: socket.socket, beat: Path) -> None:
         access_log=False,  # a sign-in link carries the token
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
+        ssl_ciphers=_CIPHERS,
     )
     Server(options).run(sockets=[listener])
 
@@ -151,6 +162,15 @@ def _open_people(settings: WebConfig, token: str) -> People:
     return People(token, secret=bytes.fromhex(settings.secret), store=store)
 
 
+def _tls(home: Path, cluster_dir: Path) -> tuple[Path, Path] | None:
+    """Certificate and key, where clients of this cluster were told to come by https."""
+    record = fs_cluster.load(cluster_dir)
+    if record is None or not record.rest_url.startswith("https"):
+        return None
+    fs_tls.renew(home, now=SystemClock().now())
+    return fs_tls.files(home)
+
+
 def main() -> int:
     """Serve as one JSON line on stdin says. Returns the exit code."""
     try:
@@ -159,9 +179,11 @@ def main() -> int:
         with bind(settings.host, settings.port) as listener:
             reader, control, close = _open_cluster(settings)
             people = _open_people(settings, token)
-            hosts = LOOPBACK | {settings.host.lower()}
+            home, cluster_dir = Path(settings.home), Path(settings.cluster_dir)
+            opened, tls = fs_tls.door(home), _tls(home, cluster_dir)
+            hosts = LOOPBACK | {settings.host.lower()} | (opened.hosts() if tls else frozenset())
             app = create_app(reader, control, token, hosts=hosts, on_close=close, people=people)
-            serve(app, listener, Path(settings.cluster_dir) / "web.beat")
+            serve(app, listener, cluster_dir / "web.beat", tls)
     except AtollError as error:
         sys.stderr.write(f"atoll: {error} ({error.code})\n")
         return error.exit_code
