@@ -75,7 +75,7 @@ class Story:
                 failing.symmetric_difference_update({rest[0]})
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(KINDS, st.sampled_from([None, 2.0, 6.0]), HISTORY)
 def test_limits_hold_and_at_the_end_only_what_is_needed_stands(kinds, budget, history):
     story = Story(kinds, budget)
@@ -98,7 +98,7 @@ def test_limits_hold_and_at_the_end_only_what_is_needed_stands(kinds, budget, hi
             assert len(world.standing(one.name)) == one.least
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(KINDS, st.sampled_from(["sold_out", "mute", "odd", "well"]), st.integers(1, 20))
 def test_launches_of_one_waiting_gang_are_few_however_long_it_waits(kinds, trouble, workers):
     world = Story(kinds, None).world
@@ -118,7 +118,7 @@ def test_launches_of_one_waiting_gang_are_few_however_long_it_waits(kinds, troub
     assert len(last_hour) <= 2 * sum(one.most for one in world.scaling.types)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(KINDS, st.lists(st.tuples(st.integers(1, 10), st.integers(0, 1)), min_size=1, max_size=5))
 def test_gang_that_could_be_completed_runs_in_the_end(kinds, gangs):
     world = Story(kinds, None).world
