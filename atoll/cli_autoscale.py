@@ -58,7 +58,13 @@ def autoscale(
         core = Autoscaler(scaling, tag=secrets.token_hex(_TAG_BYTES))
         provider = provider_of(scaling, file, lab=lab, address=address or config.load().ray_address or "")
         typer.echo(f"{file}: {len(scaling.types)} types of machines by way of {scaling.provider}; Ctrl-C ends this")
-        Loop(core, provider, RestCluster(client, scaling), SystemClock(), typer.echo).run(stop)
+        door = RestCluster(client, scaling)
+
+        def say(text: str) -> None:
+            typer.echo(text)
+            door.note(text)
+
+        Loop(core, provider, door, SystemClock(), say).run(stop)
     typer.echo("no more machines are started or ended; those that stand go on")
 
 
@@ -103,13 +109,19 @@ class RestCluster:
         self._client = client
         self._offers = offers_of(scaling)
         self._offer_at = 0.0
+        self._decisions: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Have a decision told in the cluster's story, with the next look."""
+        self._decisions.append(text)
 
     def look(self) -> Sight:
         """Nodes as they are used, and the runs that wait: of higher priority first, then in order of submission."""
         from atoll.control_plane.autoscaling.provider import Sight  # noqa: PLC0415 - as above
 
-        if SystemClock().monotonic() >= self._offer_at:
-            self._client.offer(self._offers)
+        if self._decisions or SystemClock().monotonic() >= self._offer_at:
+            self._client.offer(replace(self._offers, decisions=tuple(self._decisions)))
+            self._decisions.clear()
             self._offer_at = SystemClock().monotonic() + OFFER_S
         runs = [run for run in self._client.runs() if not run.state.ended]
         runs = [run if run.spec is not None else self._client.run(run.run) for run in runs]

@@ -352,8 +352,10 @@ class ControlRuntime:
         return await self._ask(lambda request: ev.UndrainAsked(request=request, node=node))
 
     async def _offer(self, body: dict[str, Any]) -> dict[str, Any]:
-        offers = from_plain(Offers, body).offers
-        return await self._ask(lambda request: ev.MachinesOffered(request=request, offers=offers))
+        said = from_plain(Offers, body)
+        return await self._ask(
+            lambda request: ev.MachinesOffered(request=request, offers=said.offers, decisions=said.decisions)
+        )
 
     async def _beat(self, body: dict[str, Any]) -> dict[str, Any]:
         self.handle(ev.DriverBeat(run=RunId(str(body.get("run")))))

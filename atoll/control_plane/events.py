@@ -88,6 +88,7 @@ class MachinesOffered:
 
     request: str
     offers: tuple[MachineOffer, ...]
+    decisions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,19 @@ from atoll.schema.offers import MachineOffer
 
 # The loop says them again each ten seconds; a minute bears its restart.
 HOLDS_S = 60.0
+# Whose story the decisions are: `atoll story autoscaler`.
+SUBJECT = "autoscaler"
+# An autoscaler that goes astray must not fill the history.
+_MOST_LINES, _LONGEST = 100, 1000
 # More than any gang needs of one type, and few enough to be placed at once.
 _MOST = 1024
 
 
 def offered(desk: Desk, event: MachinesOffered) -> None:
-    """Remember the offers."""
+    """Remember the offers, and tell what was decided."""
     desk.offers, desk.offered_until = event.offers, desk.clock + HOLDS_S
+    for text in event.decisions[:_MOST_LINES]:
+        desk.note(None, SUBJECT, "machines", text[:_LONGEST])
     desk.do(fx.Reply(request=event.request, value={"offers": len(event.offers)}))
 
 

@@ -18,6 +18,10 @@ class MachineOffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offers:
-    """All types. They hold for a minute; whoever makes them says them again before."""
+    """All types. They hold for a minute; whoever makes them says them again before.
+
+    `decisions`: what was decided since, in words, for the story.
+    """
 
     offers: tuple[MachineOffer, ...] = ()
+    decisions: tuple[str, ...] = ()

@@ -49,6 +49,17 @@ def test_run_that_fits_on_offered_machines_waits_and_one_that_does_not_is_refuse
     assert cluster.core.desk.cluster.runs["a"].state is RunState.QUEUED
 
 
+def test_decisions_of_an_autoscaler_are_lines_of_its_story():
+    cluster = Cluster()
+    said = ev.MachinesOffered(request="o", offers=(RACK,), decisions=("start rack-1: a waits", "x" * 5000))
+    notes = [e for e in cluster.tell(said) if isinstance(e, fx.Note)]
+    assert [(n.subject, n.kind, n.text[:20]) for n in notes] == [
+        ("autoscaler", "machines", "start rack-1: a wait"),
+        ("autoscaler", "machines", "x" * 20),
+    ]
+    assert len(notes[1].text) == 1000
+
+
 def test_offers_hold_for_a_while_and_the_last_ones_count():
     cluster = Cluster()
     cluster.offer(RACK)
