@@ -122,14 +122,15 @@ def filled(empty: Snapshot, seed: int, *, part: float = 0.97) -> Snapshot:
     while at < len(free) and held < part * total:
         wanted = ask(f"run-{run}", rng, -rng.uniform(0, 5_000))
         places: list[str] = []
-        while len(places) < wanted.least and at < len(free):
+        size = rng.randint(wanted.least, wanted.most)
+        while len(places) < size and at < len(free):
             name, room = free[at]
-            take = min(room, wanted.least - len(places))
+            take = min(room, size - len(places))
             places += [name] * take
             free[at] = (name, room - take)
             if room == take:
                 at += 1
-        if len(places) == wanted.least:
+        if len(places) == size:
             wanted = replace(wanted, each=Amount(cpus=CPU, gpus=GPU), spares=0, options=(Option(),))
             grants.append(Grant(ask=wanted, nodes=tuple(places), since=wanted.submitted_at))
             held += len(places)

@@ -15,7 +15,9 @@ What is freed is kept for the run (a claim) until it starts.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from atoll.control_plane.arbiter.accounts import plus
 from atoll.control_plane.arbiter.choosing import worked_out
@@ -58,6 +60,9 @@ class _Victim:
     beyond: bool
     reclaim: bool
     gives: _Part = field(default_factory=lambda: _Part([], []))
+    # in which order workers would go, and which spares, for a scope
+    scope: frozenset[str] | None = None
+    line: _Part | None = None
 
 
 class _Trial:
@@ -242,12 +247,20 @@ def _gives(trial: _Trial, victim: _Victim, scope: frozenset[str] | None, *, whol
 
 
 def _down_to(trial: _Trial, victim: _Victim, scope: frozenset[str] | None, keep: int) -> _Part:
-    holding, drop = victim.holding, len(victim.holding.nodes) - keep
+    line = victim.line
+    if line is None or victim.scope != scope:
+        line = victim.line = _line(trial, victim.holding, scope)
+        victim.scope = scope
+    return _Part(line.workers[: len(victim.holding.nodes) - keep], line.spares)
+
+
+def _line(trial: _Trial, holding: Holding, scope: frozenset[str] | None) -> _Part:
+    """Workers in the order in which they would go, the last ranks where room is wanted first, and spares there."""
     useful = {name for name in {*holding.nodes, *holding.spares} if _near(trial, name, scope)}
-    near = [name for name in reversed(holding.nodes) if name in useful][:drop]
-    if near and len(near) < drop:
+    near = [name for name in reversed(holding.nodes) if name in useful]
+    if near:
         # A legal size may need more workers to go than stand where room is wanted.
-        near += [name for name in reversed(holding.nodes) if name not in useful][: drop - len(near)]
+        near += [name for name in reversed(holding.nodes) if name not in useful]
     return _Part(near, [name for name in holding.spares if name in useful])
 
 
@@ -259,21 +272,27 @@ def _near(trial: _Trial, name: NodeId, scope: frozenset[str] | None) -> bool:
 def _least(trial: _Trial, taken: list[_Victim], scope: frozenset[str] | None) -> list[_Victim]:
     """Give back to victims, the last asked first, whatever the gang does not need."""
     for victim in reversed(taken):
-        everything, size = victim.gives, len(victim.holding.nodes)
-        smaller = [_Part([], []), _down_to(trial, victim, scope, size)]
-        smaller += [_down_to(trial, victim, scope, n) for n in sorted(victim.sizes, reverse=True)]
-        for gives in smaller:
-            if len(gives.names) >= len(everything.names):
-                break
-            trial.release(victim.holding, everything.names, sign=1)
-            trial.release(victim.holding, gives.names)
-            if trial.fits() is not None:
-                everything = gives
-                break
-            trial.release(victim.holding, gives.names, sign=1)
-            trial.release(victim.holding, everything.names)
-        victim.gives = everything
+        size = len(victim.holding.nodes)
+        keeps = [size, *sorted(victim.sizes, reverse=True)]
+        smaller = [_Part([], []), *(_down_to(trial, victim, scope, n) for n in keeps)]
+        smaller = [part for part in smaller if len(part.names) < len(victim.gives.names)]
+        # Who gives more leaves no less room: the first of them that is enough is found by halving.
+        enough = bisect.bisect_left(smaller, x=True, key=partial(_suffices, trial, victim))
+        if enough < len(smaller):
+            trial.release(victim.holding, victim.gives.names, sign=1)
+            victim.gives = smaller[enough]
+            trial.release(victim.holding, victim.gives.names)
     return [victim for victim in taken if victim.gives.names]
+
+
+def _suffices(trial: _Trial, victim: _Victim, part: _Part) -> bool:
+    """Whether the gang still fits if the victim gives only this."""
+    trial.release(victim.holding, victim.gives.names, sign=1)
+    trial.release(victim.holding, part.names)
+    fits = trial.fits() is not None
+    trial.release(victim.holding, part.names, sign=1)
+    trial.release(victim.holding, victim.gives.names)
+    return fits
 
 
 def _undo(trial: _Trial, taken: list[_Victim]) -> None:
