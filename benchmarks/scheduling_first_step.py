@@ -35,7 +35,7 @@ from benchmarks.reporting import Figure, Report
 from benchmarks.timing import ratio, rounds, spread
 
 WORKERS, CPUS = 2, 0.4
-_PAIRS, _QUICK_PAIRS = 12, 2
+_PAIRS, _QUICK_PAIRS = 8, 2
 _UP_S, _RUN_S = 240.0, 180.0
 _HERE = Path(__file__).parent
 _PEER, _OURS, _SPARE = "ray train", "atoll", "atoll with a spare"

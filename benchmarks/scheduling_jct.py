@@ -22,7 +22,7 @@ from benchmarks.reporting import Figure, Report
 LOADS = (0.6, 0.9, 1.2)
 # The bars stand at this load.
 _LOAD = 0.9
-_SEEDS, _QUICK_SEEDS = 3, 1
+_SEEDS, _QUICK_SEEDS = 5, 1
 _JOBS, _QUICK_JOBS = 1000, 150
 _MIXED = "mixed"
 _POLICIES = ("atoll", "fifo", "fifo-backfill")
