@@ -52,7 +52,9 @@ class Accounts:
         self._meters: dict[tuple[str, str | None], Meter] = {}
         self._quotas: dict[tuple[str, str], Quota] = {}
         self._cohorts: dict[str, list[str]] = {}
+        # by flavor, so that what one flavor's use changes is forgotten alone
         self._room: dict[str, dict[tuple[str, int, int], int]] = {}
+        self._allowed: dict[str, dict[str, Pair]] = {}
 
     # -- queues ------------------------------------------------------------------------------------------------------
 
@@ -74,6 +76,11 @@ class Accounts:
             if queue.cohort and queue.quotas:
                 self._cohorts.setdefault(queue.cohort, []).append(queue.name)
         self._room.clear()
+        self._allowed.clear()
+
+    def _forget(self, flavor: str) -> None:
+        self._room.pop(flavor, None)
+        self._allowed.pop(flavor, None)
 
     def bounded(self, queue: str) -> bool:
         """Whether the queue has quotas."""
@@ -87,7 +94,7 @@ class Accounts:
         for flavor, amount in charges.items():
             key = (queue, flavor)
             self._used[key] = plus(self._used.get(key, _NOTHING), amount, sign)
-            self._room.pop(flavor, None)
+            self._forget(flavor)
             cpus, gpus = cpus + amount[0], gpus + amount[1]
         for whose in (None, user):
             meter = self._settled(queue, whose, now)
@@ -98,7 +105,7 @@ class Accounts:
         """As `charge`, for a trial that is undone at once: quotas see it, shares do not."""
         key = (queue, flavor)
         self._used[key] = plus(self._used.get(key, _NOTHING), amount, sign)
-        self._room.pop(flavor, None)
+        self._forget(flavor)
 
     def _settled(self, queue: str, user: str | None, now: float) -> Meter:
         meter = self._meters.get((queue, user))
@@ -155,7 +162,7 @@ class Accounts:
         """Of the queue's room, so much is for one of its runs that waits for the rest: those behind it see it taken."""
         key = (queue, flavor)
         self._pledged[key] = plus(self._pledged.get(key, _NOTHING), amount)
-        self._room.pop(flavor, None)
+        self._forget(flavor)
 
     def forget_pledges(self) -> None:
         """A new tick begins."""
@@ -176,6 +183,12 @@ class Accounts:
 
     def allowance(self, queue: str, flavor: str) -> Pair:
         """What the queue may use in all now: the lesser of own and borrow, and of its guaranteed part and the pool's rest."""
+        known = self._allowed.setdefault(flavor, {})
+        if queue not in known:
+            known[queue] = self._allowance(queue, flavor)
+        return known[queue]
+
+    def _allowance(self, queue: str, flavor: str) -> Pair:
         quota = self._quotas.get((queue, flavor))
         if quota is None:
             return _NOTHING

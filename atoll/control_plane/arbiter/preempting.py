@@ -277,21 +277,18 @@ def _least(trial: _Trial, taken: list[_Victim], scope: frozenset[str] | None) ->
         smaller = [_Part([], []), *(_down_to(trial, victim, scope, n) for n in keeps)]
         smaller = [part for part in smaller if len(part.names) < len(victim.gives.names)]
         # Who gives more leaves no less room: the first of them that is enough is found by halving.
+        trial.release(victim.holding, victim.gives.names, sign=1)
         enough = bisect.bisect_left(smaller, x=True, key=partial(_suffices, trial, victim))
-        if enough < len(smaller):
-            trial.release(victim.holding, victim.gives.names, sign=1)
-            victim.gives = smaller[enough]
-            trial.release(victim.holding, victim.gives.names)
+        victim.gives = smaller[enough] if enough < len(smaller) else victim.gives
+        trial.release(victim.holding, victim.gives.names)
     return [victim for victim in taken if victim.gives.names]
 
 
 def _suffices(trial: _Trial, victim: _Victim, part: _Part) -> bool:
-    """Whether the gang still fits if the victim gives only this."""
-    trial.release(victim.holding, victim.gives.names, sign=1)
+    """Whether the gang fits if the victim, of which nothing is freed at present, gives this."""
     trial.release(victim.holding, part.names)
     fits = trial.fits() is not None
     trial.release(victim.holding, part.names, sign=1)
-    trial.release(victim.holding, victim.gives.names)
     return fits
 
 
