@@ -42,6 +42,7 @@ def run_view(run: Run) -> RunView:
         trainers=tuple(_trainer_view(run, t, ranks.get(t.trainer)) for t in [*active, *gone]),
         endpoint=",".join(f"http://{t.host}:{t.port}" for t in servers),
         exit_code=run.stopping.exit_code if run.stopping is not None and run.state.ended else None,
+        held=run.held,
         spec=run.spec,
     )
 

@@ -84,7 +84,7 @@ class MetricPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One run as the list and the run page show it."""
+    """One run as the list and the run page show it. `held`: suspended until somebody resumes it."""
 
     run: RunId
     name: str
@@ -103,6 +103,7 @@ class RunView:
     trainers: tuple[TrainerView, ...] = ()
     endpoint: str = ""
     exit_code: int | None = None
+    held: bool = False
     spec: JobSpec | None = None
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -123,7 +124,14 @@ def node(**options):
 
 
 def test_who_waits_is_in_order_of_priority_then_submission():
-    runs = [run("late", at=9.0), run("early", at=1.0), run("high", at=5.0, priority=80), run("on", RunState.RUNNING)]
+    held = replace(run("held"), held=True)
+    runs = [
+        held,
+        run("late", at=9.0),
+        run("early", at=1.0),
+        run("high", at=5.0, priority=80),
+        run("on", RunState.RUNNING),
+    ]
     assert [ask.run for ask in asks(runs)] == ["high", "early", "late"]
     (elastic,) = asks([run("e", workers=6, min_workers=2, cpus_per_worker=0.5)])
     assert (elastic.least, elastic.most, elastic.each.cpus) == (2, 6, 5_000)
