@@ -28,6 +28,7 @@ from atoll.control_plane.durable_runtime import LogFetcher, Packages, Tidier
 from atoll.control_plane.grpc_server import BEAT_S, Identity, Port
 from atoll.control_plane.log_keeping import PIECE_BYTES, LogKeeper, LogWanted
 from atoll.control_plane.projection import servers_of
+from atoll.control_plane.ray_doors import RayDoors
 from atoll.control_plane.sql_history import HistoryWriter
 from atoll.control_plane.sql_journal import Journal
 from atoll.errors import ClusterError, ConnectError, InternalError, NotFoundError, SpecError, by_code
@@ -38,6 +39,7 @@ from atoll.schema.messages import AgentFact, AgentHello, DoctorReport, Examine, 
 from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 
+_SEE_STORY = "see the agent-failed lines of `atoll story` for this node"
 LIST_EVERY_S = 1.0
 # Ray answers in milliseconds; a hung controller must not pile up threads.
 LIST_LIMIT_S = 10.0
@@ -78,6 +80,7 @@ class ControlConfig:
 
     cluster_dir: Path
     home: Path
+    ray_address: str = ""
     host: str
     port: int
     secret: bytes
@@ -125,6 +128,7 @@ class ControlRuntime:
         self._logs: dict[str, asyncio.Future[LogChunk]] = {}
         self._gathers: dict[str, _Gather] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._doors = RayDoors(config.ray_address, config.host, clock)
         self._closing = asyncio.Event()
         self._failure: BaseException | None = None
         self.port = 0
@@ -142,6 +146,7 @@ class ControlRuntime:
             keeper = LogKeeper(self._history.log_ends())
             fetcher = LogFetcher(keeper, self._core.desk.cluster, self._clock, self._fetch_log)
             self._spawn(fetcher.run(self._history.put))
+            self._spawn(self._doors.run(self._history.put))
             ready()
             await self._closing.wait()
         finally:
@@ -417,12 +422,11 @@ class ControlRuntime:
             if nodes:
                 await asyncio.wait_for(gather.done.wait(), ANSWER_LIMIT_S)
         del self._gathers[request]
-        remedy = "see the agent-failed lines of `atoll story` for this node"
         missing = [
-            Finding(node=n.node, check="agent", ok=False, detail="no agent is attached", remedy=remedy) for n in away
+            Finding(node=n.node, check="agent", ok=False, detail="not attached", remedy=_SEE_STORY) for n in away
         ]
-        plain: dict[str, Any] = to_plain(DoctorReport(request=request, findings=(*gather.findings, *missing)))
-        return plain
+        report = DoctorReport(request=request, findings=(*gather.findings, *missing, *await self._doors.findings()))
+        return dict(to_plain(report))
 
     def _gathered(self, report: DoctorReport) -> None:
         gather = self._gathers.get(report.request)

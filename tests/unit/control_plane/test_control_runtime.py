@@ -353,7 +353,7 @@ def test_log_and_doctor_are_answered_by_the_agent(tmp_path):
             examine = await there.until(m.Examine)
             finding = m.Finding(node=NODE, check="disk", ok=True, detail="fine")
             await there.say(m.DoctorReport(request=examine.request, findings=(finding,)))
-            assert [f["check"] for f in (await asked)["findings"]] == ["disk"]
+            assert [f["check"] for f in (await asked)["findings"]] == ["disk", "ray ports"]
 
     play(scene)
 
