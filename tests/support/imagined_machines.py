@@ -201,7 +201,7 @@ class World:
                 self.note(f"launch {command.instance}: {command.reason}")
                 self.launches.append((self.now, command.kind))
                 if command.kind in self.sold_out:
-                    self.do(facts.LaunchFailed(instance=command.instance, problem="sold out", sold_out=True))
+                    self.do(facts.LaunchFailed(instance=command.instance, problem="sold out"))
                     return
                 kind_ = self.scaling.type_of(command.kind)
                 self.machines[command.instance] = Mach(command.instance, kind_, self.now + self.joins_after)

@@ -66,11 +66,10 @@ class Launched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchFailed:
-    """The provider did not take the order, so that there is no machine."""
+    """The provider did not take the order, so that there is no machine: it has none, or failed."""
 
     instance: str
     problem: str
-    sold_out: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

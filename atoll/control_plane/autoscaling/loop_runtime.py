@@ -14,7 +14,7 @@ from atoll.clock import Clock
 from atoll.control_plane.autoscaling import commands as cmd
 from atoll.control_plane.autoscaling import facts
 from atoll.control_plane.autoscaling.core import Autoscaler
-from atoll.control_plane.autoscaling.provider import ClusterDoor, Order, Provider, ProviderFailed, SoldOut
+from atoll.control_plane.autoscaling.provider import ClusterDoor, Order, Provider, ProviderFailed
 from atoll.control_plane.autoscaling.spec import INSTANCE, labels_of, resources_of
 from atoll.errors import AtollError
 
@@ -116,8 +116,6 @@ class Loop:
         )
         try:
             self._provider.launch(order)
-        except SoldOut as error:
-            return facts.LaunchFailed(instance=command.instance, problem=str(error), sold_out=True)
         except ProviderFailed as error:
             return facts.LaunchFailed(instance=command.instance, problem=str(error))
         return facts.Launched(instance=command.instance)

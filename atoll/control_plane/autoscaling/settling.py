@@ -11,7 +11,6 @@ from atoll.control_plane.autoscaling import commands as cmd
 from atoll.control_plane.autoscaling import facts
 from atoll.control_plane.autoscaling.machines import Fleet, Held, Phase
 from atoll.control_plane.autoscaling.spec import INSTANCE, NodeType, Scaling
-from atoll.schema.ids import NodeId
 
 # A list of a provider may be older than its answer to an order.
 LISTED_S = 30.0
@@ -160,9 +159,3 @@ class Settling:
         machine.move(Phase.ENDING, now)
         machine.asked_at, machine.reason = now, reason
         return cmd.End(instance=machine.instance, reason=reason)
-
-
-def node_of(fleet: Fleet, instance: str) -> NodeId | None:
-    """The node of a machine, if it has joined."""
-    machine = fleet.held.get(instance)
-    return machine.node if machine is not None else None
