@@ -91,7 +91,7 @@ def play(shell, rng, states, steps):
         yield shell.tick()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(seeds)
 def test_arbiter_under_random_events_breaks_no_law_and_replays_alike(seed):
     rng = random.Random(seed)
@@ -102,7 +102,7 @@ def test_arbiter_under_random_events_breaks_no_law_and_replays_alike(seed):
     assert replayed(shell.log, SETTINGS) == decided
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(seeds)
 def test_no_run_that_fits_an_empty_cluster_waits_longer_than_the_stated_bound(seed):
     """starve_s + (k + 1) D: D is the longest time a run lasts, k the number of older starving ones."""
@@ -142,7 +142,7 @@ def test_no_run_that_fits_an_empty_cluster_waits_longer_than_the_stated_bound(se
     assert waited["r20"] <= starve + (older + 1) * (longest + 5) + 5
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(seeds)
 def test_backfill_never_delays_the_start_that_was_promised_to_the_head(seed):
     """All of one queue and priority, lengths known and kept: who is at the head starts by the time it was first told."""

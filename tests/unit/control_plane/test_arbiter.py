@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from imagined_arbiter import ONE, Flavor, Shell, amount, ask, node
 
 from atoll.control_plane.arbiter import events as ev
+from atoll.control_plane.arbiter import reasons
 from atoll.control_plane.arbiter.accounts import Accounts
 from atoll.control_plane.arbiter.catalog import selects
 from atoll.control_plane.arbiter.core import Arbiter, decide
@@ -289,6 +293,13 @@ def test_flavors_that_change_move_what_is_charged_with_them():
     arbiter.handle(ev.FlavorsChanged(flavors=(Flavor(name="other-name", selector={"device": ("A",)}),)), now=1.0)
     assert arbiter.state.accounts.used("default", "gpu") == (0, 0)
     assert arbiter.state.accounts.used("default", "other-name") == (4 * ONE, 4 * ONE)
+
+
+def test_documented_kinds_of_reasons_are_those_of_the_classes():
+    classes = [*get_args(reasons.Reason), *get_args(reasons.Obstacle)]
+    page = Path(__file__).parents[3] / "docs" / "scheduling.md"
+    documented = re.findall(r"^\| `([a-z-]+)` \|", page.read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(cls.kind for cls in classes)
 
 
 @pytest.mark.parametrize(
