@@ -1,6 +1,8 @@
 """The table of permissions against the router: no endpoint without a row, and no row that anybody slips past."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from fastapi.routing import APIRoute
@@ -40,6 +42,17 @@ def ask(site, method, path, **rest):
 def test_every_route_has_a_row_and_every_row_a_route(site):
     found = {(m, p) for m, p in routes_of(site.application) if p not in UNKNOWN}
     assert found == set(TABLE)
+
+
+def test_documented_table_is_the_one_that_is_asked():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "identity.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+) (/\S+)` \| (\w+) \| ([\w ]*) \| (yes)? \|$", page, re.MULTILINE)
+    told = {(method, path): (role, only, bool(audited)) for method, path, role, only, audited in rows}
+    only = {(True, False): "own runs", (False, True): "queues of the team", (False, False): ""}
+    asked = {
+        where: (needs.role or "anybody", only[needs.own, needs.queue], needs.audited) for where, needs in TABLE.items()
+    }
+    assert told == asked
 
 
 def test_route_without_a_row_is_refused_to_everybody(site):
