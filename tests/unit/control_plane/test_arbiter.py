@@ -297,7 +297,7 @@ def test_flavors_that_change_move_what_is_charged_with_them():
 
 def test_documented_kinds_of_reasons_are_those_of_the_classes():
     classes = [*get_args(reasons.Reason), *get_args(reasons.Obstacle)]
-    page = Path(__file__).parents[3] / "docs" / "scheduling.md"
+    page = Path(__file__).parents[3] / "docs" / "arbiter.md"
     documented = re.findall(r"^\| `([a-z-]+)` \|", page.read_text(), re.MULTILINE)
     assert sorted(documented) == sorted(cls.kind for cls in classes)
 
