@@ -2,7 +2,7 @@
 
 The law and the cluster are those of Gavel's evaluation (OSDI 2020, "continuous-multiple", 36 V100, 36 P100 and 36 K80); here four
 devices a host and one island for each type. Beside them, at the load of the bars, the same law on as many V100 alone, where
-types do not matter.
+types do not matter, and `atoll-plain`: the arbiter with trainers that split and sum as plain Ray's do.
 Each seed draws the same jobs for all policies and loads. A figure is the median over seeds of a ratio or difference
 between policies on the same jobs.
 """
@@ -24,8 +24,9 @@ LOADS = (0.6, 0.9, 1.2)
 _LOAD = 0.9
 _SEEDS, _QUICK_SEEDS = 5, 1
 _JOBS, _QUICK_JOBS = 1000, 150
+_PEERS = ("fifo", "fifo-backfill")
 _MIXED = "mixed"
-_POLICIES = ("atoll", "fifo", "fifo-backfill")
+_POLICIES = ("atoll", "atoll-plain", "fifo", "fifo-backfill")
 CLUSTERS: dict[str, Callable[[], Cluster]] = {
     _MIXED: lambda: islands(27, types=("v100", "p100", "k80"), each=4, island_nodes=9),
     "uniform": lambda: islands(27, types=("v100",), each=4, island_nodes=9),
@@ -58,13 +59,14 @@ def _simulated(found: Found, where: str, cluster: Cluster, load: float, seed: in
 def _figures(found: Found) -> list[Figure]:
     figures = []
     for (where, load, policy), ours in found.items():
-        if policy != "atoll":
+        if policy in _PEERS:
             continue
         for other, name in (("fifo", "fifo"), ("fifo-backfill", "backfill")):
             theirs = found[where, load, other]
             ratios = [b.mean_jct_s / a.mean_jct_s for a, b in zip(ours, theirs, strict=True)]
             gains = [a.utilisation - b.utilisation for a, b in zip(ours, theirs, strict=True)]
             at = "" if (where, load) == (_MIXED, _LOAD) else f"_{where}_{load:g}"
+            at += "" if policy == "atoll" else "_plain_trainers"
             bar = not at and other == "fifo"
             figures += [
                 Figure(

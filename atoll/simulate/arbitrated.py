@@ -29,10 +29,11 @@ _AGAIN_S = 300.0
 class Arbitrated:
     """`Policy` over the arbiter's core."""
 
-    name = "atoll"
-    by_speed = True
-
-    def __init__(self, cluster: Cluster, costs: Costs, *, pause_s: float = _PAUSE_S) -> None:
+    def __init__(
+        self, cluster: Cluster, costs: Costs, *, plain_trainers: bool = False, pause_s: float = _PAUSE_S
+    ) -> None:
+        self.name = "atoll-plain" if plain_trainers else "atoll"
+        self.plain_trainers = plain_trainers
         self.pause_s = pause_s
         self._costs = costs
         self._settings = model.Settings()

@@ -14,6 +14,7 @@ from atoll.simulate.policy import Policy
 _COSTS = Costs()
 POLICIES: dict[str, Callable[[Cluster], Policy]] = {
     "atoll": lambda cluster: Arbitrated(cluster, _COSTS),
+    "atoll-plain": lambda cluster: Arbitrated(cluster, _COSTS, plain_trainers=True),
     "fifo": lambda _: Fifo(),
     "fifo-backfill": lambda _: Backfill(_COSTS.start_s),
 }

@@ -83,7 +83,7 @@ class Engine:
     ) -> None:
         self._policy, self._costs = policy, costs or Costs()
         self._told = told or (lambda _: None)
-        self._world = World(cluster=cluster, by_speed=policy.by_speed)
+        self._world = World(cluster=cluster, plain_trainers=policy.plain_trainers)
         self._heap: list[tuple[float, int, Kind, RunId | None, int]] = []
         self._number = count()
         self._ended = 0

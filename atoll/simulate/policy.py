@@ -43,12 +43,12 @@ Action = Start | Resize | Suspend
 class Policy(Protocol):
     """`pause_s`: least time between two decisions. The four that tell come before the decision that follows from them.
 
-    `by_speed`: the trainers it starts split a batch by what their devices can, not evenly.
+    `plain_trainers`: those it starts train as plain Ray's do, not as Atoll's (`progress`).
     """
 
     name: str
     pause_s: float
-    by_speed: bool
+    plain_trainers: bool
 
     def submitted(self, run: Run, world: World) -> None:
         """A job came."""
@@ -75,7 +75,7 @@ class Untold:
     """A policy that looks at the world alone."""
 
     pause_s = 0.0
-    by_speed = False
+    plain_trainers = True
 
     def submitted(self, run: Run, world: World) -> None:
         """See `Policy`."""

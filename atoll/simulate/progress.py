@@ -1,15 +1,22 @@
 """How fast a gang advances on the devices it holds: workers compute, then add up what they computed.
 
+**Plain trainers**, as data-parallel training has them, split the batch evenly and sum in a flat ring over all n workers at
+the pace of the slowest level that they span (a host, an island, several islands):
+
     step = batch / (n * slowest) + 2 (n - 1) / n * sync_bytes / bandwidth
 
-The batch is split evenly, as plain data-parallel training does, and each step is as fast as its slowest worker; a trainer that
-splits `by_speed`, as Atoll's does, has the sum of speeds in place of n times the slowest. The batch stays what it is at
-any size (strong scaling): a run that grows computes less between two sums of the same length. The sum is a flat ring over n
-workers at the pace of its slowest level: a host, an island, several islands. Nothing overlaps: both terms add up.
+**Atoll's trainers** split by speed, and sum level by level: workers of a host, hosts of an island, islands, where all hosts of
+an island send side by side (docs/collectives.md). Levels overlap there; here they are added, which is slower:
+
+    step = batch / sum of speeds + sum over levels of 2 (m - 1) / m * sync_bytes / bandwidth of the level with m parts
+
+The batch stays what it is at any size (strong scaling): a run that grows computes less between two sums that do not become
+shorter. Compute and sums do not overlap.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,26 +38,41 @@ class Pace:
 
 
 def step_s(model: Model, batch: float, workers: int, together: float, bandwidth: float) -> float:
-    """Seconds of one step; `together`: samples a second of all workers without their sum."""
-    compute = batch / together
-    if workers == 1:
-        return compute
-    return compute + 2 * (workers - 1) / workers * model.sync_bytes / bandwidth
+    """Seconds of one step with a flat ring; `together`: samples a second of all workers without their sum."""
+    return batch / together + _ring(model, workers, bandwidth)
 
 
-def pace(job: Job, nodes: Sequence[NodeId], cluster: Cluster, *, by_speed: bool = False) -> Pace:
+def _ring(model: Model, parts: int, bandwidth: float) -> float:
+    return 2 * (parts - 1) / parts * model.sync_bytes / bandwidth
+
+
+def pace(job: Job, nodes: Sequence[NodeId], cluster: Cluster, *, plain: bool = True) -> Pace:
     """Of `job` with one worker on a device of each of `nodes` (a node stands there as often as it has workers)."""
     held = [cluster.by_name[name] for name in nodes]
     devices: dict[str, int] = {}
     for node in held:
         devices[node.device] = devices.get(node.device, 0) + 1
-    speeds = job.model.speeds
+    speeds, n = job.model.speeds, len(held)
     alone = sum(speeds[d] * count for d, count in devices.items())
-    together = alone if by_speed else len(held) * min(speeds[d] for d in devices)
-    rate = job.batch / step_s(job.model, job.batch, len(held), together, _bandwidth(held, cluster))
+    if plain:
+        together = n * min(speeds[d] for d in devices)
+        sums = _ring(job.model, n, _bandwidth(held, cluster))
+    else:
+        together, sums = alone, _levels(job.model, held, cluster)
+    rate = job.batch / (job.batch / together + sums)
     # By speed all are busy for the same part of a step; evenly, the faster one for the smaller part.
-    useful = {d: rate / alone if by_speed else rate / len(held) / speeds[d] for d in devices}
+    useful = {d: rate / n / speeds[d] if plain else rate / alone for d in devices}
     return Pace(rate=rate, useful=useful, devices=devices)
+
+
+def _levels(model: Model, held: Sequence[Node], cluster: Cluster) -> float:
+    """Seconds of a sum, level after level; each level is as slow as its slowest part."""
+    workers = Counter(node.name for node in held)
+    hosts = Counter(cluster.by_name[name].island for name in workers)
+    sums = _ring(model, max(workers.values()), cluster.local) + _ring(model, max(hosts.values()), cluster.inside)
+    if len(hosts) > 1:
+        sums += _ring(model, len(hosts), cluster.across * min(hosts.values()))
+    return sums
 
 
 def _bandwidth(held: Sequence[Node], cluster: Cluster) -> float:

@@ -73,7 +73,7 @@ class World:
     """All that a policy may look at. `waiting` is in order of submission."""
 
     cluster: Cluster
-    by_speed: bool = False
+    plain_trainers: bool = True
     now: float = 0.0
     waiting: dict[RunId, Run] = field(default_factory=dict)
     running: dict[RunId, Run] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class World:
         self._give(run.job.id, had - gets)
         self._take(run.job.id, gets - had)
         run.nodes = tuple(nodes)
-        run.pace = pace(run.job, run.nodes, self.cluster, by_speed=self.by_speed) if nodes else None
+        run.pace = pace(run.job, run.nodes, self.cluster, plain=self.plain_trainers) if nodes else None
 
     def _take(self, who: RunId, wanted: Counter[NodeId]) -> None:
         for node, count in wanted.items():
