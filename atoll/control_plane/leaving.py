@@ -28,20 +28,28 @@ def on_drained(desk: Desk, trainer: Trainer) -> bool:
 
 
 def gives_up(run: Run, trainer: Trainer) -> bool:
-    """Whether the trainer is to leave its seat, since the run was made smaller."""
+    """Whether the trainer is to leave its seat now, since the run was made smaller."""
     seat = run.seats.get(trainer.seat)
-    return seat is not None and seat.leaving
+    return seat is not None and seat.leaving and not seat.replaced
+
+
+def moves(run: Run, trainer: Trainer) -> bool:
+    """Whether the trainer is to leave its seat once somebody has taken its place elsewhere."""
+    seat = run.seats.get(trainer.seat)
+    return seat is not None and seat.leaving and seat.replaced
 
 
 def leaves(desk: Desk, run: Run, trainer: Trainer) -> bool:
-    """Whether the trainer is to go, for either reason."""
-    return on_drained(desk, trainer) or gives_up(run, trainer)
+    """Whether the trainer is to go, for whichever reason."""
+    return on_drained(desk, trainer) or gives_up(run, trainer) or moves(run, trainer)
 
 
 def why_leaves(desk: Desk, run: Run, trainer: Trainer) -> str:
     """The reason in words, for one that leaves."""
     if on_drained(desk, trainer):
         return f"{trainer.node} is drained: {desk.cluster.drains[trainer.node].reason}"
+    if moves(run, trainer):
+        return "the run moved to other nodes"
     return f"the run goes on with {run.size} worker{'s' * (run.size != 1)}"
 
 

@@ -19,8 +19,8 @@ from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.answers import problem
 from atoll.control_plane.arbiter.core import decide
-from atoll.control_plane.arbiter.decisions import Decisions, Grow, Shrink, Start, Suspend
-from atoll.control_plane.arbiter.reasons import Never
+from atoll.control_plane.arbiter.decisions import Decisions, Grow, Move, Shrink, Start, Suspend
+from atoll.control_plane.arbiter.reasons import Leaves, Never
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import QueuesAsked, RunAsked
 from atoll.control_plane.leaving import shunned
@@ -141,6 +141,8 @@ def carry_out(desk: Desk, decisions: Decisions) -> None:
         _suspend(desk, wish)
     for grow in decisions.grows:
         _grow(desk, grow)
+    for move in decisions.moves:
+        _move(desk, move)
     for hold in decisions.holds:
         _tell(desk, desk.cluster.runs[hold.run], hold.reason.words())
     for refuse in decisions.refusals:
@@ -165,13 +167,17 @@ def _shrink(desk: Desk, shrink: Shrink) -> None:
 def _given_up(run: Run, shrink: Shrink) -> tuple[SeatId, ...]:
     """The seats behind the nodes that are given up: of workers from the highest rank down, of spares as they come."""
     workers, spares = seats_by_part(run)
-    found: list[SeatId] = []
-    for seats, nodes in ((workers[::-1], Counter(shrink.gives)), (spares, Counter(shrink.spares))):
-        for seat in seats:
-            node = run.seats[seat].node
-            if nodes[node] > 0:
-                nodes[node] -= 1
-                found.append(seat)
+    return _seats_on(run, workers[::-1], shrink.gives) + _seats_on(run, spares, shrink.spares)
+
+
+def _seats_on(run: Run, seats: Iterable[SeatId], nodes: Iterable[NodeId]) -> tuple[SeatId, ...]:
+    """The first of `seats` on these nodes, one for each time that a node is named."""
+    wanted, found = Counter(nodes), []
+    for seat in seats:
+        node = run.seats[seat].node
+        if wanted[node] > 0:
+            wanted[node] -= 1
+            found.append(seat)
     return tuple(found)
 
 
@@ -185,6 +191,20 @@ def _grow(desk: Desk, grow: Grow) -> None:
         return
     _take(desk, run, grow.adds)
     resize(desk, run, grow.to, grow.reason.words())
+
+
+def _move(desk: Desk, move: Move) -> None:
+    run = desk.cluster.runs[move.run]
+    # Who leaves a drained node is replaced by `_top_up`, wherever there is room at once.
+    if isinstance(move.reason, Leaves) or run.state is not RunState.RUNNING or run.finished():
+        return
+    if not shunned(desk, run).isdisjoint(move.takes):
+        return
+    workers, _ = seats_by_part(run)
+    leaving = _seats_on(run, workers[::-1], move.gives)
+    _take(desk, run, move.takes)
+    desk.record(r.RunMoved(run=run.run, leaving=leaving, reason=move.reason.words(), at=desk.now))
+    settle(desk, run)
 
 
 def _tell(desk: Desk, run: Run, reason: str) -> None:

@@ -95,6 +95,16 @@ class RunResized:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunMoved:
+    """Trainers in the seats that are `leaving` go once those in other seats, taken before, can replace them."""
+
+    run: RunId
+    leaving: tuple[SeatId, ...]
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerAssigned:
     """This trainer, and no other, is to live in the seat."""
 
@@ -274,6 +284,7 @@ RunRecord = (
     | SeatFreed
     | RunPlaced
     | RunResized
+    | RunMoved
     | TrainerAssigned
     | TrainerBegan
     | TrainerEnded
@@ -299,6 +310,7 @@ RECORDS = Registry(
         SeatFreed,
         RunPlaced,
         RunResized,
+        RunMoved,
         TrainerAssigned,
         TrainerBegan,
         TrainerEnded,

@@ -12,7 +12,7 @@ import dataclasses
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
-from atoll.control_plane.leaving import gives_up, hurried, leaves, shunned, still_needed, why_leaves
+from atoll.control_plane.leaving import gives_up, hurried, leaves, moves, shunned, still_needed, why_leaves
 from atoll.control_plane.network import awaits_links
 from atoll.control_plane.paces import weighed
 from atoll.control_plane.state import Run, Seat, Trainer
@@ -275,6 +275,7 @@ def _standing(desk: Desk, run: Run, trainer: Trainer) -> policy.Standing:
         holds=trainer.holds,
         leaving=leaves(desk, run, trainer),
         yields=gives_up(run, trainer),
+        moves=moves(run, trainer),
         how=HOW.get(trainer.ended.end, "lost") if trainer.ended is not None else "lost",
     )
 

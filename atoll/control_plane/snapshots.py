@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from statistics import median
 
 from atoll.control_plane.arbiter import model as m
 from atoll.control_plane.desk import Desk, Node
@@ -36,6 +37,7 @@ def snapshot(desk: Desk) -> m.Snapshot:
     granted = [run for run in runs if run.state in HOLDING or run.suspending]
     others = _taken([run for run in runs if run not in granted])
     islands, places = _islands(desk)
+    devices = {node.node: node_class(node).device for node in desk.nodes.values()}
     return m.Snapshot(
         now=desk.now,
         nodes=tuple(
@@ -46,14 +48,16 @@ def snapshot(desk: Desk) -> m.Snapshot:
         islands=islands,
         flavors=tuple(m.Flavor(name=f.name, selector=dict(f.selector)) for f in sharing.flavor),
         queues=tuple(_queue(queue) for queue in sharing.queue),
-        asks=tuple(ask(run.spec, run) for run in runs if run.state is RunState.QUEUED and not run.held),
-        grants=tuple(grant(run) for run in granted),
+        asks=tuple(ask(run.spec, run, devices) for run in runs if run.state is RunState.QUEUED and not run.held),
+        grants=tuple(grant(run, devices) for run in granted),
         usage=tuple(desk.usage.values()),
         settings=_settings(sharing),
     )
 
 
-def ask(spec: JobSpec, run: Run | None = None, *, now: float = 0.0) -> m.Ask:
+def ask(
+    spec: JobSpec, run: Run | None = None, devices: Mapping[NodeId, str] | None = None, *, now: float = 0.0
+) -> m.Ask:
     """What a job asks for; `run` where it was submitted."""
     most = spec.workers if run is None else run.most
     amount = m.Amount(cpus=units(spec.cpus_per_worker), gpus=units(spec.gpus_per_worker))
@@ -73,6 +77,8 @@ def ask(spec: JobSpec, run: Run | None = None, *, now: float = 0.0) -> m.Ask:
         options=_options(spec, most),
         preemptible=spec.kind is JobKind.TRAIN,
         expected_s=spec.expected_s,
+        measured=_measured(run, devices or {}) if run is not None else {},
+        batch=float(run.last.samples) if run is not None and run.last is not None else 0.0,
         disturbed=tuple(run.disturbed) if run is not None else (),
         suspended=run.suspensions if run is not None else 0,
     )
@@ -100,12 +106,12 @@ def _options(spec: JobSpec, bound: int) -> tuple[m.Option, ...]:
     return tuple(found)
 
 
-def grant(run: Run) -> m.Grant:
+def grant(run: Run, devices: Mapping[NodeId, str] | None = None) -> m.Grant:
     """What a run holds: a node for each worker by rank, those that it gives up among them, and one for each spare."""
     workers, spares = seats_by_part(run)
     leaving = [seat for seat in run.seats.values() if seat.leaving]
     return m.Grant(
-        ask=ask(run.spec, run),
+        ask=ask(run.spec, run, devices),
         nodes=tuple(run.seats[s].node for s in workers) + tuple(seat.node for seat in leaving),
         spares=tuple(run.seats[s].node for s in spares),
         since=run.placed_at,
@@ -115,6 +121,19 @@ def grant(run: Run) -> m.Grant:
         leaving=tuple(seat.node for seat in leaving),
         suspending=run.suspending,
     )
+
+
+def _measured(run: Run, devices: Mapping[NodeId, str]) -> dict[str, float]:
+    """Samples a second of one worker alone, by device, from what its members last needed for a grain."""
+    if run.last is None or not run.speeds.grains:
+        return {}
+    samples = run.last.samples / run.speeds.grains
+    seen: dict[str, list[float]] = {}
+    for trainer, pace in run.speeds.paces.items():
+        device = devices.get(run.trainers[trainer].node, "") if trainer in run.trainers else ""
+        if device and pace > 0:
+            seen.setdefault(device, []).append(samples / pace)
+    return {device: median(found) for device, found in seen.items()}
 
 
 def seats_by_part(run: Run) -> tuple[list[SeatId], list[SeatId]]:

@@ -81,8 +81,9 @@ class Seat:
     seat: SeatId
     run: RunId
     node: NodeId
-    # Its trainer goes, and nobody comes: the run was made smaller.
+    # Its trainer goes, and nobody comes: the run was made smaller, or moves, and it stays until it is replaced.
     leaving: bool = False
+    replaced: bool = False
     # volatile
     alive: bool = False
     creating: bool = False
@@ -264,7 +265,7 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             _apply_checkpoint(run, record)
         case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunSuspended() | r.RunEnded():
             _apply_move(run, record)
-        case r.RunResized():
+        case r.RunResized() | r.RunMoved():
             _apply_size(run, record)
         case r.RunHeld():
             run.held, run.reason = record.held, record.reason
@@ -274,11 +275,14 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             assert_never(record)
 
 
-def _apply_size(run: Run, record: r.RunResized) -> None:
-    run.size, run.size_reason, run.changed_at = record.workers, record.reason, record.at
-    run.most = record.workers if record.bound else run.most
+def _apply_size(run: Run, record: r.RunResized | r.RunMoved) -> None:
+    run.size_reason, run.changed_at = record.reason, record.at
     for seat in record.leaving:
-        run.seats[seat].leaving = True
+        run.seats[seat].leaving, run.seats[seat].replaced = True, isinstance(record, r.RunMoved)
+    if isinstance(record, r.RunMoved):
+        return
+    run.size = record.workers
+    run.most = record.workers if record.bound else run.most
     if record.yielded:
         run.disturbed = [*run.disturbed, record.at][-DISTURBANCES:]
 

@@ -27,7 +27,7 @@ def brief(run: RunId, text: str) -> str:
 def told(record: r.Record) -> Line | None:
     """The story's line for a record, or None for one that people need not see."""
     match record:
-        case r.RunSubmitted() | r.RunPlaced() | r.RunResized() | r.RunServing():
+        case r.RunSubmitted() | r.RunPlaced() | r.RunResized() | r.RunMoved() | r.RunServing():
             return _run_line(record)
         case r.RunStopping() | r.RunSuspended() | r.RunHeld() | r.RunEnded():
             return _end_line(record)
@@ -43,8 +43,10 @@ def told(record: r.Record) -> Line | None:
             assert_never(record)
 
 
-def _run_line(record: r.RunSubmitted | r.RunPlaced | r.RunResized | r.RunServing) -> Line:
+def _run_line(record: r.RunSubmitted | r.RunPlaced | r.RunResized | r.RunMoved | r.RunServing) -> Line:
     match record:
+        case r.RunMoved():
+            return record.run, "moves", record.reason
         case r.RunSubmitted():
             spec = record.spec
             return record.run, "submitted", f"{spec.kind} {spec.file}:{spec.function}, {_crew(spec)}"

@@ -29,7 +29,7 @@ BACKOFF_S = (0.0, 1.0, 2.0, 4.0)
 class Standing:
     """A trainer as the policy sees it. `holds`: it joined an epoch, or is of the first, so it may hold the run's state.
 
-    `leaving`: it is to go; its node is drained, or else it `yields` its seat, since fewer are wanted. `how` it went, where it is not active any more.
+    `leaving`: it is to go; its node is drained, or it `moves` to another, or else it `yields` its seat, since fewer are wanted. `how` it went, where it is not active any more.
     """
 
     trainer: TrainerId
@@ -44,6 +44,7 @@ class Standing:
     doors: tuple[Door, ...] = ()
     leaving: bool = False
     yields: bool = False
+    moves: bool = False
     how: str = "lost"
 
 
@@ -169,12 +170,15 @@ def _reason(lost: list[Standing], leavers: list[Standing], joiners: list[Standin
     for how in dict.fromkeys(s.how for s in lost):
         gone = [s for s in lost if s.how == how]
         parts.append(f"{', '.join(s.trainer for s in gone)} {'was' if len(gone) == 1 else 'were'} {how}")
-    drained, spared = [s for s in leavers if not s.yields], [s for s in leavers if s.yields]
+    moved, spared = [s for s in leavers if s.moves], [s for s in leavers if s.yields]
+    drained = [s for s in leavers if not s.yields and not s.moves]
     if drained:
         nodes = ", ".join(dict.fromkeys(s.node for s in drained))
         parts.append(
             f"{', '.join(s.trainer for s in drained)} leave{'s' * (len(drained) == 1)} {nodes}, which is drained"
         )
+    if moved:
+        parts.append(f"{', '.join(s.trainer for s in moved)} move{'s' * (len(moved) == 1)} to other nodes")
     if spared:
         names = ", ".join(s.trainer for s in spared)
         parts.append(f"{names} give{'s' * (len(spared) == 1)} up {'its seat' if len(spared) == 1 else 'their seats'}")

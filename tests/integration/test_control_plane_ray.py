@@ -1,12 +1,13 @@
 """The control plane in a real Ray: it may die, Ray's controller may die, and training does not notice."""
 
 import itertools
+import shutil
 import signal
 import time
 
 import psutil
 import pytest
-from embedded_cluster import Cluster
+from embedded_cluster import PROGRAM, Cluster
 
 from atoll.control_plane import fs_cluster, ray_bootstrap
 from atoll.errors import CapacityError, PortInUse
@@ -58,6 +59,21 @@ def test_run_that_can_never_fit_is_refused_at_once(cluster, tmp_path):
         CapacityError, match=r"never fit: as asked: 64 workers of 0.4 CPU do not fit even when all is free: 5 do"
     ):
         cluster.submit(tmp_path, 1, workers=64)
+
+
+def test_logs_outlive_the_files_that_trainers_wrote(cluster, tmp_path, eventually):
+    import atoll
+
+    says = PROGRAM.replace("    torch.manual_seed", "    print('said', flush=True)\n    torch.manual_seed")
+    run = cluster.submit(tmp_path, 5, program=says)
+    view = eventually(lambda: cluster.reader.run(run) and (v := cluster.view(run)).state.ended and v, 60)
+    assert view.state is RunState.SUCCEEDED, view.reason
+    writers = [t.trainer for t in view.trainers if t.rank is not None or t.role == "gone"]
+    eventually(lambda: any(cluster.reader.log(run, name, 0, 99) for name in writers))
+    shutil.rmtree(cluster.info.home / "runs" / run / "logs")
+    with atoll.Client(cluster.info.rest_url, (cluster.info.home / "token").read_text().strip()) as client:
+        assert "said\n" in "".join(piece.text for piece in client.logs(run))
+        assert [point.step for point in client.metrics(run)] == [1, 2, 3, 4, 5]
 
 
 def test_killed_worker_and_killed_control_plane_cost_no_step(cluster, tmp_path, eventually):

@@ -39,8 +39,8 @@ class Cluster:
     def call(self, method, body=None, deadline_s=20.0):
         return invoke_once(self.record.control, self.secret, method, body or {}, deadline_s=deadline_s)
 
-    def submit(self, folder, steps, **spec):
-        (folder / "program.py").write_text(PROGRAM)
+    def submit(self, folder, steps, program=PROGRAM, **spec):
+        (folder / "program.py").write_text(program)
         wanted = {
             "name": "tiny",
             "working_dir": str(folder),

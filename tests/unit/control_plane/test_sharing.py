@@ -6,8 +6,11 @@ import pytest
 
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
+from atoll.control_plane.arbiter.decisions import Decisions, Move
+from atoll.control_plane.arbiter.reasons import Better
 from atoll.control_plane.core import Core
 from atoll.control_plane.explain import plan, queues, why
+from atoll.control_plane.queue import carry_out
 from atoll.control_plane.records import QueuesSet, RunPlaced, RunResized
 from atoll.control_plane.resizing import superfluous
 from atoll.control_plane.snapshots import UNKNOWN_ISLAND, snapshot
@@ -300,3 +303,47 @@ def test_share_of_a_queue_is_averaged_over_its_half_life():
     cluster.desk.now = cluster.now
     account(cluster.desk)
     assert cluster.desk.usage["default", None].share == pytest.approx(0.25)
+
+
+# -- moves -----------------------------------------------------------------------------------------------------------
+
+
+def test_worker_that_moves_stays_until_its_replacement_is_ready():
+    cluster = Cluster()
+    run = cluster.submit(workers=2)
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    cluster.running(run)
+    better = Better(before_per_s=1.0, after_per_s=2.0, islands_before=2, islands_after=1, gain_s=300.0, cost_s=32.0)
+    known = len(cluster.desk.records)
+    carry_out(cluster.desk, Decisions(at=0.0, moves=(Move(run="gpt", gives=("a",), takes=("b",), reason=better),)))
+    cluster.records += cluster.desk.records[known:]
+    assert [s.node for s in run.seats.values()] == ["a", "a", "b"]
+    assert (run.epoch, run.lacking()) == (1, 0)
+    assert why(cluster.desk, run).reason.split("resized: ")[1].startswith("2.00 times the samples/s on 1 island")
+    seen = snapshot(cluster.desk).grants[0]
+    assert (sorted(seen.nodes), seen.leaving) == (["a", "a", "b"], ("a",))
+    cluster.tick(1)
+    assert run.epoch == 1
+    fresh = next(t for t in run.active() if t.node == "b")
+    ready = m.TrainerReady(trainer=fresh.trainer, host="h", port=1)
+    cluster.tell(ev.AgentSaid(node="b", fact=m.TrainerSaid(run="gpt", fact=ready)))
+    assert (run.epoch, [x.trainer for x in run.members]) == (2, ["gpt-t0", "gpt-t2"])
+    assert run.reason == "gpt-t1 moves to other nodes, gpt-t2 joins"
+    again = Cluster(cluster.records, 2).desk.cluster.runs["gpt"]
+    assert {s.seat: (s.leaving, s.replaced) for s in again.seats.values()}["gpt-s1"] == (True, True)
+
+
+def test_what_members_need_for_a_grain_becomes_their_devices_measured_speed():
+    cluster = Cluster()
+    run = cluster.submit(workers=2)
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    cluster.running(run)
+    for step in range(1, 12):
+        for member in run.members:
+            told = {"epoch": 1, "step": step, "at": 1.0, "step_s": 1.1, "samples": 32, "grains": 4}
+            fact = m.StepCommitted(trainer=member.trainer, compute_s=1.0, wait_s=0.1, **told)
+            cluster.tell(ev.AgentSaid(node=member.node, fact=m.TrainerSaid(run="gpt", fact=fact)))
+    wish = snapshot(cluster.desk).grants[0].ask
+    assert (wish.batch, wish.measured) == (32.0, {"cpu": pytest.approx(16.0)})
