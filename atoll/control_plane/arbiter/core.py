@@ -25,15 +25,26 @@ from dataclasses import replace
 from typing import assert_never
 
 from atoll.control_plane.arbiter import events as ev
+from atoll.control_plane.arbiter.choosing import worked_out
 from atoll.control_plane.arbiter.decisions import Decisions
 from atoll.control_plane.arbiter.growing import grow, move
-from atoll.control_plane.arbiter.holding import draw, redraw, undraw
+from atoll.control_plane.arbiter.holding import draw, nodes_of, redraw, undraw
 from atoll.control_plane.arbiter.keeping import Keeping
-from atoll.control_plane.arbiter.model import Ask, Flavor, Grant, IslandState, NodeState, Settings, Snapshot, Usage
+from atoll.control_plane.arbiter.model import (
+    Ask,
+    Claim,
+    Flavor,
+    Grant,
+    IslandState,
+    NodeState,
+    Settings,
+    Snapshot,
+    Usage,
+)
 from atoll.control_plane.arbiter.ordering import in_order
-from atoll.control_plane.arbiter.saying import decisions_of
+from atoll.control_plane.arbiter.saying import claims, decisions_of
 from atoll.control_plane.arbiter.serving import serve
-from atoll.control_plane.arbiter.state import Holding, Wish, grant_of, holding_of, new_state
+from atoll.control_plane.arbiter.state import Holding, Kept, Wish, grant_of, holding_of, new_state
 from atoll.control_plane.arbiter.turn import Turn
 from atoll.schema.ids import NodeId, RunId
 
@@ -68,7 +79,30 @@ class Arbiter:
             arbiter._changed(grant, now)
         for ask in snapshot.asks:
             state.wishes[ask.run] = Wish(ask=ask)
+        for claim in snapshot.kept:
+            arbiter._keep(claim)
         return arbiter
+
+    def _keep(self, claim: Claim) -> None:
+        """Places that were kept before this arbiter existed, as far as they are still there."""
+        state = self.state
+        wish, nodes = state.wishes.get(claim.run), nodes_of(state, [*claim.nodes])
+        if wish is None or len(nodes) < len(claim.nodes) or wish.ask.queue not in state.accounts.queues:
+            return
+        kinds = {node.kind for node in nodes}
+        for choice in worked_out(state, wish)[claim.option : claim.option + 1]:
+            for way in choice.ways:
+                if kinds <= way.shape.kinds:
+                    state.kept[claim.run] = Kept(
+                        run=claim.run,
+                        option=claim.option,
+                        shape=way.shape,
+                        places=[*claim.nodes],
+                        start=claim.start,
+                        claim=claim.given,
+                        givers=claim.givers,
+                    )
+                    return
 
     # -- facts -------------------------------------------------------------------------------------------------------
 
@@ -208,7 +242,7 @@ class Arbiter:
         return decisions_of(turn)
 
     def snapshot(self, now: float) -> Snapshot:
-        """All that is known, as a value: what a dry run begins from. Places kept for those who wait are not in it."""
+        """All that is known, as a value: what a dry run begins from."""
         state = self.state
         islands = state.cluster.islands.values()
         return Snapshot(
@@ -224,6 +258,7 @@ class Arbiter:
                 for queue, user, share in state.accounts.remembered(now)
             ),
             obtainable=state.obtainable,
+            kept=claims(state),
             settings=state.settings,
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from atoll.control_plane.arbiter.model import Claim
 from atoll.control_plane.arbiter.reasons import Better, GivesBack, Held, Idle, Leaves, Never, Placed, YieldsTo
 from atoll.schema.ids import NodeId, RunId
 
@@ -92,7 +93,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
-    """All of one tick. `shares` are those of all queues after it."""
+    """All of one tick. `shares` are those of all queues after it, `kept` what is kept for those who wait."""
 
     at: float
     starts: tuple[Start, ...] = ()
@@ -103,3 +104,4 @@ class Decisions:
     holds: tuple[Hold, ...] = ()
     refusals: tuple[Refuse, ...] = ()
     shares: tuple[Share, ...] = ()
+    kept: tuple[Claim, ...] = ()

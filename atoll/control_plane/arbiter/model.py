@@ -204,6 +204,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Places kept for a run that waits, from one tick to the next: a node for each worker of its option's least size.
+
+    `start`: when it has them at the latest (None: unknown). `given`: `givers` were told to give them up for it; else they
+    are where it is foreseen to begin soonest.
+    """
+
+    run: RunId
+    option: int
+    nodes: tuple[NodeId, ...]
+    start: float | None
+    given: bool
+    givers: tuple[RunId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Obtainable:
     """Nodes that are not there and could be started: up to `most` of a class, as one island of so many at most."""
 
@@ -240,7 +256,8 @@ class Settings:
 class Snapshot:
     """All that a decision rests upon. Flavors are in order: a class belongs to the first that selects it.
 
-    What would fit with the `obtainable` nodes is not refused, but waits for them.
+    What would fit with the `obtainable` nodes is not refused, but waits for them. `kept` are the last decisions' `kept`:
+    who decides by snapshots hands them on, so that what was freed for one run is not given to another.
     """
 
     now: float
@@ -252,6 +269,7 @@ class Snapshot:
     grants: tuple[Grant, ...] = ()
     usage: tuple[Usage, ...] = ()
     obtainable: tuple[Obtainable, ...] = ()
+    kept: tuple[Claim, ...] = ()
     settings: Settings = field(default_factory=Settings)
 
 

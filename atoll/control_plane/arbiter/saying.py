@@ -13,7 +13,7 @@ from atoll.control_plane.arbiter import speed
 from atoll.control_plane.arbiter.cluster import Node
 from atoll.control_plane.arbiter.decisions import Decisions, Hold, Share, Start
 from atoll.control_plane.arbiter.holding import nodes_of
-from atoll.control_plane.arbiter.model import Ask
+from atoll.control_plane.arbiter.model import Ask, Claim
 from atoll.control_plane.arbiter.ordering import priority
 from atoll.control_plane.arbiter.packing import crossed, side_by_side
 from atoll.control_plane.arbiter.reasons import Held, Placed
@@ -33,6 +33,22 @@ def decisions_of(turn: Turn) -> Decisions:
         holds=_holds(turn),
         refusals=tuple(turn.refusals),
         shares=_shares(turn.state, turn.now),
+        kept=claims(turn.state),
+    )
+
+
+def claims(state: State) -> tuple[Claim, ...]:
+    """What is kept, as values."""
+    return tuple(
+        Claim(
+            run=kept.run,
+            option=kept.option,
+            nodes=tuple(kept.places),
+            start=kept.start,
+            given=kept.claim,
+            givers=kept.givers,
+        )
+        for kept in state.kept.values()
     )
 
 

@@ -249,6 +249,19 @@ def test_what_others_give_up_is_kept_for_whom_they_gave_it():
     assert list(started(shell.tick(3.0))) == ["r"]
 
 
+def test_what_is_kept_is_handed_on_from_snapshot_to_snapshot():
+    shell = Shell([node("a", gpus=4)], delay_s=2.0)
+    shell.submit(ask("elastic", least=1, most=4))
+    shell.tick(0.0)
+    shell.submit(ask("r", at=1.0, least=3, most=3))
+    shell.tick(1.0)
+    shell.submit(ask("small", at=0.5))
+    shell.release("elastic", (("a", "a", "a"), ()))
+    seen = decode_as(Snapshot, encode(shell.arbiter.snapshot(3.0)))
+    assert list(started(decide(seen))) == ["r"]
+    assert list(started(decide(replace(seen, kept=())))) == ["small"]
+
+
 # -- folding -------------------------------------------------------------------------------------------------------------
 
 
