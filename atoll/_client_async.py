@@ -16,7 +16,7 @@ from atoll._client_logs import LOG_PIECE, LogFollower, LogPiece, LogReader
 from atoll._client_people import AsyncPeopleCalls
 from atoll._client_sharing import AsyncSharingCalls
 from atoll._client_sse import Completion, Followed, Follower, FollowItem
-from atoll.errors import ConnectError, PeerLost
+from atoll.errors import ConnectError, NotFoundError, PeerLost
 from atoll.launch_spec import read_job
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import RunId
@@ -233,7 +233,13 @@ class AsyncClient(AsyncSharingCalls, AsyncPeopleCalls):
         reader = LogReader(trainer)
         reader.see(await self.run(run))
         while (want := reader.next()) is not None:
-            found = reader.take(want, await self.log(run, want.trainer, want.offset))
+            try:
+                chunk = await self.log(run, want.trainer, want.offset)
+            except NotFoundError:  # its node is gone, and it had written nothing: the others are read all the same
+                if trainer is not None:
+                    raise
+                chunk = None
+            found = reader.take(want, chunk)
             if found is not None:
                 yield found
 

@@ -54,8 +54,11 @@ class LogReader:
             return None
         return Want(trainer=self._round[0], offset=self._offsets[self._round[0]])
 
-    def take(self, want: Want, chunk: LogChunk) -> LogPiece | None:
-        """Take the answer; a trainer without news leaves the round."""
+    def take(self, want: Want, chunk: LogChunk | None) -> LogPiece | None:
+        """Take the answer, None where there is no such log; a trainer without news leaves the round."""
+        if chunk is None:
+            self._round.remove(want.trainer)
+            return None
         self._offsets[want.trainer] = max(want.offset, chunk.next_offset)
         if chunk.next_offset <= want.offset:
             self._round.remove(want.trainer)

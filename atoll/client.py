@@ -27,7 +27,7 @@ from atoll._client_logs import LOG_PIECE, LogFollower, LogPiece, LogReader
 from atoll._client_people import PeopleCalls
 from atoll._client_sharing import SharingCalls
 from atoll._client_sse import Completion, Followed, Follower, FollowItem
-from atoll.errors import ConnectError, PeerLost
+from atoll.errors import ConnectError, NotFoundError, PeerLost
 from atoll.launch_spec import read_job
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import RunId
@@ -242,7 +242,13 @@ class Client(SharingCalls, PeopleCalls):
         reader = LogReader(trainer)
         reader.see(self.run(run))
         while (want := reader.next()) is not None:
-            piece = reader.take(want, self.log(run, want.trainer, want.offset))
+            try:
+                chunk = self.log(run, want.trainer, want.offset)
+            except NotFoundError:  # its node is gone, and it had written nothing: the others are read all the same
+                if trainer is not None:
+                    raise
+                chunk = None
+            piece = reader.take(want, chunk)
             if piece is not None:
                 yield piece
 

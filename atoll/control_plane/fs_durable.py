@@ -14,7 +14,7 @@ from pathlib import Path
 
 from atoll.config import Config
 from atoll.control_plane.arrow_metrics import DAY_S, MetricsArchive
-from atoll.control_plane.fs_cluster import write_private
+from atoll.control_plane.fs_cluster import private_dir, write_private
 from atoll.control_plane.sql_archive import Archivist
 from atoll.control_plane.sql_store import Place, checked_url
 from atoll.errors import ClusterError, SchemaError
@@ -50,7 +50,7 @@ class Durable:
 
     def opened_archive(self, cluster_dir: Path) -> MetricsArchive:
         """The archive of metrics. Raises `ClusterError`."""
-        return MetricsArchive(self.archive or str((cluster_dir / "archive").absolute()))
+        return MetricsArchive(self.archive or str(private_dir(cluster_dir / "archive").absolute()))
 
     def archivist(self, cluster_dir: Path) -> Archivist:
         """Who fills the archive. Raises `ClusterError`."""

@@ -198,6 +198,9 @@ def test_log_that_its_node_took_along_is_read_from_what_was_kept(server, connect
         client.log(run, trainer)
     server.reader.kept_logs[trainer] = b"kept\n"
     assert client.log(run, trainer).text == "kept\n"
+    assert [piece.text for piece in client.items("logs", run)] == ["kept\n"]  # of the other one there is none
+    with pytest.raises(NotFoundError):
+        client.items("logs", run, server.reader.views[run].trainers[1].trainer)
 
 
 def test_refusal_is_raised_as_the_error_it_was(server, connect):

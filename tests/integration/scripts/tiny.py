@@ -25,6 +25,7 @@ class Points(torch.utils.data.Dataset):
 
 
 def train(ctx):
+    print("tiny begins, lr", ctx.config.get("lr", "none"), flush=True)
     net = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 2))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
@@ -39,8 +40,6 @@ def train(ctx):
                     raise RuntimeError("the script's own mistake")
                 step.backward(loss)
                 step.report(loss=loss)
-            if ctx.rank == 0 and step.index == 0:
-                print("tiny begins, lr", ctx.config.get("lr", "none"), flush=True)
             time.sleep(ctx.config.get("pause_s", 0.0))
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()

@@ -30,6 +30,7 @@ def test_cluster_without_settings_keeps_files_of_its_own(tmp_path):
     assert not (tmp_path / fs_durable.NAME).exists()
     assert Durable().journal(tmp_path) == tmp_path / "journal.sqlite"
     assert Path(Durable().opened_archive(tmp_path).uri) == tmp_path / "archive"
+    assert (tmp_path / "archive").stat().st_mode & 0o077 == 0
 
 
 def test_settings_of_the_first_start_hold_for_later_ones(tmp_path):
