@@ -22,7 +22,7 @@ from atoll.control_plane.autoscaling.loop_runtime import Loop
 from atoll.control_plane.autoscaling.spec_toml import parse
 from atoll.errors import LabError
 from atoll.lab import ray_nodes
-from atoll.lab.lab_runtime import raised
+from atoll.lab.lab_runtime import attach, raised
 from atoll.lab.spec import HostSpec, LabSpec, Network, NicSpec, with_head
 from benchmarks.recovery_ground import RELAY, SHARED_FOLDER, atoll_up
 
@@ -37,10 +37,26 @@ def spec(names, cpus=1):
 
 
 class Machines:
-    """The lab, a client of the cluster in its head, and the autoscaler at work on a thread."""
+    """The lab, a client of the cluster in its head, and the autoscaler at work: on a thread here, or as a command there."""
 
-    def __init__(self, lab, home, client, text):
+    def __init__(self, lab, home, client, text, *, command):
         self.lab, self.home, self.client, self.said = lab, home, client, []
+        self.loop, self._child = None, None
+        begin = self._begin_command if command else self._begin_thread
+        begin(text)
+
+    def _begin_command(self, text):
+        (self.home / "autoscaler.toml").write_text(text)
+        words = ["autoscale", "--file", str(self.home / "autoscaler.toml"), "--lab", self.lab.name]
+        self._child = subprocess.Popen(
+            self._words("head", *words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.home
+        )
+        read = threading.Thread(target=lambda: self.said.extend(self._child.stdout), daemon=True, name="atoll-said")
+        self._thread, self._stop = read, None
+        read.start()
+
+    def _begin_thread(self, text):
+        lab, client = self.lab, self.client
         self.scaling = parse(text, "autoscaler.toml")
         core = Autoscaler(self.scaling, tag="t")
         door = RestCluster(client, self.scaling)
@@ -50,9 +66,18 @@ class Machines:
         self._thread.start()
 
     def end(self):
-        self._stop.set()
+        if self._child is not None:
+            self._child.terminate()
+            assert self._child.wait(30) == 0, "".join(self.said)
+        else:
+            self._stop.set()
         self._thread.join(30)
         assert not self._thread.is_alive()
+
+    def _words(self, host, *words):
+        atoll_words = ["env", f"ATOLL_HOME={self.home}", "PYTHONUNBUFFERED=1", sys.executable]
+        argv = [*atoll_words, "-c", "from atoll.cli import main; main()", *words]
+        return attach(self.lab.name, home=self.home).words(host, argv)
 
     def told(self, words):
         return [line for line in self.said if words in line]
@@ -80,9 +105,8 @@ class Machines:
         return self.inside("head", *words).split()[-1]
 
     def inside(self, host, *words):
-        argv = ["env", f"ATOLL_HOME={self.home}", sys.executable, "-c", "from atoll.cli import main; main()", *words]
         done = subprocess.run(
-            self.lab.words(host, argv), capture_output=True, text=True, timeout=120, check=False, cwd=self.home
+            self._words(host, *words), capture_output=True, text=True, timeout=120, check=False, cwd=self.home
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -96,12 +120,12 @@ class Machines:
 
 
 @contextlib.contextmanager
-def machines(names, text):
+def machines(names, text, *, command=False):
     """All of it, and nothing left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="atoll-m-", dir=SHARED_FOLDER))
     try:
         with with_ray(names, home) as lab, over(lab, home) as client:
-            here = Machines(lab, home, client, text)
+            here = Machines(lab, home, client, text, command=command)
             try:
                 yield here
             finally:

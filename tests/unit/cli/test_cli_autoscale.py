@@ -3,6 +3,7 @@
 import fcntl
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -165,3 +166,8 @@ def test_look_offers_the_machines_first_and_then_seldom(cluster, file):
     assert (offer["kind"], offer["most"], offer["cpus"], offer["labels"]["pool"]) == ("small", 3, 4.0, "x")
     assert {n.node for n in sight.nodes} <= {n.node for n in cluster.reader.hosts}
     assert offers_of(scaling).offers[0].kind == "small"
+
+
+def test_published_schema_is_the_one_that_is_printed(atoll):
+    kept = (Path(__file__).resolve().parents[3] / "docs/autoscaler.schema.json").read_text("utf-8")
+    assert kept == atoll("cluster", "schema")[1]
