@@ -21,7 +21,7 @@ def plan(view: PlanView, now: float) -> Iterator[Any]:
     size = f"{view.workers} of {view.wanted}" if view.workers < view.wanted else f"{view.wanted}"
     heads = {
         "starts": f"it starts now, with {size} worker{'s' * (view.wanted != 1)}",
-        "waits": f"it waits, {view.position} of {view.waiting} in line; {_start(view.starts_at, now)}",
+        "waits": f"it waits{_place(view)}; {_start(view.starts_at, now)}",
         "never": "it can never run here",
     }
     yield Text(heads.get(view.verdict, view.verdict), style="bold")
@@ -34,6 +34,8 @@ def plan(view: PlanView, now: float) -> Iterator[Any]:
     if view.price_per_hour:
         yield f"  price     {view.price_per_hour:.2f} an hour"
     yield from _yields(view.yields)
+    if view.to_start:
+        yield f"  to start  {', '.join(f'{count} {kind}' for kind, count in view.to_start.items())}"
     yield f"  {view.reason}"
 
 
@@ -99,6 +101,10 @@ def _goodput(found: Sequence[GoodputView], span_s: float) -> Table:
         shown = [f"{value:.0f}" if (value := getattr(row, use)) else "-" for use in USES]
         table.add_row(row.by, row.name, f"{row.goodput:.0%}" if row.held else "-", *shown)
     return table
+
+
+def _place(view: PlanView) -> str:
+    return f", {view.position} of {view.waiting} in line" if view.position else " for nodes to come"
 
 
 def _start(at: float | None, now: float) -> str:

@@ -7,15 +7,18 @@ order. Why a run waits is what stands against each of its alternatives at this m
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 from atoll.control_plane.arbiter.core import decide
 from atoll.control_plane.arbiter.decisions import Decisions, Shrink, Start, Suspend
+from atoll.control_plane.arbiter.model import Ask, Snapshot
 from atoll.control_plane.arbiter.reasons import Held, Rejected
 from atoll.control_plane.desk import Desk
+from atoll.control_plane.offers import OFFERED, offered_nodes
 from atoll.control_plane.queue import refusal
 from atoll.control_plane.snapshots import ask, snapshot
 from atoll.control_plane.state import Run
-from atoll.errors import InternalError, SpecError
+from atoll.errors import SpecError
 from atoll.schema.ids import RunId
 from atoll.schema.sharing_views import PlanView, QueueView, RejectedView, WhyView, YieldView
 from atoll.schema.spec import JobSpec, check_spec
@@ -38,7 +41,20 @@ def plan(desk: Desk, spec: JobSpec) -> PlanView:
     wish = dataclasses.replace(ask(spec, now=desk.now), run=PLANNED)
     decisions = decide(dataclasses.replace(seen, asks=(*seen.asks, wish)))
     start = next((s for s in decisions.starts if s.run == PLANNED), None)
-    return _starts(desk, spec, start) if start is not None else _waits(spec, decisions)
+    if start is not None:
+        return _starts(desk, spec, start)
+    return dataclasses.replace(_waits(spec, decisions), to_start=_to_start(desk, seen, wish))
+
+
+def _to_start(desk: Desk, seen: Snapshot, wish: Ask) -> dict[str, int]:
+    """The machines on offer that the job would be placed on if all of them stood, by type."""
+    offered = {node.node: node.kind.name for node in offered_nodes(desk)}
+    if not offered:
+        return {}
+    larger = dataclasses.replace(seen, nodes=(*seen.nodes, *offered_nodes(desk)), asks=(*seen.asks, wish))
+    start = next((s for s in decide(larger).starts if s.run == PLANNED), None)
+    used = {*start.nodes, *start.spares} if start is not None else set()
+    return dict(Counter(offered[node].removeprefix(OFFERED) for node in sorted(used) if node in offered))
 
 
 def _starts(desk: Desk, spec: JobSpec, start: Start) -> PlanView:
@@ -63,7 +79,9 @@ def _starts(desk: Desk, spec: JobSpec, start: Start) -> PlanView:
 def _waits(spec: JobSpec, decisions: Decisions) -> PlanView:
     held = _held(decisions, PLANNED)
     if held is None:
-        raise InternalError(f"the arbiter said nothing of the planned job {spec.name}")
+        # Only nodes that may yet come can hold it.
+        lacks = " ".join(refuse.reason.words() for refuse in decisions.refusals if refuse.run == PLANNED)
+        return PlanView(verdict="waits", reason=lacks, queue=spec.queue, wanted=spec.workers)
     return PlanView(
         verdict="waits",
         reason=held.words(),

@@ -20,6 +20,8 @@ HOLDS_S = 60.0
 SUBJECT = "autoscaler"
 # An autoscaler that goes astray must not fill the history.
 _MOST_LINES, _LONGEST = 100, 1000
+# So begin the names of classes and nodes that do not stand.
+OFFERED = "offered:"
 # More than any gang needs of one type, and few enough to be placed at once.
 _MOST = 1024
 
@@ -43,11 +45,11 @@ def _node(offer: MachineOffer, number: int) -> NodeState:
     total = Amount(cpus=units(offer.cpus), gpus=units(offer.gpus))
     device = offer.labels.get("device") or ("gpu" if total.gpus else "cpu")
     kind = NodeClass(
-        name=f"offered:{offer.kind}",
+        name=f"{OFFERED}{offer.kind}",
         device=device,
         total=total,
         labels=dict(offer.labels),
         spot=offer.labels.get("market") == "spot",
     )
-    name = f"offered:{offer.kind}:{number}"
-    return NodeState(node=NodeId(name), kind=kind, island=offer.labels.get("island") or f"offered:{offer.kind}")
+    name = f"{OFFERED}{offer.kind}:{number}"
+    return NodeState(node=NodeId(name), kind=kind, island=offer.labels.get("island") or f"{OFFERED}{offer.kind}")

@@ -5,7 +5,7 @@ Reasons are the arbiter's own words, unchanged. Times are Unix seconds, amounts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from atoll.schema.ids import NodeId, RunId
 from atoll.schema.views import RunState
@@ -42,8 +42,9 @@ class YieldView:
 class PlanView:
     """What would become of a job if it were submitted now. `verdict`: starts, waits or never.
 
-    `nodes`: where its workers would be, by rank, and `spares`; `yields`: who would give way for it. `starts_at` is None
-    where nobody can tell; so are predictions.
+    `nodes`: where its workers would be, by rank, and `spares`; `yields`: who would give way for it; `to_start`: machines
+    that an autoscaler offers, by type, with which it would start. `starts_at` is None where nobody can tell; so are
+    predictions.
     """
 
     verdict: str
@@ -55,6 +56,7 @@ class PlanView:
     nodes: tuple[NodeId, ...] = ()
     spares: tuple[NodeId, ...] = ()
     yields: tuple[YieldView, ...] = ()
+    to_start: dict[str, int] = field(default_factory=dict)
     rejected: tuple[RejectedView, ...] = ()
     position: int = 0
     waiting: int = 0

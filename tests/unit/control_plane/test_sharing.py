@@ -17,6 +17,7 @@ from atoll.control_plane.snapshots import UNKNOWN_ISLAND, snapshot
 from atoll.control_plane.usage import account
 from atoll.errors import SpecError
 from atoll.schema import messages as m
+from atoll.schema.offers import MachineOffer
 from atoll.schema.queues import FlavorWish, QueueWish, QuotaWish, Sharing
 from atoll.schema.sharing import Alternative
 from atoll.schema.spec import JobKind, JobSpec
@@ -265,6 +266,15 @@ def test_plan_of_a_job_that_can_never_fit_says_what_is_lacking():
     view = plan(Cluster().desk, job(workers=9))
     assert view.verdict == "never"
     assert "5 CPU more are needed" in view.reason
+
+
+def test_plan_counts_the_machines_that_an_autoscaler_would_have_to_start():
+    cluster = Cluster()
+    offers = (MachineOffer(kind="big", most=4, cpus=4.0), MachineOffer(kind="small", most=1, cpus=1.0))
+    cluster.reply(ev.MachinesOffered(request="q", offers=offers))
+    cluster.submit("first", workers=4)
+    view = plan(cluster.desk, job(workers=8))
+    assert (view.verdict, view.to_start) == ("waits", {"big": 2})
 
 
 def test_plan_for_an_unknown_queue_is_refused():
