@@ -51,6 +51,7 @@ def snapshot(desk: Desk) -> m.Snapshot:
         asks=tuple(ask(run.spec, run, devices) for run in runs if run.state is RunState.QUEUED and not run.held),
         grants=tuple(grant(run, devices) for run in granted),
         usage=tuple(desk.usage.values()),
+        kept=desk.decided.kept if desk.decided is not None else (),
         settings=_settings(sharing),
     )
 
