@@ -40,10 +40,11 @@ MIXED = cluster(("x", "a", "i"), ("y", "b", "i"))
     ("where", "nodes", "plain", "atoll"),
     [
         (HOST, "x", 16.0, 16.0),
-        (HOST, "xxxx", 4 + 1.5 / 4, 4 + 1.5 / 4),
-        (ISLAND, "xxyy", 4 + 1.5 / 2, 4 + 1.0 / 4 + 1.0 / 2),
-        (TWO, "xyzw", 4 + 1.5 / 1, 4 + 1.0 / 2 + 1.0 / (1 * 2)),
-        (MIXED, "xxyy", 8 + 1.5 / 2, 160 / 30 + 1.0 / 4 + 1.0 / 2),
+        (HOST, "xxxx", 4 + 1.5 / 4, 4 + 1.18 * 1.5 / 4),
+        (ISLAND, "xxyy", 4 + 1.5 / 2, 4 + 1.18 * 1.0 / 2),
+        (TWO, "xyzw", 4 + 1.5 / 1, 4 + 1.18 * 1.0 / (1 * 2)),
+        (TWO, "xxxz", 4 + 1.5 / 1, 4 + 1.18 * 1.0 / (1 * 1)),
+        (MIXED, "xxyy", 8 + 1.5 / 2, 160 / 30 + 1.18 * 1.0 / 2),
     ],
 )
 def test_step_takes_compute_and_the_sums_of_its_levels(where, nodes, plain, atoll):
