@@ -217,7 +217,7 @@ class Cluster:
         cpus = node.cpus - node.used_cpus - node.kept_cpus
         gpus = node.gpus - node.used_gpus - node.kept_gpus
         bucket: tuple[int, int, int] | None = (node.kind, max(cpus, 0), max(gpus, 0))
-        if node.drained or (cpus <= 0 and gpus <= 0):
+        if node.drained:
             bucket = None
         if bucket == node.bucket:
             return

@@ -137,6 +137,13 @@ def test_drained_node_gets_nothing_new():
     assert started(shell.tick())["r"].nodes == ("b",)
 
 
+def test_workers_that_need_nothing_find_room_on_a_full_node():
+    shell = Shell([node("a", gpus=2)])
+    shell.submit(ask("full", least=2, most=2))
+    shell.submit(replace(ask("none", at=1.0, least=3, most=3), each=amount(0, 0)))
+    assert started(shell.tick())["none"].nodes == ("a",) * 3
+
+
 # -- unlike devices ------------------------------------------------------------------------------------------------------
 
 
