@@ -23,6 +23,7 @@ from atoll.control_plane.autoscaling.machines import Fleet, Held, Phase
 from atoll.control_plane.autoscaling.room import Room, reserve, room_of
 from atoll.control_plane.autoscaling.settling import Settling
 from atoll.control_plane.autoscaling.spec import NodeType, Scaling
+from atoll.schema.ids import RunId
 
 # Standing nodes are used first, then those that are about to be given up, then machines that come.
 _STANDS, _WAS_IDLE, _COMES = 0, 1, 2
@@ -39,6 +40,7 @@ class Autoscaler:
         self._tag = tag
         self._count = 0
         self._told: dict[str, cmd.Reason] = {}
+        self._in_place: dict[RunId, set[str]] = {}
         self._commands: list[cmd.Command] = []
         self._now = 0.0
 
@@ -59,7 +61,11 @@ class Autoscaler:
         rooms = self._rooms(look)
         needed: set[str] = set()
         told: dict[str, cmd.Reason] = {}
-        for ask in [*replacements(look.nodes, self._now), *self._demand.served(look.asks, self._now)]:
+        leaving = replacements(look.nodes, self._now)
+        self._in_place = {run: keys for run, keys in self._in_place.items() if run in {ask.run for ask in leaving}}
+        for ask in leaving:
+            needed |= self._replace(ask, look, rooms, told)
+        for ask in self._demand.served(look.asks, self._now):
             needed |= self._serve(ask, look, rooms, told)
         self._least(look)
         self._told_anew(told)
@@ -85,6 +91,17 @@ class Autoscaler:
             rooms.append(Room(key=key, labels=node.labels, cpus=free.cpus, gpus=free.gpus, order=order))
         coming = [m for m in self.fleet.held.values() if m.phase is Phase.COMING]
         return rooms + [room_of(m.kind, m.instance, _COMES) for m in coming]
+
+    def _replace(self, ask: Ask, look: facts.Looked, rooms: list[Room], told: dict[str, cmd.Reason]) -> set[str]:
+        """Find room in place of a node that leaves, once: while its workers move there, it is used on both."""
+        before = self._in_place.get(ask.run)
+        if before is None or not before <= {room.key for room in rooms}:
+            before = self._in_place[ask.run] = self._serve(ask, look, rooms, told)
+            if not before:
+                del self._in_place[ask.run]
+            return before
+        reserve([room for room in rooms if room.key in before and room.comes], ask.each, 1)
+        return before
 
     def _serve(self, ask: Ask, look: facts.Looked, rooms: list[Room], told: dict[str, cmd.Reason]) -> set[str]:
         """Reserve room for a gang and start what it lacks; returns the machines that it needs."""

@@ -208,6 +208,29 @@ def test_machine_that_its_provider_takes_is_replaced_before_it_goes():
     assert len(w.launches) == 2
 
 
+def test_machine_in_place_of_another_is_started_once_while_its_workers_move():
+    w = world(kind("spot", cpus=4, spot=True), kind("other", cpus=4, price_per_hour=9.0))
+    w.submit(ask("r", workers=4))
+    w.go(10)
+    w.notice("spot-x1", 60)
+    w.go(8)
+    moved, _ = w.running["r"]
+    w.running["moved"] = (moved, {"n-spot-x2": 4})
+    w.go(20)
+    assert [name for _, name in w.launches] == ["spot", "spot"]
+
+
+def test_replacement_that_is_lost_is_started_anew():
+    w = world(kind("spot", cpus=4, spot=True))
+    w.submit(ask("r", workers=4))
+    w.go(10)
+    w.notice("spot-x1", 90)
+    w.go(8)
+    w.kill("spot-x2")
+    w.go(60)
+    assert len(w.launches) == 3
+
+
 def test_nothing_is_started_while_the_provider_does_not_answer():
     w = world(kind("small", cpus=4, least=1), deaf=True)
     w.submit(ask("r", workers=4))
