@@ -3,6 +3,8 @@
 import configparser
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -91,6 +93,14 @@ def test_unit_runs_as_its_own_user_with_commands_that_exist(path):
         assert program in {"/opt/atoll/bin/atoll", "/opt/atoll/bin/ray", "/bin/sleep"}
         if program.endswith("/atoll"):
             assert word in atoll_commands()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_finds_nothing_wrong_but_that_the_programs_are_not_installed_here():
+    words = ["systemd-analyze", "verify", "--man=no", *map(str, files(".service"))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    wrong = [line for line in done.stderr.splitlines() if "is not executable: No such file" not in line]
+    assert wrong == []
 
 
 def atoll_commands():
