@@ -9,7 +9,7 @@ import typer
 
 from atoll import launch
 from atoll.errors import AtollError, SpecError
-from atoll.launch_spec import is_job_file, read_job
+from atoll.launch_spec import check_names, is_job_file, read_job
 from atoll.schema.job_keys import json_schema
 from atoll.schema.spec import JobSpec
 
@@ -98,6 +98,7 @@ def validate(
     for file in files:
         try:
             spec = read_job(file)
+            check_names(spec)
         except AtollError as error:
             typer.echo(str(error), err=True)
             code = error.exit_code

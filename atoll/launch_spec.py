@@ -6,6 +6,7 @@ be a top-level function of a file, and whatever it is to be told must be JSON.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -17,6 +18,7 @@ from atoll.errors import ScriptNotFound, SpecError
 from atoll.schema.ids import RunId
 from atoll.schema.job_file import ENDINGS, Document, parse, parse_metadata
 from atoll.schema.job_keys import hints
+from atoll.schema.nearest import nearest
 from atoll.schema.sharing import Alternative, bounds
 from atoll.schema.spec import JobKind, JobSpec, check_spec
 
@@ -161,6 +163,47 @@ def read_job(path: str | Path, cwd: Path | None = None) -> JobSpec:
     """The spec in a job file, TOML or YAML. Raises `ScriptNotFound`, or `SpecError` with the lines at fault."""
     document, file = read_document(path, cwd or Path.cwd())
     return build_document(document, file)
+
+
+def check_names(spec: JobSpec) -> None:
+    """Raises `ScriptNotFound` where the program, read and not run, defines no such function, or is no Python.
+
+    For those who ask beforehand: a program may make its names in ways that only show when it runs.
+    """
+    file = Path(spec.working_dir, spec.file)
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    except SyntaxError as error:
+        raise ScriptNotFound(f"{file}:{error.lineno}: no Python: {error.msg}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScriptNotFound(f"{file} cannot be read: {error}") from None
+    known = _names_bound(tree)
+    for name in filter(None, (spec.function, spec.model)):
+        top = name.partition(".")[0]
+        if top not in known and "*" not in known:
+            near = nearest(top, known)
+            hint = f"; the nearest name in it is {near!r}" if near else ""
+            raise ScriptNotFound(f"{spec.file} defines no {name!r} at its top level{hint}")
+
+
+def _names_bound(tree: ast.Module) -> set[str]:
+    """Names that the top level of a module binds, also below `if` and `try`; `*` where it imports all of another."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.add(node.name)
+            case ast.Import() | ast.ImportFrom():
+                names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            case ast.Name(ctx=ast.Store()):
+                names.add(node.id)
+            case ast.Lambda():
+                pass
+            case _:
+                waiting += ast.iter_child_nodes(node)
+    return names
 
 
 # Keys of `ray job submit --metadata-json` that are Atoll's begin so.

@@ -303,7 +303,7 @@ def test_metrics_are_printed_as_a_table_and_whole_for_programs(cluster, atoll):
 
 
 def test_validate_tells_faults_with_lines_and_prints_the_schema(atoll, tmp_path):
-    (tmp_path / "train.py").touch()
+    (tmp_path / "train.py").write_text("def train(ctx): pass")
     (tmp_path / "good.toml").write_text('file = "train.py"\nworkers = "2..4"\n')
     (tmp_path / "bad.yaml").write_text("file: train.py\nwrokers: 4\n")
     assert atoll("validate", "good.toml") == (

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import ScriptNotFound, SpecError
-from atoll.launch_spec import build, build_document, metadata_options, read_document, read_job, safe_name
+from atoll.launch_spec import build, build_document, check_names, metadata_options, read_document, read_job, safe_name
 
 HERE = Path(__file__).resolve()
 
@@ -156,3 +156,29 @@ def test_metadata_of_a_ray_job_become_options():
     }
     with pytest.raises(SpecError, match=r"'atoll\.queue'"):
         metadata_options({"atoll.quue": "research"})
+
+
+def test_function_that_a_program_does_not_define_is_told_with_the_nearest_name(job):
+    path = job('file = "train.py"\nfunction = "trian"')
+    with pytest.raises(
+        ScriptNotFound, match=r"train\.py defines no 'trian' at its top level; the nearest name in it is 'train'"
+    ):
+        check_names(read_job(path))
+    check_names(read_job(job('file = "train.py"')))
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["from other import train", "from other import *", "if True:\n    train = print", "class train:\n    pass"],
+)
+def test_function_may_come_from_anywhere(job, program):
+    path = job('file = "train.py"')
+    (path.parent / "train.py").write_text(program)
+    check_names(read_job(path))
+
+
+def test_program_that_is_no_python_is_told_with_its_line(job):
+    path = job('file = "train.py"')
+    (path.parent / "train.py").write_text("a = 1\ndef train(:\n")
+    with pytest.raises(ScriptNotFound, match=r"train\.py:2: no Python"):
+        check_names(read_job(path))
