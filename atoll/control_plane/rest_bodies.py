@@ -142,7 +142,8 @@ def _of_a_job() -> dict[str, dict[str, Any]]:
         elif name in said and kind is str:
             found[name] = {"enum": list(said[name].among)}
     dotted = {"pattern": r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"}
-    return found | {"name": NAME, "queue": NAME, "file": {"pattern": r"\.py$"}, "function": dotted}
+    named = {"anyOf": [{"type": "string"} | NAME, {"type": "null"}]}
+    return found | {"name": NAME, "queue": NAME, "run_id": named, "file": {"pattern": r"\.py$"}, "function": dotted}
 
 
 def describe(app: FastAPI) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from atoll.control_plane.rest_answers import json_response
@@ -99,7 +99,7 @@ def _add_teams(router: APIRouter) -> None:
         return json_response(people_of(request).teams())
 
     @router.put("/teams/{team}", openapi_extra=body(TeamWish, limits=_QUEUES), **answers(TeamView))
-    async def set_team(team: str, request: Request) -> Response:
+    async def set_team(team: Annotated[str, Path(pattern=NAME["pattern"])], request: Request) -> Response:
         """Set the queues of a team; none: the team is gone."""
         wish = decode(TeamWish, await read_body(request))
         note(request.scope, f"queues={','.join(wish.queues) or '-'}")
