@@ -240,9 +240,12 @@ class Cluster:
             found = self._shapes[key] = Shape(kinds, each.cpus, each.gpus, group)
         return found
 
-    def forget_shapes(self) -> None:
-        """Classes are others now: shapes of before are of no use."""
+    def forget_shapes(self, beyond: int = 0) -> bool:
+        """Forget all shapes if there are more than so many: whoever holds one may use it on, but it is not shared."""
+        if len(self._shapes) <= beyond:
+            return False
         self._shapes.clear()
+        return True
 
     def slots(self, shape: Shape) -> dict[str, int]:
         """Island -> free places of the shape, islands with none left out; `shape.total` is right afterwards, too."""

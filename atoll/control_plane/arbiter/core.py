@@ -48,6 +48,9 @@ from atoll.control_plane.arbiter.state import Holding, Kept, Wish, grant_of, hol
 from atoll.control_plane.arbiter.turn import Turn
 from atoll.schema.ids import NodeId, RunId
 
+# Shapes that are remembered, each with a number for every island: months of unlike asks would fill the memory.
+_SHAPES = 2_000
+
 
 def decide(snapshot: Snapshot) -> Decisions:
     """What is to be done in this situation. The snapshot stays as it is."""
@@ -228,6 +231,8 @@ class Arbiter:
         """All that is to be done now."""
         state = self.state
         state.accounts.forget_pledges()
+        if state.cluster.forget_shapes(beyond=_SHAPES):
+            state.ways.clear()
         turn = Turn(state=state, now=now, keeping=Keeping(state, now))
         for run in [run for run in state.kept if run not in state.wishes]:
             del state.kept[run]

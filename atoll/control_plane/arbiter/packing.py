@@ -121,7 +121,7 @@ def spares(cluster: Cluster, shape: Shape, n: int, workers: list[Node], *, room:
         rooms = [
             ((node.domain in domains, node.name in nodes, at), node)
             for at, name in enumerate(names)
-            for node in _one_of_each_domain(cluster.islands[name], shape)
+            for node in _open_nodes(cluster.islands[name], shape)
         ]
         if not rooms:
             break
@@ -133,7 +133,7 @@ def spares(cluster: Cluster, shape: Shape, n: int, workers: list[Node], *, room:
     return found
 
 
-def _one_of_each_domain(island: Island, shape: Shape) -> list[Node]:
+def _open_nodes(island: Island, shape: Shape) -> list[Node]:
     rooms = [
         node
         for (kind, cpus, gpus), nodes in island.open.items()

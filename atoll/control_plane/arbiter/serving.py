@@ -26,7 +26,7 @@ def serve(turn: Turn, wish: Wish, position: int) -> None:
     """Decide about the run that is next."""
     state, ask = turn.state, wish.ask
     if ask.queue not in state.accounts.queues:
-        _block(turn, wish, position, [Rejected(option=ask.queue, obstacle=NoQueue(queue=ask.queue))], by_quota=False)
+        _block(turn, wish, [Rejected(option=ask.queue, obstacle=NoQueue(queue=ask.queue))])
         return
     own = state.kept.get(ask.run)
     if own is not None and ask.run in turn.keeping.active:
@@ -51,14 +51,12 @@ def serve(turn: Turn, wish: Wish, position: int) -> None:
         _pledge(state, wish)
     elif not isinstance(yields, AwaitsRelease):
         _keep_places(turn, wish, own)
-    _block(turn, wish, position, against, by_quota=by_quota)
+    _block(turn, wish, against)
 
 
-def _block(turn: Turn, wish: Wish, position: int, against: list[Rejected], *, by_quota: bool) -> None:
+def _block(turn: Turn, wish: Wish, against: list[Rejected]) -> None:
     late = starving(turn.state, wish.ask, turn.now)
-    turn.blocked.append(
-        Blocked(wish=wish, position=position, rejected=tuple(against), by_quota=by_quota, starving=late)
-    )
+    turn.blocked.append(Blocked(wish=wish, rejected=tuple(against), starving=late))
 
 
 # -- it starts -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from atoll.control_plane.arbiter.cluster import Node
-from atoll.control_plane.arbiter.decisions import Grow, Hold, Move, Refuse, Shrink, Suspend
+from atoll.control_plane.arbiter.decisions import Grow, Move, Refuse, Shrink, Suspend
 from atoll.control_plane.arbiter.keeping import Keeping
 from atoll.control_plane.arbiter.reasons import Rejected
 from atoll.control_plane.arbiter.roster import Roster
@@ -36,12 +36,10 @@ class Started:
 
 @dataclass(slots=True, kw_only=True)
 class Blocked:
-    """A run that waits on: its place in line, and what stands against its options. `by_quota`: nodes are not the reason."""
+    """A run that waits on, and what stands against its options."""
 
     wish: Wish
-    position: int
     rejected: tuple[Rejected, ...]
-    by_quota: bool
     starving: bool
 
 
@@ -59,7 +57,6 @@ class Turn:
     suspends: list[Suspend] = field(default_factory=list)
     grows: list[Grow] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
-    holds: list[Hold] = field(default_factory=list)
     looked_at: int = 0
     reserved: int = 0
     # lifted for the run that is about to start, to be withheld again when it has its nodes
