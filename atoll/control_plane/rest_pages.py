@@ -21,6 +21,7 @@ from atoll.control_plane.rest_source import ClusterSource
 from atoll.errors import AtollError, ForbiddenError
 from atoll.schema.ids import RunId, TrainerId
 from atoll.schema.messages import LogChunk
+from atoll.schema.sharing_views import TopView
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView
 
 _STOP = "/api/runs/{run}/stop"
@@ -68,6 +69,10 @@ class PageSource:
     async def nodes(self) -> Sequence[NodeView]:
         """The hosts."""
         return await self._seen().nodes()
+
+    async def top(self) -> TopView | None:
+        """Queues and goodput."""
+        return await self._seen().top()
 
     async def topology(self) -> TopologyView:
         """The network."""

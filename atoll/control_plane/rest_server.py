@@ -41,7 +41,7 @@ from atoll.control_plane.rest_bodies import (
 )
 from atoll.control_plane.rest_identity import people_routes
 from atoll.control_plane.rest_people import caller_of, note
-from atoll.control_plane.rest_sharing import sharing_routes, top_of
+from atoll.control_plane.rest_sharing import sharing_routes
 from atoll.control_plane.rest_source import LOG_LIMIT, PAGE, ClusterSource
 from atoll.errors import AtollError, InternalError, NotFoundError, SpecError
 from atoll.schema.harm import HarmWish
@@ -166,7 +166,7 @@ def _about(source: ClusterSource) -> APIRouter:
     @router.get("/metrics", **text_of("the metrics"))
     async def metrics() -> Response:
         """The cluster in Prometheus text format."""
-        text = prometheus.render(await source.runs(), await source.nodes(), await top_of(source))
+        text = prometheus.render(await source.runs(), await source.nodes(), await source.top())
         return PlainTextResponse(text, media_type=prometheus.CONTENT_TYPE)
 
     return router

@@ -14,7 +14,7 @@ from atoll.control_plane.rest_answers import json_response
 from atoll.control_plane.rest_bodies import RunNamed, answers, body, decode, read_body
 from atoll.control_plane.rest_people import caller_of
 from atoll.control_plane.rest_source import ClusterSource
-from atoll.errors import ClusterError, NotFoundError
+from atoll.errors import NotFoundError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import RunId, is_safe_name
 from atoll.schema.queues import Sharing, check_sharing
@@ -87,14 +87,6 @@ def _wishes(router: APIRouter, source: ClusterSource) -> None:
         """Let a run that was suspended wait for seats again."""
         await source.ask("resume", {"run": await _known(source, run), "reason": await _reason(request)})
         return json_response(RunNamed(run=run), status=202)
-
-
-async def top_of(source: ClusterSource) -> TopView | None:
-    """Queues and goodput; None while the control plane is away."""
-    try:
-        return await _asked(source, TopView, "top", {})
-    except ClusterError:
-        return None
 
 
 async def _asked(source: ClusterSource, cls: type[T], method: str, told: dict[str, Any]) -> T:

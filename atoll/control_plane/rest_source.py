@@ -18,12 +18,13 @@ from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 
 from atoll.checkpoint.retention import Retention
-from atoll.errors import AtollError, ConnectError, NotFoundError
+from atoll.errors import AtollError, ClusterError, ConnectError, NotFoundError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, TrainerId, is_safe_name
 from atoll.schema.messages import DoctorReport, Finding, LogChunk
 from atoll.schema.offers import Offers
+from atoll.schema.sharing_views import TopView
 from atoll.schema.spec import JobSpec, check_spec
 from atoll.schema.views import (
     CheckpointView,
@@ -214,6 +215,13 @@ class ClusterSource:
     async def ask(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
         """A question or wish about the queue. Raises the control plane's error, or `ConnectError`."""
         return dict(await self._control.invoke(method, body))
+
+    async def top(self) -> TopView | None:
+        """Queues and goodput; None while the control plane is away."""
+        try:
+            return from_plain(TopView, await self.ask("top", {}))
+        except ClusterError:
+            return None
 
     async def beat(self, run: RunId) -> None:
         """The run's driver lives."""
