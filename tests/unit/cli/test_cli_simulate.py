@@ -73,3 +73,17 @@ def test_what_is_wrong_is_said_in_one_line(words, error, said):
     with pytest.raises(error, match=r".") as raised:
         ran(*words)
     assert said in str(raised.value)
+
+
+def test_bar_counts_jobs_on_a_terminal_and_is_silent_elsewhere(capfd, monkeypatch):
+    from atoll.cli_bars import counted
+
+    with counted("fifo", 5, "jobs") as told:
+        told(3)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with counted("fifo", 5, "jobs") as told:
+        told(5)
+    assert "5/5" in capfd.readouterr().err
