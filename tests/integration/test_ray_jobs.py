@@ -15,6 +15,7 @@ import pytest
 from ray_by_hand import ATOLL, RAY, HandStarted
 
 from atoll.clock import SystemClock
+from atoll.schema.queues import QueueWish, Sharing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -76,15 +77,16 @@ def client(jobs):
 
 
 def test_job_file_with_metadata_runs_under_rays_id_and_both_sides_agree(jobs, client):
-    told = {"atoll.queue": "default", "atoll.priority": "50", "atoll.config.lr": "0.25", "team": "mine"}
+    client.set_queues(Sharing(queue=(QueueWish(name="default"), QueueWish(name="research", weight=2.0))))
+    told = {"atoll.queue": "research", "atoll.priority": "50", "atoll.config.lr": "0.25", "team": "mine"}
     done = jobs.submit("by-file", ATOLL, "run", "job.toml", metadata=told)
     assert done.returncode == 0, done.stdout + done.stderr
     view, info = client.run("by-file"), jobs.info("by-file")
     assert (view.state, view.step, view.exit_code, info["status"]) == ("succeeded", 40, 0, "SUCCEEDED")
-    assert (view.spec.queue, view.spec.priority, view.spec.config) == ("default", 50, {"steps": 40, "lr": 0.25})
+    assert (view.spec.queue, view.spec.priority, view.spec.config) == ("research", 50, {"steps": 40, "lr": 0.25})
     # What a trainer prints is in `ray job logs`, with its name.
     assert re.search(r"^\(t\d\) tiny begins, lr 0.25$", jobs.logs("by-file"), re.MULTILINE), jobs.logs("by-file")
-    assert jobs.info("by-file")["metadata"]["atoll.queue"] == "default"
+    assert jobs.info("by-file")["metadata"]["atoll.queue"] == "research"
 
 
 def test_misspelt_metadata_ends_the_job_with_the_nearest_key(jobs, client):
