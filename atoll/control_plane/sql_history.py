@@ -38,6 +38,8 @@ _WAIT_S = 5.0
 # Some minutes of a story, in pages of the log; and how many lines wait for a disk that is full, asked how often.
 LOG_BYTES = 8 << 20
 KEPT, AGAIN_S = 5000, 1.0
+# Of 64 KiB: 16 MiB of memory at most.
+KEPT_PIECES = 256
 # A reader may look before the writer made the file; more waiting than this is shown as an empty page instead.
 PAGE = 5000
 
@@ -241,9 +243,11 @@ def newest(batch: list[Shown]) -> list[Shown]:
 
 
 def last(batch: list[Shown]) -> list[Shown]:
-    """What waits for a disk that is full: of lines and points no more than the last `KEPT`."""
+    """What waits for a disk that is full: of lines and points no more than the last `KEPT`, of logs the last pieces."""
     views = [e for e in batch if isinstance(e, fx.ShowRun | fx.ShowNode | fx.ShowTopology)]
-    return [e for e in batch if not isinstance(e, fx.ShowRun | fx.ShowNode | fx.ShowTopology)][-KEPT:] + views
+    logs = [e for e in batch if isinstance(e, fx.KeepLog)][-KEPT_PIECES:]
+    lines = [e for e in batch if not isinstance(e, fx.ShowRun | fx.ShowNode | fx.ShowTopology | fx.KeepLog)]
+    return [*lines[-KEPT:], *logs, *views]
 
 
 class HistoryReader:

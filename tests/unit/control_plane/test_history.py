@@ -166,6 +166,8 @@ def test_of_views_the_newest_waits_and_of_lines_the_last():
     lines = [note(str(n)) for n in range(sql_history.KEPT + 5)]
     assert sql_history.newest([*views, *lines]) == [*lines, views[-1]]
     assert sql_history.last([*lines, views[-1]]) == [*lines[5:], views[-1]]
+    pieces = [fx.KeepLog(run="r", trainer="t", start=n, stop=n + 1, text="x", at=1.0) for n in range(300)]
+    assert sql_history.last([*pieces, lines[0]]) == [lines[0], *pieces[-sql_history.KEPT_PIECES :]]
 
 
 def test_disk_with_room_keeps_a_burst_of_any_length(written, monkeypatch):
