@@ -33,6 +33,7 @@ class Note:
 
     text: str
     least: float | None = None
+    above: float | None = None
     most: float | None = None
     among: tuple[str, ...] = ()
     pattern: str = ""
@@ -60,7 +61,7 @@ NOTES: dict[str, Note] = {
     "queue": Note(text="The queue in which it waits."),
     "team": Note(text="Who is charged for it."),
     "priority": Note(text="Larger is served first within its queue.", least=PRIORITIES.start, most=PRIORITIES.stop - 1),
-    "expected_s": Note(text="How long it will take, as far as its owner knows."),
+    "expected_s": Note(text="How long it will take, as far as its owner knows.", above=0),
     "alternatives": Note(text="Ways to place its workers, the dearest first; wherever there is room unless given."),
     "cpus_per_worker": Note(text="CPUs that each trainer holds.", least=0),
     "gpus_per_worker": Note(text="GPUs that each trainer holds.", least=0),
@@ -161,8 +162,9 @@ def _table(kind: Any) -> dict[str, Any]:
 
 
 def _narrowed(form: dict[str, Any], note: Note) -> dict[str, Any]:
-    if form["type"] in {"integer", "number"} and note.least is not None:
-        return {**form, "minimum": note.least, **({} if note.most is None else {"maximum": note.most})}
+    if form["type"] in {"integer", "number"}:
+        bounds = {"minimum": note.least, "exclusiveMinimum": note.above, "maximum": note.most}
+        return form | {name: bound for name, bound in bounds.items() if bound is not None}
     if form["type"] == "string" and note.pattern:
         return {**form, "pattern": note.pattern}
     if form["type"] == "string" and note.among:

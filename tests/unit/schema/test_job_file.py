@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import SpecError
+from atoll.launch_spec import build
 from atoll.schema import job_keys
 from atoll.schema.job_file import JobFileError, parse, parse_metadata
 from atoll.schema.job_places import toml_places, yaml_places
@@ -200,3 +201,49 @@ def test_examples_are_valid_by_both(example):
     plain = yaml.safe_load(example.read_text("utf-8")) if example.suffix == ".yaml" else None
     if plain is not None:
         jsonschema.validate(plain, SCHEMA)
+
+
+VALUES = [0, 1, -1, 7, 1.5, -0.5, 2_000, "x", "auto", "train", "2..4", "4,8", "4..", "2h", "soon", "", True, False]
+VALUES += [
+    [],
+    [1],
+    ["a"],
+    {},
+    {"a": 1},
+    {"a": "b"},
+    [{"islands": 1}],
+    [{"ilands": 1}],
+    "a b",
+    "stop",
+    "evict",
+    "s3://b/f",
+]
+# What no schema of one key can say: names and paths that must be of a form, elastic bounds that depend on one another.
+FORMS = {
+    "name",
+    "file",
+    "function",
+    "model",
+    "queue",
+    "team",
+    "checkpoint_remote",
+    "min_workers",
+    "worker_sizes",
+    "kind",
+}
+
+
+def accepted(key, value):
+    try:
+        options = parse(yaml.safe_dump({"file": "f.py", key: value}), "job.yaml").options
+        build(None, {**options, "file": __file__, "function": "f"}, cwd=Path("/"))
+    except SpecError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("key", [key for key in SCHEMA["properties"] if key not in FORMS])
+def test_schema_and_checks_take_the_same_values(key):
+    valid = jsonschema.Draft202012Validator(SCHEMA).is_valid
+    judged = {repr(value): (valid({"file": "f.py", key: value}), accepted(key, value)) for value in VALUES}
+    assert {value: both for value, both in judged.items() if both[0] != both[1]} == {}
