@@ -41,6 +41,7 @@ _HTTP_OF = {"ws": "http", "wss": "https"}
 _HARDENED = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
+    "content-security-policy": "frame-ancestors 'none'; base-uri 'self'; form-action 'self'; object-src 'none'",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",

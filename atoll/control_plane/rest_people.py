@@ -94,11 +94,12 @@ class People:
         store: IdentityStore | None = None,
         clock: Clock | None = None,
         random: Callable[[int], bytes] = secrets.token_bytes,
+        tries: Tries | None = None,
     ) -> None:
         self._store = store or IdentityStore()
         self._clock = clock or SystemClock()
         self._random = random
-        self._tries = Tries()
+        self._tries = tries or Tries()
         self._directory = Directory(key=ids.derived_key(secret or random(32)))
         self._store.load(self._directory, self._clock.now())
         self._directory.own(token)

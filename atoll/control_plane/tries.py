@@ -17,14 +17,15 @@ KEPT = 4096
 
 @dataclass(slots=True)
 class Tries:
-    """What is left to each address, and since when that was counted."""
+    """What is left to each address, of `burst`, and since when that was counted."""
 
+    burst: float = BURST
     _left: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def failed(self, source: str, now: float) -> float:
         """Count a wrong token; how many seconds until the next is heard, 0 where this one was within the limit."""
-        left, at = self._left.pop(source, (BURST, now))
-        left = min(BURST, left + max(0.0, now - at) * PER_MINUTE / 60.0)
+        left, at = self._left.pop(source, (self.burst, now))
+        left = min(self.burst, left + max(0.0, now - at) * PER_MINUTE / 60.0)
         within = left >= 1.0
         self._left[source] = (left - 1.0 if within else left, now)
         if len(self._left) > KEPT:
@@ -33,5 +34,5 @@ class Tries:
 
     def exhausted(self, source: str, now: float) -> bool:
         """Whether the next wrong token would be over the limit."""
-        left, at = self._left.get(source, (BURST, now))
+        left, at = self._left.get(source, (self.burst, now))
         return left + max(0.0, now - at) * PER_MINUTE / 60.0 < 1.0

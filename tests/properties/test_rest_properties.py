@@ -229,3 +229,62 @@ def test_submission_that_fits_is_accepted_from_users_and_up(site):
         assert answer.status_code == (403 if role is Role.VIEWER else 201)
         check("POST", "/api/runs", answer)
     assert {field.name for field in dataclasses.fields(JobSpec)} >= set(spec)
+
+
+HEADER = st.binary(max_size=60).filter(lambda raw: not set(raw) & set(b"\r\n\0"))
+NAMES = st.sampled_from(
+    [b"host", b"origin", b"authorization", b"cookie", b"x-atoll-csrf", b"sec-fetch-site", b"x-forwarded-for", b"accept"]
+)
+PLAUSIBLE = st.sampled_from(
+    [
+        b"127.0.0.1:8440",
+        b"http://127.0.0.1:8440",
+        b"Bearer ",
+        b"Bearer atoll_" + b"0" * 12 + b"_" + b"0" * 64,
+        b"atoll_session=cluster.99999999999.00." + b"0" * 64,
+        b"atoll_session=" + b"." * 9,
+        b"text/html",
+        b"same-origin",
+    ]
+)
+
+
+def raw(site, method, path, headers):
+    """What is answered to exactly these bytes."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers,
+        "client": ("10.0.0.9", 1),
+        "scheme": "http",
+    }
+    site.runner.run(site.app(scope, receive, send))
+    return sent[0]["status"]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(OPERATIONS),
+    st.lists(st.tuples(NAMES, HEADER | PLAUSIBLE), max_size=6),
+    st.booleans(),
+)
+def test_whoever_shows_no_good_token_gets_nothing_whatever_the_headers_hold(site, where, headers, named):
+    method, path = where
+    for name, value in KNOWN.items():
+        path = path.replace("{" + name + "}", value)
+    site.anew()
+    host = [(b"host", b"127.0.0.1:8440")] if named else []
+    status = raw(site, method, path, [*host, *headers])
+    assert status in {401, 403, 421, 429} or path == "/api/health"
+    assert site.control.asked == []

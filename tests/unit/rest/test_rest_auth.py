@@ -96,6 +96,8 @@ def test_answers_may_be_neither_framed_nor_sniffed_nor_told_to_other_sites(site)
     assert headers["x-frame-options"] == "DENY"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(
