@@ -73,6 +73,8 @@ class Machines:
             self._stop.set()
         self._thread.join(30)
         assert not self._thread.is_alive()
+        if self._child is not None:
+            self._child.stdout.close()
 
     def _words(self, host, *words):
         atoll_words = ["env", f"ATOLL_HOME={self.home}", "PYTHONUNBUFFERED=1", sys.executable]
