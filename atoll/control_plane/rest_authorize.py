@@ -22,7 +22,7 @@ from atoll.schema.codec import encode
 from atoll.schema.ids import RunId, TrainerId
 from atoll.schema.messages import LogChunk
 from atoll.schema.people import CLUSTER_USER, Role
-from atoll.schema.spec import JobSpec
+from atoll.schema.spec import JobSpec, check_spec
 from atoll.schema.views import EventView, MetricPoint, RunView
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
@@ -120,10 +120,11 @@ class ShownTo:
 async def submission(request: Request, spec: JobSpec) -> JobSpec:
     """`spec` with its owner, and under an Idempotency-Key with the run id that the first such submission was given.
 
-    The control plane answers the same spec under the same run id as it did before. Raises `ForbiddenError`, `KeyReused`.
+    The control plane answers the same spec under the same run id as it did before. Raises `SpecError`, `ForbiddenError`,
+    `KeyReused`.
     """
     people, caller = people_of(request), caller_of(request.scope)
-    owned = submitted_by(caller, spec, people.queues_of(caller))
+    owned = check_spec(submitted_by(caller, spec, people.queues_of(caller)))
     key = request.headers.get(IDEMPOTENCY_HEADER)
     if key is not None:
         if not 0 < len(key) <= _KEY_CHARS or not key.isascii() or not key.isprintable() or " " in key:

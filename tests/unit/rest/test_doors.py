@@ -244,6 +244,17 @@ def test_same_submission_under_one_key_is_one_run(site, spec):
     assert list(site.reader.views) == [first]
 
 
+def test_key_makes_no_run_id_out_of_one_that_cannot_be(site, spec):
+    answer = site.post("/api/runs", json={**to_plain(spec), "run_id": ""}, headers={"Idempotency-Key": "k-2"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-spec")
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 201, "k\u00e9y".encode("latin-1")])
+def test_key_that_is_none_is_refused(site, spec, key):
+    answer = site.post("/api/runs", json=to_plain(spec), headers={"Idempotency-Key": key})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-spec")
+
+
 def test_cluster_token_cannot_be_rotated_or_revoked_over_rest(site):
     for wish in ("rotate", "revoke"):
         answer = site.post(f"/api/users/admin/{wish}", json={})
