@@ -23,8 +23,9 @@ from atoll import config
 from atoll.cli_cluster import DEFAULT, read_scaling
 from atoll.clock import SystemClock
 from atoll.errors import ClusterError, SpecError
-from atoll.schema.ids import NodeId
+from atoll.schema.ids import NodeId, RunId
 from atoll.schema.offers import MachineOffer, Offers
+from atoll.schema.spec import JobSpec
 from atoll.schema.views import NodeView, RunState, RunView
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class RestCluster:
         self._offers = offers_of(scaling)
         self._offer_at = 0.0
         self._decisions: list[str] = []
+        self._specs: dict[RunId, JobSpec] = {}
 
     def note(self, text: str) -> None:
         """Have a decision told in the cluster's story, with the next look."""
@@ -123,10 +125,14 @@ class RestCluster:
             self._client.offer(replace(self._offers, decisions=tuple(self._decisions)))
             self._decisions.clear()
             self._offer_at = SystemClock().monotonic() + OFFER_S
-        runs = [run for run in self._client.runs() if not run.state.ended]
-        runs = [run if run.spec is not None else self._client.run(run.run) for run in runs]
+        runs = [replace(run, spec=self._spec(run)) for run in self._client.runs() if not run.state.ended]
+        self._specs = {run.run: run.spec for run in runs if run.spec is not None}
         nodes = tuple(standing(node, runs) for node in self._client.nodes() if node.alive)
         return Sight(nodes=nodes, asks=tuple(asks(runs)))
+
+    def _spec(self, run: RunView) -> JobSpec | None:
+        """A run's spec, which lists do not hold and which never changes: asked for once."""
+        return run.spec or self._specs.get(run.run) or self._client.run(run.run).spec
 
     def drain(self, node: NodeId, within_s: float, reason: str) -> None:
         """As `atoll drain`."""

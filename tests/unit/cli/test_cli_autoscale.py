@@ -152,6 +152,19 @@ def test_drained_node_counts_its_trainers_itself_and_gone_ones_not():
     assert standing(node(cpus_free=0.0, drain=left), []).empty
 
 
+def test_look_asks_for_the_spec_of_a_run_once(cluster, file, monkeypatch):
+    waiting = run("r", workers=3)
+    cluster.reader.views["r"] = waiting
+    asked = []
+    real = Client.run
+    monkeypatch.setattr(Client, "run", lambda self, name: asked.append(name) or real(self, name))
+    with Client(cluster.url, "cli-test-token") as client:
+        door = RestCluster(client, read_scaling(file))
+        sights = [door.look() for _ in range(3)]
+    assert [[a.least for a in sight.asks if a.run == "r"] for sight in sights] == [[3]] * 3
+    assert asked.count("r") == 1
+
+
 def test_look_offers_the_machines_first_and_then_seldom(cluster, file):
     scaling = read_scaling(file)
     with Client(cluster.url, "cli-test-token") as client:
