@@ -46,6 +46,13 @@ class Use(StrEnum):
     IDLE = "idle"
 
 
+# What a seat's time counts as from the end of its trainer's part until the process is gone; else it is lost.
+AFTER = {
+    r.End.FINISHED: Use.CHECKPOINTING,
+    r.End.SUSPENDED: Use.CHECKPOINTING,
+    r.End.LEFT: Use.RESHARDING,
+}
+
 Row = tuple[RunId | None, str, str]
 
 
@@ -118,7 +125,7 @@ def use_of(run: Run, seat: Seat) -> Use:
     if tenant is None:
         return Use.STARTING
     if tenant.ended is not None:
-        return Use.LOST if tenant.ended.end in {r.End.LOST, r.End.EVICTED, r.End.REWOUND} else Use.CHECKPOINTING
+        return AFTER.get(tenant.ended.end, Use.LOST)
     if run.spec.kind is JobKind.SERVE:
         return Use.USEFUL if tenant.server is not None else Use.STARTING
     if tenant.trainer in run.member_ids():

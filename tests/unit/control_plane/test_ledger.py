@@ -96,6 +96,24 @@ def test_seat_of_a_lost_trainer_is_lost_until_it_is_replaced():
     assert use_of(world.run, seat) is Use.STARTING
 
 
+@pytest.mark.parametrize(
+    ("end", "use"),
+    [
+        (r.End.LEFT, Use.RESHARDING),
+        (r.End.FINISHED, Use.CHECKPOINTING),
+        (r.End.SUSPENDED, Use.CHECKPOINTING),
+        (r.End.EVICTED, Use.LOST),
+        (r.End.DISMISSED, Use.LOST),
+    ],
+)
+def test_seat_of_one_whose_part_has_ended_counts_by_how_it_ended(end, use):
+    world = World()
+    world.placed()
+    world.epoch(1, "n-t0", "n-t1")
+    world.apply(r.TrainerEnded(run="n", trainer="n-t1", end=end, was_ready=True, reason="", at=0.0))
+    assert use_of(world.run, world.run.seats["n-s1"]) is use
+
+
 def test_what_was_not_saved_is_lost_where_all_members_were():
     world = World()
     world.placed()
