@@ -175,6 +175,28 @@ def test_run_goes_from_submission_to_its_end(tmp_path):
     play(scene)
 
 
+def test_questions_and_wishes_about_the_queue_are_answered_from_the_cores_state(tmp_path):
+    async def scene():
+        async with control(tmp_path, FakeRay()) as runtime, client(runtime) as web, agent(runtime):
+            spec = to_plain(SPEC)
+            assert (await web.invoke("plan", {"spec": spec}))["verdict"] == "starts"
+            run = (await web.invoke("submit", {"spec": spec}))["run"]
+            assert (await web.invoke("why", {"run": run}))["reason"].startswith("placed: as asked")
+            with pytest.raises(NotFoundError):
+                await web.invoke("why", {"run": "nobody"})
+            assert [q["name"] for q in (await web.invoke("top", {}))["queues"]] == ["default"]
+            sharing = await web.invoke("queues", {})
+            told = {"sharing": {**sharing, "queue": [*sharing["queue"], {"name": "lab"}]}, "by": "me"}
+            assert await web.invoke("set_queues", told) == {"queues": ["default", "lab"]}
+            assert [q["running"] for q in (await web.invoke("top", {}))["queues"]] == [1, 0]
+            with pytest.raises(SpecError, match="workers=7: run"):
+                await web.invoke("resize", {"run": run, "workers": 7})
+            assert (await web.invoke("suspend", {"run": run}))["state"] == "stopping"
+            assert (await web.invoke("resume", {"run": run}))["run"] == run
+
+    play(scene)
+
+
 def test_packed_directory_of_a_job_is_kept_before_its_driver_hears_that_it_may_leave(tmp_path):
     async def scene():
         ray = FakeRay()
