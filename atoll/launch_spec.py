@@ -40,6 +40,7 @@ class JobOptions(TypedDict, total=False):
     priority: int
     expected_s: float | None
     alternatives: tuple[Alternative, ...]
+    speeds: dict[str, float]
     name: str | None
     config: Mapping[str, Any] | None
     file: str | Path | None

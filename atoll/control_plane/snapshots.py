@@ -78,6 +78,7 @@ def ask(
         options=_options(spec, most),
         preemptible=spec.kind is JobKind.TRAIN,
         expected_s=spec.expected_s,
+        declared=dict(spec.speeds),
         measured=_measured(run, devices or {}) if run is not None else {},
         batch=float(run.last.samples) if run is not None and run.last is not None else 0.0,
         disturbed=tuple(run.disturbed) if run is not None else (),

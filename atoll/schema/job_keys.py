@@ -63,6 +63,7 @@ NOTES: dict[str, Note] = {
     "priority": Note(text="Larger is served first within its queue.", least=PRIORITIES.start, most=PRIORITIES.stop - 1),
     "expected_s": Note(text="How long it will take, as far as its owner knows.", above=0),
     "alternatives": Note(text="Ways to place its workers, the dearest first; wherever there is room unless given."),
+    "speeds": Note(text="Samples a second of one worker alone, by device, until they are measured."),
     "cpus_per_worker": Note(text="CPUs that each trainer holds.", least=0),
     "gpus_per_worker": Note(text="GPUs that each trainer holds.", least=0),
     "threads_per_worker": Note(

@@ -91,6 +91,10 @@ def sharing_rules(spec: JobSpec) -> Sequence[tuple[bool, str]]:
             f"expected_s={spec.expected_s}: seconds that the run will take, or nothing",
         ),
         *(
+            (0 < speed < math.inf, f"speeds.{device}={speed}: samples a second, above 0")
+            for device, speed in spec.speeds.items()
+        ),
+        *(
             (
                 a.islands >= 0 and 0 < a.share <= 1,
                 f"alternatives[{i}]: islands={a.islands} (0: any), share={a.share} (0 to 1)",

@@ -20,7 +20,7 @@ from atoll.schema import messages as m
 from atoll.schema.offers import MachineOffer
 from atoll.schema.queues import FlavorWish, QueueWish, QuotaWish, Sharing
 from atoll.schema.sharing import Alternative
-from atoll.schema.spec import JobKind, JobSpec
+from atoll.schema.spec import JobKind, JobSpec, check_spec
 from atoll.schema.views import RunState
 
 LABELS = {"a": {"zone": "x", "price": "2.5", "domain": "r1"}, "b": {"zone": "y", "ray.io/node-id": "77"}}
@@ -357,3 +357,12 @@ def test_what_members_need_for_a_grain_becomes_their_devices_measured_speed():
             cluster.tell(ev.AgentSaid(node=member.node, fact=m.TrainerSaid(run="gpt", fact=fact)))
     wish = snapshot(cluster.desk).grants[0].ask
     assert (wish.batch, wish.measured) == (32.0, {"cpu": pytest.approx(16.0)})
+
+
+def test_declared_speeds_choose_between_unlike_devices():
+    labels = {"a": {"ray.io/accelerator-type": "old"}, "b": {"ray.io/accelerator-type": "new"}}
+    for speeds, node in (({"old": 1.0, "new": 3.0}, "b"), ({"old": 3.0, "new": 1.0}, "a")):
+        view = plan(Cluster(labels=labels).desk, job(workers=2, speeds=speeds))
+        assert set(view.nodes) == {node}
+    with pytest.raises(SpecError, match=r"speeds\.new=-1\.0: samples a second, above 0"):
+        check_spec(job(speeds={"new": -1.0}))
