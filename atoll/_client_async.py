@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -11,12 +12,16 @@ from atoll import _client_calls as calls
 from atoll import _client_http as wire
 from atoll import config
 from atoll._client_calls import Call, VersionView
-from atoll._client_logs import LOG_PIECE, LogPiece, LogReader
-from atoll._client_sse import Completion, Follower, FollowItem
-from atoll.errors import PeerLost
+from atoll._client_logs import LOG_PIECE, LogFollower, LogPiece, LogReader
+from atoll._client_people import AsyncPeopleCalls
+from atoll._client_sharing import AsyncSharingCalls
+from atoll._client_sse import Completion, Followed, Follower, FollowItem
+from atoll.errors import ConnectError, NotFoundError, PeerLost
+from atoll.launch_spec import read_job
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import RunId
 from atoll.schema.messages import Finding, LogChunk
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView
 
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncSharingCalls, AsyncPeopleCalls):
     """Speaks to one cluster. Close it, or use it as a context manager.
 
     `patience_s` is how long a repeatable call is tried while no connection comes about, `answer_s` how long one answer
@@ -65,13 +70,22 @@ class AsyncClient:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def submit(self, spec: JobSpec) -> RunId:
-        """Hand over a job. Raises `SpecError`, `CapacityError`."""
-        return await self._send(calls.submit(spec))
+    async def submit(self, job: JobSpec | str | Path) -> RunId:
+        """Hand over a job: a spec, or the path of a job file in TOML or YAML. Sent again after a break it is one job.
+
+        Raises `SpecError`, with the lines at fault where a file has some, and `CapacityError`.
+        """
+        spec = job if isinstance(job, JobSpec) else read_job(job)
+        return await self._send(calls.submit(spec, wire.new_key()))
 
     async def runs(self) -> list[RunView]:
         """All runs, the newest first."""
-        return await self._send(calls.runs())
+        found: list[RunView] = []
+        while True:
+            page = await self._send(calls.runs(found[-1].run if found else None))
+            found += page
+            if len(page) < calls.RUNS_PAGE:
+                return found
 
     async def run(self, run: str) -> RunView:
         """One run with its spec. Raises `NotFoundError`."""
@@ -94,11 +108,21 @@ class AsyncClient:
 
     async def events(self, run: str, after: int = 0) -> list[EventView]:
         """Events numbered above `after`, oldest first."""
-        return await self._send(calls.events(run, after))
+        found: list[EventView] = []
+        while True:
+            page = await self._send(calls.events(run, found[-1].seq if found else after))
+            found += page
+            if len(page) < calls.PAGE:
+                return found
 
     async def metrics(self, run: str, after_step: int = -1) -> list[MetricPoint]:
         """Measurements of committed steps above `after_step`, oldest first."""
-        return await self._send(calls.metrics(run, after_step))
+        found: list[MetricPoint] = []
+        while True:
+            page = await self._send(calls.metrics(run, found[-1].step if found else after_step))
+            found += page
+            if len(page) < calls.PAGE:
+                return found
 
     async def checkpoints(self, run: str) -> list[CheckpointView]:
         """Durable checkpoints."""
@@ -118,6 +142,10 @@ class AsyncClient:
     async def undrain(self, node: str) -> None:
         """Let trainers be placed on a drained node again. Raises `NotFoundError` where it is not drained."""
         await self._send(calls.undrain(node))
+
+    async def offer(self, offers: Offers) -> None:
+        """Tell which machines an autoscaler would start, so that runs which would fit with them are not refused."""
+        await self._send(calls.offer(offers))
 
     async def topology(self) -> TopologyView:
         """The network: NICs, measured links, trunks and islands."""
@@ -153,12 +181,18 @@ class AsyncClient:
         A broken stream is taken up again; `on_gap` hears of each break. Raises `ConnectError` after `patience_s`
         without any answer.
         """
-        follower = Follower(after, after_step)
-        path = calls.run_path(run, "/stream")
+        follower: Followed[FollowItem] = Follower(after, after_step)
+        async for item in self._streamed(calls.run_path(run, "/stream"), follower, on_gap):
+            yield item
+
+    async def _streamed(
+        self, path: str, follower: Followed[T], on_gap: Callable[[str], None] | None = None
+    ) -> AsyncIterator[T]:
+        """What `follower` makes of the stream at `path`, which is taken up where it breaks."""
         pauses = wire.pauses(self._patience_s)
         while not follower.ended:
             try:
-                async for item in self._follow_once(path, follower):
+                async for item in self._streamed_once(path, follower):
                     pauses = wire.pauses(self._patience_s)
                     yield item
             except wire.transport_errors() as error:
@@ -169,9 +203,9 @@ class AsyncClient:
                     on_gap(str(error) or type(error).__name__)
                 await self._sleep(pause)
 
-    async def _follow_once(self, path: str, follower: Follower) -> AsyncIterator[FollowItem]:
-        params = follower.reconnect()
-        async with self._http.stream("GET", path, params=params, timeout=wire.stream_timeout()) as response:
+    async def _streamed_once(self, path: str, follower: Followed[T]) -> AsyncIterator[T]:
+        given: dict[str, Any] = {"params": follower.reconnect(), "headers": follower.headers()}
+        async with self._http.stream("GET", path, timeout=wire.stream_timeout(), **given) as response:
             await self._raise_refusal(response)
             async for line in response.aiter_lines():
                 item = follower.feed(line)
@@ -181,23 +215,33 @@ class AsyncClient:
             raise wire.ended_early()
 
     async def logs(
-        self, run: str, trainer: str | None = None, *, follow: bool = False, poll_s: float = 0.5
+        self,
+        run: str,
+        trainer: str | None = None,
+        *,
+        follow: bool = False,
+        on_gap: Callable[[str], None] | None = None,
     ) -> AsyncIterator[LogPiece]:
         """What the run's trainers wrote, piece by piece; of all of them unless one is named.
 
-        With `follow` it goes on until the run has ended.
+        With `follow` it goes on until the run has ended; a broken stream is taken up again, `on_gap` hears of each break.
         """
+        if follow:
+            async for piece in self._streamed(calls.run_path(run, "/logs/stream"), LogFollower(trainer), on_gap):
+                yield piece
+            return
         reader = LogReader(trainer)
-        while True:
-            view = await self.run(run)
-            reader.see(view)
-            while (want := reader.next()) is not None:
-                piece = reader.take(want, await self.log(run, want.trainer, want.offset))
-                if piece is not None:
-                    yield piece
-            if view.state.ended or not follow:
-                return
-            await self._sleep(poll_s)
+        reader.see(await self.run(run))
+        while (want := reader.next()) is not None:
+            try:
+                chunk = await self.log(run, want.trainer, want.offset)
+            except NotFoundError:  # its node is gone, and it had written nothing: the others are read all the same
+                if trainer is not None:
+                    raise
+                chunk = None
+            found = reader.take(want, chunk)
+            if found is not None:
+                yield found
 
     async def complete(self, prompt: str, *, model: str | None = None, **options: Any) -> str:
         """A completion of `prompt` by a served model, the only one unless named. `options` are OpenAI's."""
@@ -230,12 +274,14 @@ class AsyncClient:
         for pause in [*wire.pauses(self._patience_s), None]:
             try:
                 response = await self._http.request(**wire.request_arguments(call))
+                return wire.read_answer(call, response, self.url)
             except wire.transport_errors() as error:
                 if pause is None or not wire.may_repeat(call, error):
                     raise wire.unreachable(self.url, error) from None
-                await self._sleep(pause)
-            else:
-                return wire.read_answer(call, response, self.url)
+            except ConnectError:  # the web process answers, the control plane not yet again
+                if pause is None or not call.repeatable:
+                    raise
+            await self._sleep(pause)
         raise AssertionError("the last try either returns or raises")
 
     async def _raise_refusal(self, response: httpx.Response) -> None:

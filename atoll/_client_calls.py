@@ -1,7 +1,7 @@
 """The REST calls as values: what to send and how to read the answer. Pure, shared by both clients.
 
 A `Call` says whether it may be sent again after a broken connection: reads may, and so may `stop` and `beat`, whose
-second arrival changes nothing. `submit` may only be tried again while no connection was made at all. Answers are the
+second arrival changes nothing. `submit` carries a key by which the server knows it again. Answers are the
 views of `atoll.schema.views`; an answer that is no success carries a `ProblemView`, whose code picks the error class.
 """
 
@@ -16,6 +16,7 @@ from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import RunId, is_safe_name
 from atoll.schema.messages import Finding, LogChunk
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, ProblemView, RunView, TopologyView
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 HTTP_ERROR = 400
+# Rows that are asked for at a time: as many as the server gives. A shorter page is the last.
+PAGE = 5000
+RUNS_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,7 @@ class Call(Generic[T]):
     read: Callable[[Any], T]
     params: dict[str, str | int] = field(default_factory=dict)
     body: dict[str, Any] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     repeatable: bool = True
 
 
@@ -60,14 +65,16 @@ def node_path(node: str, rest: str) -> str:
     return f"/api/nodes/{node}{rest}"
 
 
-def submit(spec: JobSpec) -> Call[RunId]:
-    """Hand over a job."""
-    return Call(method="POST", path="/api/runs", body=to_plain(spec), read=lambda a: RunId(a["run"]), repeatable=False)
+def submit(spec: JobSpec, key: str) -> Call[RunId]:
+    """Hand over a job. Sent twice with the same `key` it is one job."""
+    headers = {"Idempotency-Key": key}
+    return Call(method="POST", path="/api/runs", body=to_plain(spec), headers=headers, read=lambda a: RunId(a["run"]))
 
 
-def runs() -> Call[list[RunView]]:
-    """All runs, the newest first."""
-    return Call(method="GET", path="/api/runs", read=_many(RunView))
+def runs(after: str | None) -> Call[list[RunView]]:
+    """A page of runs, the newest first; behind the run `after`."""
+    params: dict[str, str | int] = {"limit": RUNS_PAGE} | ({} if after is None else {"after": after})
+    return Call(method="GET", path="/api/runs", params=params, read=_many(RunView))
 
 
 def run(run_id: str) -> Call[RunView]:
@@ -92,15 +99,15 @@ def beat(run_id: str) -> Call[None]:
 
 
 def events(run_id: str, after: int) -> Call[list[EventView]]:
-    """The events of a run with a number above `after`."""
-    return Call(method="GET", path=run_path(run_id, "/events"), params={"after": after}, read=_many(EventView))
+    """A page of the events of a run with a number above `after`."""
+    params: dict[str, str | int] = {"after": after, "limit": PAGE}
+    return Call(method="GET", path=run_path(run_id, "/events"), params=params, read=_many(EventView))
 
 
 def metrics(run_id: str, after_step: int) -> Call[list[MetricPoint]]:
-    """The measurements of committed steps above `after_step`."""
-    return Call(
-        method="GET", path=run_path(run_id, "/metrics"), params={"after_step": after_step}, read=_many(MetricPoint)
-    )
+    """A page of the measurements of committed steps above `after_step`."""
+    params: dict[str, str | int] = {"after_step": after_step, "limit": PAGE}
+    return Call(method="GET", path=run_path(run_id, "/metrics"), params=params, read=_many(MetricPoint))
 
 
 def log(run_id: str, trainer: str, offset: int, limit: int) -> Call[LogChunk]:
@@ -128,6 +135,11 @@ def drain(node: str, within_s: float, reason: str) -> Call[float]:
 def undrain(node: str) -> Call[None]:
     """Let trainers be placed on a drained node again."""
     return Call(method="POST", path=node_path(node, "/undrain"), body={}, read=_nothing, repeatable=False)
+
+
+def offer(offers: Offers) -> Call[None]:
+    """What an autoscaler would start."""
+    return Call(method="POST", path="/api/machines", body=to_plain(offers), read=_nothing)
 
 
 def topology() -> Call[TopologyView]:

@@ -1,13 +1,15 @@
 """What the sync and the async client share of HTTP: settings, patience and the reading of answers.
 
-A call that may be repeated is sent again while the connection fails, with growing pauses, until `patience_s` is over:
-the web process is back within seconds of a crash, and nobody should notice. The environment's proxies are not used:
+A call that may be repeated is sent again while the connection fails, or the web process says that the control plane does
+not answer it, with growing pauses, until `patience_s` is over: both are back within seconds of a crash, and nobody should
+notice. The environment's proxies are not used:
 the server is on this machine or reached by an address that was given.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +41,7 @@ def settings(target: config.Target, answer_s: float) -> dict[str, Any]:
         "headers": {"Authorization": f"Bearer {target.token}"},
         "timeout": httpx.Timeout(answer_s, connect=min(CONNECT_S, answer_s)),
         "trust_env": False,
+        "verify": config.trusted(target.ca) if target.ca is not None else True,
     }
 
 
@@ -52,7 +55,7 @@ def stream_timeout() -> httpx.Timeout:
 def request_arguments(call: Call[Any]) -> dict[str, Any]:
     """`call` as arguments of httpx's `request` and `stream`."""
     body = {} if call.body is None else {"json": call.body}
-    return {"method": call.method, "url": call.path, "params": call.params, **body}
+    return {"method": call.method, "url": call.path, "params": call.params, "headers": call.headers, **body}
 
 
 def pauses(patience_s: float) -> Iterator[float]:
@@ -87,6 +90,11 @@ def may_repeat(call: Call[Any], error: Exception) -> bool:
     import httpx  # noqa: PLC0415 - as above
 
     return call.repeatable or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+
+
+def new_key() -> str:
+    """A key for one request that changes something, by which a server knows it when it comes again."""
+    return secrets.token_hex(16)
 
 
 def unreachable(url: str, error: Exception) -> ConnectError:

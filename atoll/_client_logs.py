@@ -1,27 +1,25 @@
-"""Reading the logs of all trainers of a run in turn. Pure: says what to read next and keeps the offsets.
+"""Reading the logs of all trainers of a run. Pure.
 
-A trainer that is gone stays in the list until its log was read to the end; new ones join as the run's view names them.
+`LogReader` reads what is there, in turn: it says what to read next and keeps the offsets. A trainer that is gone stays in
+the list until its log was read to the end. `LogFollower` takes the lines of the server's stream, and knows how to go on
+with it where it broke: a message's id says how far each log was read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from atoll._client_sse import Parser
 from atoll.errors import NotFoundError
+from atoll.schema.codec import decode_as
 from atoll.schema.ids import TrainerId
 from atoll.schema.messages import LogChunk
-from atoll.schema.views import RunView
+from atoll.schema.views import LogPiece, RunView
+
+__all__ = ["LOG_PIECE", "LogFollower", "LogPiece", "LogReader"]
 
 # 64 KiB a piece: a quick answer from the agent, and few of them for an ordinary log.
 LOG_PIECE = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogPiece:
-    """Text that one trainer wrote."""
-
-    trainer: TrainerId
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +54,41 @@ class LogReader:
             return None
         return Want(trainer=self._round[0], offset=self._offsets[self._round[0]])
 
-    def take(self, want: Want, chunk: LogChunk) -> LogPiece | None:
-        """Take the answer; a trainer without news leaves the round."""
+    def take(self, want: Want, chunk: LogChunk | None) -> LogPiece | None:
+        """Take the answer, None where there is no such log; a trainer without news leaves the round."""
+        if chunk is None:
+            self._round.remove(want.trainer)
+            return None
         self._offsets[want.trainer] = max(want.offset, chunk.next_offset)
         if chunk.next_offset <= want.offset:
             self._round.remove(want.trainer)
-        return LogPiece(trainer=want.trainer, text=chunk.text) if chunk.text else None
+        piece = LogPiece(trainer=want.trainer, text=chunk.text, offset=want.offset, next_offset=chunk.next_offset)
+        return piece if chunk.text else None
+
+
+class LogFollower:
+    """How far logs were followed, over any number of connections."""
+
+    def __init__(self, only: str | None = None) -> None:
+        self._only = only
+        self._at = ""
+        self._parser = Parser()
+        self.ended = False
+
+    def reconnect(self) -> dict[str, str | int]:
+        """The query of the next connection."""
+        self._parser = Parser()
+        return {} if self._only is None else {"trainer": self._only}
+
+    def headers(self) -> dict[str, str]:
+        """Its headers."""
+        return {"Last-Event-ID": self._at} if self._at else {}
+
+    def feed(self, line: str) -> LogPiece | None:
+        """Take one line; the piece of a log that it completes, or None."""
+        message = self._parser.feed(line)
+        if message is None:
+            return None
+        self._at = message.id or self._at
+        self.ended = message.event == "end"
+        return decode_as(LogPiece, message.data) if message.event == "log" else None

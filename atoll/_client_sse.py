@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from atoll.errors import SchemaError, by_code
 from atoll.schema.codec import decode_as
 from atoll.schema.views import EventView, MetricPoint, RunView
 
 FollowItem = EventView | MetricPoint | RunView
+I_co = TypeVar("I_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,27 @@ class Parser:
         return Message(event=event, data="\n".join(data), id=self._id) if data else None
 
 
+class Followed(Protocol[I_co]):
+    """A stream that may break: what to ask for next, and what its lines say."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether all was said."""
+        ...
+
+    def reconnect(self) -> dict[str, str | int]:
+        """The query of the next connection."""
+        ...
+
+    def headers(self) -> dict[str, str]:
+        """Its headers."""
+        ...
+
+    def feed(self, line: str) -> I_co | None:
+        """Take one line; what it completes, or None."""
+        ...
+
+
 class Follower:
     """How far a run was followed, over any number of connections."""
 
@@ -68,6 +90,10 @@ class Follower:
         """The query of the next connection."""
         self._parser = Parser()
         return {"after": self.after, "after_step": self.after_step}
+
+    def headers(self) -> dict[str, str]:
+        """Its headers: the query says it all."""
+        return {}
 
     def feed(self, line: str) -> FollowItem | None:
         """Take one line; what it completes, or None."""

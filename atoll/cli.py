@@ -1,7 +1,8 @@
 """The command line of Atoll, its doors for people who type.
 
-`atoll up, down, run, submit, ls, status, logs, stop, story, topology, drain, undrain,
-chaos, checkpoints, lab, serve` and `doctor`.
+`atoll up, down, run, submit, validate, ls, status, logs, metrics, stop, story,
+plan, why, top, resize, suspend, resume, queues, topology, drain, undrain,
+chaos, checkpoints, lab, cluster, autoscale, serve, simulate` and `doctor`.
 Every command is a thin layer over `Client`, except those that start something, which go through `atoll.launch`. An
 `AtollError` is one line on stderr and the error's exit code, never a traceback. What is slow to import (httpx, rich's
 tables, Ray) is imported by the command that needs it, so that `--help` and `version` answer at once.
@@ -11,18 +12,25 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from atoll import config, launch
+from atoll.cli_autoscale import autoscale
 from atoll.cli_chaos import chaos_app
 from atoll.cli_checkpoints_files import checkpoints_app
+from atoll.cli_cluster import cluster_app
 from atoll.cli_drain import drain, undrain
 from atoll.cli_lab import lab_app
-from atoll.cli_run import run_command, submit_command
+from atoll.cli_metrics import metrics
+from atoll.cli_run import run_command, submit_command, validate
 from atoll.cli_serve import serve
+from atoll.cli_sharing import plan, queues_app, resize, resume, suspend, top, why
+from atoll.cli_simulate import simulate
 from atoll.cli_topology import topology
+from atoll.cli_users import audit, users_app
 from atoll.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -75,9 +83,22 @@ def up(
         str | None, typer.Option(help="GCS address of a running Ray cluster; else one is started.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of REST and dashboard.")] = None,
+    *,
+    tls: Annotated[bool | None, typer.Option(help="REST and dashboard by https; else as they were.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on, with --tls; this host alone unless given.")] = "",
+    name: Annotated[list[str] | None, typer.Option(help="A name that people call it by; repeat it.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Your own certificate chain, PEM; else one is made.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Whom clients trust for it; itself unless given.")] = None,
 ) -> None:
     """Start Atoll, on a Ray cluster of its own unless one is named, and leave it running."""
     console, settings = _console(), config.load()
+    launch.choose_tls(
+        settings,
+        launch.TlsChoice(
+            tls=tls, host=host, names=tuple(name or ()), certificate=tls_cert, key=tls_key, authority=tls_ca
+        ),
+    )
     info = launch.up(settings, address, port, lambda text: console.print(text, style="dim", markup=False))
     console.print(f"Atoll is up at {info.rest_url}", markup=False, soft_wrap=True)
     console.print(
@@ -85,6 +106,11 @@ def up(
         markup=False,
         soft_wrap=True,
     )
+    if info.rest_url.startswith("https"):
+        ca = settings.home / config.TLS_DIR / config.TLS_CA
+        console.print(
+            f"  clients elsewhere need ATOLL_ADDRESS and ATOLL_CA, a copy of {ca}", markup=False, soft_wrap=True
+        )
     console.print("  submit with `atoll run FILE`, end with `atoll down`", markup=False, soft_wrap=True)
 
 
@@ -101,6 +127,7 @@ def down() -> None:
 
 app.command(name="run")(run_command)
 app.command(name="submit")(submit_command)
+app.command()(validate)
 app.command()(serve)
 
 
@@ -174,6 +201,9 @@ def logs(
             sys.stdout.flush()
 
 
+app.command()(metrics)
+
+
 @app.command()
 def stop(run: Run, reason: Annotated[str, typer.Option(help="Goes into the story.")] = "asked by `atoll stop`") -> None:
     """Stop a run at its next step boundary."""
@@ -195,12 +225,24 @@ def story(
             typer.echo(line)
 
 
+app.command()(plan)
+app.command()(why)
+app.command()(top)
+app.command()(resize)
+app.command()(suspend)
+app.command()(resume)
+app.add_typer(queues_app, name="queues")
 app.command()(topology)
+app.command()(simulate)
+app.command()(autoscale)
+app.add_typer(cluster_app, name="cluster")
 app.command()(drain)
 app.command()(undrain)
 app.add_typer(chaos_app, name="chaos")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(lab_app, name="lab")
+app.add_typer(users_app, name="users")
+app.command()(audit)
 
 # -- about -----------------------------------------------------------------------------------------------------------
 

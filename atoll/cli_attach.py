@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Never
 
-from atoll.client import Client
+from atoll.client import Client, LogPiece
 from atoll.config import Target
 from atoll.errors import AtollError
 from atoll.schema.spec import JobKind
@@ -31,6 +32,8 @@ BEAT_S = 5.0
 OUTAGE_S = 300.0
 # Within Ray's 3 s between SIGTERM and SIGKILL.
 _LAST_WORD_S = 1.0
+# What trainers wrote last is a few pieces of 64 KiB, asked for half a second after the end at most.
+_LAST_LOGS_S = 15.0
 _LOG_TAIL = 32 * 1024
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
@@ -74,14 +77,15 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def attach(target: Target, run: str, console: Console) -> int:
-    """Watch `run` to its end. Returns the exit code that its result deserves."""
+def attach(target: Target, run: str, console: Console, *, with_logs: bool = False) -> int:
+    """Watch `run` to its end; `with_logs`, also print what its trainers write. Returns the exit code of its result."""
     from atoll.cli_progress import Display  # noqa: PLC0415 - rich comes with it
 
     with (
         Client(target.url, target.token, patience_s=OUTAGE_S) as watching,
         Client(target.url, target.token) as asking,
         beating(target, run),
+        following(target, run) if with_logs else contextlib.nullcontext(),
     ):
         with Display(console, run, f"{target.url}/runs/{run}") as display:
             view, interrupted = _watch(watching, asking, run, display)
@@ -201,3 +205,54 @@ def beating(target: Target, run: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join(2 * BEAT_S)
+
+
+@contextlib.contextmanager
+def following(target: Target, run: str) -> Iterator[None]:
+    """Print the lines that the run's trainers write, each with its trainer, until the run has ended or the block does.
+
+    Where the block ends with the run, what was written last is waited for.
+    """
+    left = threading.Event()
+
+    def loop() -> None:
+        lines = LogLines(run)
+        with contextlib.suppress(AtollError), Client(target.url, target.token, patience_s=OUTAGE_S) as client:
+            for piece in client.logs(run, follow=True):
+                sys.stdout.writelines(lines.take(piece))
+                sys.stdout.flush()
+                if left.is_set():
+                    return
+            sys.stdout.writelines(lines.rest())
+            sys.stdout.flush()
+
+    thread = threading.Thread(target=loop, name="atoll-logs", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        left.set()
+        raise
+    thread.join(_LAST_LOGS_S)
+    left.set()
+
+
+class LogLines:
+    """Pieces of the logs of several trainers as whole lines with the trainer's name before each."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._open: dict[str, str] = {}
+
+    def take(self, piece: LogPiece) -> list[str]:
+        """The lines that `piece` completes."""
+        *whole, rest = (self._open.get(piece.trainer, "") + piece.text).split("\n")
+        self._open[piece.trainer] = rest
+        return [self._line(piece.trainer, line) for line in whole]
+
+    def rest(self) -> list[str]:
+        """The lines that were never ended."""
+        return [self._line(trainer, line) for trainer, line in self._open.items() if line]
+
+    def _line(self, trainer: str, line: str) -> str:
+        return f"({trainer.removeprefix(f'{self._run}-')}) {line}\n"

@@ -30,3 +30,25 @@ def bar(what: str) -> Iterator[Told]:
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, advance=done, total=total)
+
+
+@contextmanager
+def counted(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar of `total` things called `unit`; told how many are done."""
+    from rich.console import Console  # noqa: PLC0415 - rich only where there is a terminal to draw on
+    from rich.progress import (  # noqa: PLC0415 - likewise
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)

@@ -74,6 +74,7 @@ def up(
     name: Annotated[str | None, typer.Option(help="Its name; else the file's.")] = None,
     *,
     ray: Annotated[bool, typer.Option(help="Start a Ray node in each host, and Ray's head in one more.")] = True,
+    head_only: Annotated[bool, typer.Option(help="Of Ray only the head: `atoll autoscale` starts the hosts.")] = False,
 ) -> None:
     """Raise a lab and leave it standing."""
     from atoll.lab import lab_runtime, ray_nodes  # noqa: PLC0415 - as above
@@ -82,7 +83,8 @@ def up(
     lab = lab_runtime.up(spec)
     try:
         if ray:
-            ray_nodes.start(lab, lambda text: console.print(text, style="dim", markup=False))
+            start = ray_nodes.start_head if head_only else ray_nodes.start
+            start(lab, lambda text: console.print(text, style="dim", markup=False))
     except BaseException:  # Ctrl-C too: half a cluster helps nobody
         lab.down()
         raise

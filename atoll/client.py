@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
@@ -22,12 +23,16 @@ from atoll import _client_http as wire
 from atoll import config
 from atoll._client_async import AsyncClient
 from atoll._client_calls import Call, VersionView
-from atoll._client_logs import LOG_PIECE, LogPiece, LogReader
-from atoll._client_sse import Completion, Follower, FollowItem
-from atoll.errors import PeerLost
+from atoll._client_logs import LOG_PIECE, LogFollower, LogPiece, LogReader
+from atoll._client_people import PeopleCalls
+from atoll._client_sharing import SharingCalls
+from atoll._client_sse import Completion, Followed, Follower, FollowItem
+from atoll.errors import ConnectError, NotFoundError, PeerLost
+from atoll.launch_spec import read_job
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import RunId
 from atoll.schema.messages import Finding, LogChunk
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView
 
@@ -39,7 +44,7 @@ T = TypeVar("T")
 __all__ = ["AsyncClient", "Client", "FollowItem", "LogPiece", "VersionView"]
 
 
-class Client:
+class Client(SharingCalls, PeopleCalls):
     """Speaks to one cluster. Close it, or use it as a context manager.
 
     `patience_s` is how long a repeatable call is tried while no connection comes about, `answer_s` how long one answer
@@ -78,13 +83,22 @@ class Client:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    def submit(self, spec: JobSpec) -> RunId:
-        """Hand over a job. Raises `SpecError`, `CapacityError`."""
-        return self._send(calls.submit(spec))
+    def submit(self, job: JobSpec | str | Path) -> RunId:
+        """Hand over a job: a spec, or the path of a job file in TOML or YAML. Sent again after a break it is one job.
+
+        Raises `SpecError`, with the lines at fault where a file has some, and `CapacityError`.
+        """
+        spec = job if isinstance(job, JobSpec) else read_job(job)
+        return self._send(calls.submit(spec, wire.new_key()))
 
     def runs(self) -> list[RunView]:
         """All runs, the newest first."""
-        return self._send(calls.runs())
+        found: list[RunView] = []
+        while True:
+            page = self._send(calls.runs(found[-1].run if found else None))
+            found += page
+            if len(page) < calls.RUNS_PAGE:
+                return found
 
     def run(self, run: str) -> RunView:
         """One run with its spec. Raises `NotFoundError`."""
@@ -107,11 +121,21 @@ class Client:
 
     def events(self, run: str, after: int = 0) -> list[EventView]:
         """Events numbered above `after`, oldest first."""
-        return self._send(calls.events(run, after))
+        found: list[EventView] = []
+        while True:
+            page = self._send(calls.events(run, found[-1].seq if found else after))
+            found += page
+            if len(page) < calls.PAGE:
+                return found
 
     def metrics(self, run: str, after_step: int = -1) -> list[MetricPoint]:
         """Measurements of committed steps above `after_step`, oldest first."""
-        return self._send(calls.metrics(run, after_step))
+        found: list[MetricPoint] = []
+        while True:
+            page = self._send(calls.metrics(run, found[-1].step if found else after_step))
+            found += page
+            if len(page) < calls.PAGE:
+                return found
 
     def checkpoints(self, run: str) -> list[CheckpointView]:
         """Durable checkpoints."""
@@ -131,6 +155,10 @@ class Client:
     def undrain(self, node: str) -> None:
         """Let trainers be placed on a drained node again. Raises `NotFoundError` where it is not drained."""
         self._send(calls.undrain(node))
+
+    def offer(self, offers: Offers) -> None:
+        """Tell which machines an autoscaler would start, so that runs which would fit with them are not refused."""
+        self._send(calls.offer(offers))
 
     def topology(self) -> TopologyView:
         """The network: NICs, measured links, trunks and islands."""
@@ -166,12 +194,15 @@ class Client:
         A broken stream is taken up again; `on_gap` hears of each break. Raises `ConnectError` after `patience_s`
         without any answer.
         """
-        follower = Follower(after, after_step)
-        path = calls.run_path(run, "/stream")
+        follower: Followed[FollowItem] = Follower(after, after_step)
+        yield from self._streamed(calls.run_path(run, "/stream"), follower, on_gap)
+
+    def _streamed(self, path: str, follower: Followed[T], on_gap: Callable[[str], None] | None = None) -> Iterator[T]:
+        """What `follower` makes of the stream at `path`, which is taken up where it breaks."""
         pauses = wire.pauses(self._patience_s)
         while not follower.ended:
             try:
-                for item in self._follow_once(path, follower):
+                for item in self._streamed_once(path, follower):
                     pauses = wire.pauses(self._patience_s)
                     yield item
             except wire.transport_errors() as error:
@@ -182,9 +213,9 @@ class Client:
                     on_gap(str(error) or type(error).__name__)
                 self._sleep(pause)
 
-    def _follow_once(self, path: str, follower: Follower) -> Iterator[FollowItem]:
-        params = follower.reconnect()
-        with self._http.stream("GET", path, params=params, timeout=wire.stream_timeout()) as response:
+    def _streamed_once(self, path: str, follower: Followed[T]) -> Iterator[T]:
+        given: dict[str, Any] = {"params": follower.reconnect(), "headers": follower.headers()}
+        with self._http.stream("GET", path, timeout=wire.stream_timeout(), **given) as response:
             self._raise_refusal(response)
             for line in response.iter_lines():
                 item = follower.feed(line)
@@ -194,23 +225,32 @@ class Client:
             raise wire.ended_early()
 
     def logs(
-        self, run: str, trainer: str | None = None, *, follow: bool = False, poll_s: float = 0.5
+        self,
+        run: str,
+        trainer: str | None = None,
+        *,
+        follow: bool = False,
+        on_gap: Callable[[str], None] | None = None,
     ) -> Iterator[LogPiece]:
         """What the run's trainers wrote, piece by piece; of all of them unless one is named.
 
-        With `follow` it goes on until the run has ended.
+        With `follow` it goes on until the run has ended; a broken stream is taken up again, `on_gap` hears of each break.
         """
+        if follow:
+            yield from self._streamed(calls.run_path(run, "/logs/stream"), LogFollower(trainer), on_gap)
+            return
         reader = LogReader(trainer)
-        while True:
-            view = self.run(run)
-            reader.see(view)
-            while (want := reader.next()) is not None:
-                piece = reader.take(want, self.log(run, want.trainer, want.offset))
-                if piece is not None:
-                    yield piece
-            if view.state.ended or not follow:
-                return
-            self._sleep(poll_s)
+        reader.see(self.run(run))
+        while (want := reader.next()) is not None:
+            try:
+                chunk = self.log(run, want.trainer, want.offset)
+            except NotFoundError:  # its node is gone, and it had written nothing: the others are read all the same
+                if trainer is not None:
+                    raise
+                chunk = None
+            piece = reader.take(want, chunk)
+            if piece is not None:
+                yield piece
 
     @overload
     def complete(
@@ -251,12 +291,14 @@ class Client:
         for pause in [*wire.pauses(self._patience_s), None]:
             try:
                 response = self._http.request(**wire.request_arguments(call))
+                return wire.read_answer(call, response, self.url)
             except wire.transport_errors() as error:
                 if pause is None or not wire.may_repeat(call, error):
                     raise wire.unreachable(self.url, error) from None
-                self._sleep(pause)
-            else:
-                return wire.read_answer(call, response, self.url)
+            except ConnectError:  # the web process answers, the control plane not yet again
+                if pause is None or not call.repeatable:
+                    raise
+            self._sleep(pause)
         raise AssertionError("the last try either returns or raises")
 
     def _raise_refusal(self, response: httpx.Response) -> None:

@@ -10,10 +10,14 @@ names the place that will be given the token.
 | ATOLL_HOME | state and token, default `~/.atoll` |
 | ATOLL_ADDRESS | URL of the REST server, `http://127.0.0.1:8440` |
 | ATOLL_TOKEN | the token, instead of the file `token` under ATOLL_HOME |
+| ATOLL_CA | certificates (PEM) to trust for an https address, instead of `tls/ca.pem` under ATOLL_HOME |
 | ATOLL_HOST | address that peers of a `torch.distributed` group connect to; default: that on the way to the store |
 | GLOO_SOCKET_IFNAME | the same by the name of a NIC, as for torch's Gloo |
+| ATOLL_DATABASE | `postgresql://...` for journal and history of a cluster that is started, instead of SQLite files |
+| ATOLL_ARCHIVE | folder or URI for metrics of ended runs of such a cluster |
+| ATOLL_KEEP_DAYS | how long metrics and logs of ended runs stay, default 90 |
 | RAY_ADDRESS | GCS address of the Ray cluster; set by Ray inside `ray job submit` |
-| RAY_JOB_CONFIG_JSON_ENV_VAR | set by Ray inside `ray job submit`: submission id and packed working directory |
+| RAY_JOB_CONFIG_JSON_ENV_VAR | set by Ray inside `ray job submit`: submission id, packed working directory, metadata |
 """
 
 from __future__ import annotations
@@ -21,22 +25,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll.errors import AuthError, ConnectError
 
+if TYPE_CHECKING:
+    import ssl
+
 HOME_MODE = 0o700
+_RAYS_OWN = frozenset({"job_submission_id", "job_name"})
 TOKEN_MODE = 0o600
+# How the web server of this home is trusted, where it speaks TLS.
+TLS_DIR, TLS_CA = "tls", "ca.pem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayJob:
-    """What Ray tells a driver that it started itself."""
+    """What Ray tells a driver that it started itself. `metadata` is what came with `--metadata-json`."""
 
     submission_id: str
     working_dir_uri: str | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +57,14 @@ class Config:
     home: Path
     address: str | None = None
     token: str | None = None
+    ca: Path | None = None
     host: str | None = None
     nic: str | None = None
     ray_address: str | None = None
     ray_job: RayJob | None = None
+    database: str | None = None
+    archive: str | None = None
+    keep_days: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +83,7 @@ class Target:
 
     url: str
     token: str
+    ca: Path | None = None
 
 
 def load(environment: Mapping[str, str] | None = None) -> Config:
@@ -78,10 +94,14 @@ def load(environment: Mapping[str, str] | None = None) -> Config:
         home=Path(home).expanduser().absolute(),
         address=env.get("ATOLL_ADDRESS") or None,
         token=env.get("ATOLL_TOKEN") or None,
+        ca=Path(env["ATOLL_CA"]).expanduser().absolute() if env.get("ATOLL_CA") else None,
         host=env.get("ATOLL_HOST") or None,
         nic=env.get("GLOO_SOCKET_IFNAME") or None,
         ray_address=env.get("RAY_ADDRESS") or None,
         ray_job=_ray_job(env.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")),
+        database=env.get("ATOLL_DATABASE") or None,
+        archive=env.get("ATOLL_ARCHIVE") or None,
+        keep_days=env.get("ATOLL_KEEP_DAYS") or None,
     )
 
 
@@ -89,13 +109,16 @@ def _ray_job(text: str) -> RayJob | None:
     # The variable's name is its own value in Ray 2.60; its JSON has "metadata" and "runtime_env".
     try:
         plain = json.loads(text) if text else {}
-        submission = plain.get("metadata", {}).get("job_submission_id")
+        metadata = plain.get("metadata", {})
+        submission = metadata.get("job_submission_id")
         uri = plain.get("runtime_env", {}).get("working_dir")
     except (ValueError, AttributeError):
         return None
     if not isinstance(submission, str):
         return None
-    return RayJob(submission_id=submission, working_dir_uri=uri if isinstance(uri, str) and "://" in uri else None)
+    copied = uri if isinstance(uri, str) and "://" in uri else None
+    told = {str(key): str(value) for key, value in metadata.items() if key not in _RAYS_OWN}
+    return RayJob(submission_id=submission, working_dir_uri=copied, metadata=told)
 
 
 def as_url(address: str) -> str:
@@ -155,7 +178,29 @@ def read_token(config: Config) -> str:
 def locate(config: Config, address: str | None = None, token: str | None = None) -> Target:
     """The running cluster that a client means. Raises `ConnectError` or `AuthError` with the next thing to do."""
     url = _choose_url(config, address)
-    return Target(url=url, token=token or read_token(config))
+    return Target(url=url, token=token or read_token(config), ca=authority(config) if url.startswith("https") else None)
+
+
+def authority(config: Config) -> Path | None:
+    """Whom to trust: the file of ATOLL_CA, else that of this home; None for whom the system trusts."""
+    own = config.home / TLS_DIR / TLS_CA
+    return config.ca or (own if own.exists() else None)
+
+
+def trusted(ca: Path) -> ssl.SSLContext:
+    """TLS that trusts the certificates in `ca` and no others. Raises `ConnectError`."""
+    import ssl  # noqa: PLC0415 - 10 ms that `import atoll` must not cost
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # A certificate that was given may be there itself, without whoever signed it.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConnectError(
+            f"no certificates to trust in {ca} ({error}); set ATOLL_CA to the cluster's ca.pem"
+        ) from None
+    return context
 
 
 def _choose_url(config: Config, address: str | None) -> str:

@@ -11,7 +11,11 @@
     │   ├── NonFiniteError       non-finite            NaN or Inf in loss or gradients; the step was not committed
     │   ├── ProgramFailed        program-failed        the training function raised
     │   ├── CallsDiffer          different-calls       the workers call different collective operations
-    │   ├── AuthError            unauthorized          a missing or wrong token
+    │   ├── AuthError            unauthorized          a missing, wrong, expired or revoked token
+    │   ├── ForbiddenError       forbidden             a token whose role or team may not do this
+    │   ├── ThrottledError       too-many-tries        too many wrong tokens from one address
+    │   ├── AlreadyThere         already-there         there is one of this name
+    │   ├── KeyReused            key-reused            one idempotency key on two different requests
     │   └── NotFoundError        not-found             no such run, checkpoint or node
     ├── ClusterError         the cluster cannot do what was asked
     │   ├── CapacityError        does-not-fit          more resources than the cluster can ever hold
@@ -105,9 +109,33 @@ class CallsDiffer(UserError):
 
 
 class AuthError(UserError):
-    """A missing or wrong token."""
+    """A missing, wrong, expired or revoked token."""
 
     code = "unauthorized"
+
+
+class ForbiddenError(UserError):
+    """A token that is good, of somebody who may not do this."""
+
+    code = "forbidden"
+
+
+class ThrottledError(UserError):
+    """Too many wrong tokens from one address."""
+
+    code = "too-many-tries"
+
+
+class AlreadyThere(UserError):
+    """Something of this name is there already."""
+
+    code = "already-there"
+
+
+class KeyReused(UserError):
+    """One idempotency key came with two different requests."""
+
+    code = "key-reused"
 
 
 class NotFoundError(UserError):

@@ -6,7 +6,8 @@ embedded one that ends with the run. This module is the one bridge from the comm
 clusters; everything after that is REST.
 
 `atoll run FILE` executes the script with `overrides` set, so that the script's own `atoll.run(...)` holds and the flags
-of the command line win.
+of the command line win. `atoll run job.toml` reads a job file instead. What `ray job submit --metadata-json` says stands
+between the two: above script and file, below flags.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from atoll import config
+from atoll.clock import SystemClock
 from atoll.config import ClusterFile, Config, Target
 from atoll.errors import AtollError, AuthError, ConnectError, ScriptNotFound, UserError
-from atoll.launch_spec import JobOptions, build, script
+from atoll.launch_spec import JobOptions, build, build_document, metadata_options, read_document, script
 from atoll.schema.ids import TRAINER_MARK, RunId
 
 if TYPE_CHECKING:
     from atoll.control_plane.ray_bootstrap import ClusterInfo
     from atoll.schema.spec import JobSpec
 
-__all__ = ["JobOptions", "Overrides", "find", "run", "run_script", "up"]
+__all__ = ["JobOptions", "Overrides", "find", "run", "run_job", "run_script", "up"]
 
 _INTERRUPTED = 130
 Say = Callable[[str], None]
@@ -45,6 +47,18 @@ class Overrides:
     config: dict[str, Any] = field(default_factory=dict)
     print_id: bool = False
     calls: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsChoice:
+    """What `atoll up` was told about TLS. `tls` None: as it was."""
+
+    tls: bool | None = None
+    host: str = ""
+    names: tuple[str, ...] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
 
 
 _OVERRIDES: ContextVar[Overrides | None] = ContextVar("atoll_overrides", default=None)
@@ -67,15 +81,40 @@ def run(fn: Callable[..., Any] | None = None, **options: Unpack[JobOptions]) -> 
     """
     overrides = _OVERRIDES.get() or Overrides()
     overrides.calls += 1
-    merged: JobOptions = {**options, **overrides.options}
-    if overrides.config:
-        merged["config"] = {**(options.get("config") or {}), **overrides.config}
     _refuse_inside_trainer()
     with reported():
-        code = _run(fn, merged, print_id=overrides.print_id)
+        settings = config.load()
+        merged = _merged(options, _wishes(settings, overrides))
+        code = _run(_spec(fn, merged, settings), settings, merged.get("address"), print_id=overrides.print_id)
     if code != 0:
         raise SystemExit(code)
     return 0
+
+
+def run_job(path: str, overrides: Overrides) -> None:
+    """Train as the job file at `path` says, with `overrides` on top, and watch it as `run` does."""
+    with reported():
+        settings = config.load()
+        document, file = read_document(path, Path.cwd())
+        wishes = _wishes(settings, overrides)
+        address = wishes.pop("address", None)
+        spec = build_document(document, file, wishes, **_ray_job(settings))
+        code = _run(spec, settings, address, print_id=overrides.print_id)
+    if code != 0:
+        raise SystemExit(code)
+
+
+def _wishes(settings: Config, overrides: Overrides) -> JobOptions:
+    """What stands above the script or job file: metadata of `ray job submit`, and above that the command line."""
+    told = metadata_options(settings.ray_job.metadata) if settings.ray_job else JobOptions()
+    return _merged(_merged(told, overrides.options), JobOptions(config=overrides.config))
+
+
+def _merged(below: JobOptions, above: JobOptions) -> JobOptions:
+    """`config` entry by entry, everything else as a whole."""
+    both = {**(below.get("config") or {}), **(above.get("config") or {})}
+    merged: JobOptions = {**below, **above}
+    return {**merged, "config": both} if both or "config" in merged else merged
 
 
 @contextlib.contextmanager
@@ -90,31 +129,36 @@ def reported() -> Iterator[None]:
         raise SystemExit(_INTERRUPTED) from None
 
 
-def _run(fn: Callable[..., Any] | None, options: JobOptions, *, print_id: bool) -> int:
+def _run(spec: JobSpec, settings: Config, address: str | None, *, print_id: bool) -> int:
     from rich.console import Console  # noqa: PLC0415 - `import atoll` loads nothing but the standard library
 
     from atoll.cli_attach import attach, terminable  # noqa: PLC0415 - likewise
 
-    settings = config.load()
     console = Console(stderr=print_id)
-    spec = _spec(fn, options, settings)
-    with terminable(), _cluster(settings, options, say=lambda text: _say(console, text)) as found:
+    cluster = _cluster(settings, address, may_embed=not spec.detach, say=lambda text: _say(console, text))
+    with terminable(), cluster as found:
         run_id = _submit(found.target, spec)
         if print_id or spec.detach:
             sys.stdout.write(f"{run_id}\n")
             return 0
-        return attach(found.target, run_id, console)
+        # `ray job logs` shows the driver's output: what trainers write belongs there.
+        return attach(found.target, run_id, console, with_logs=settings.ray_job is not None)
 
 
 def _spec(fn: Callable[..., Any] | None, options: JobOptions, settings: Config) -> JobSpec:
+    return build(fn, options, **{"cwd": Path.cwd(), **_ray_job(settings)})
+
+
+def _ray_job(settings: Config) -> dict[str, Any]:
+    """What a spec takes over from `ray job submit`."""
     job = settings.ray_job
-    return build(
-        fn,
-        options,
-        cwd=Path.cwd(),
-        run_id=_id_in_ray_job(job.submission_id) if job else None,
-        working_dir_uri=job.working_dir_uri if job else None,
-    )
+    if job is None:
+        return {}
+    return {
+        "cwd": Path.cwd(),
+        "run_id": _id_in_ray_job(job.submission_id),
+        "working_dir_uri": job.working_dir_uri,
+    }
 
 
 def _id_in_ray_job(submission_id: str) -> RunId:
@@ -147,10 +191,10 @@ def _refuse_inside_trainer() -> None:
 
 
 @contextlib.contextmanager
-def _cluster(settings: Config, options: JobOptions, *, say: Say) -> Iterator[Found]:
+def _cluster(settings: Config, address: str | None, *, may_embed: bool, say: Say) -> Iterator[Found]:
     from atoll.cli_attach import uninterrupted  # noqa: PLC0415 - as above
 
-    found = find(settings, options.get("address"), may_embed=not options.get("detach", False), say=say)
+    found = find(settings, address, may_embed=may_embed, say=say)
     try:
         yield found
     finally:
@@ -182,6 +226,30 @@ def up(settings: Config, address: str | None, port: int | None, say: Say) -> Clu
     """Start Atoll on the Ray cluster at `address`, or on a Ray of its own, to stay."""
     info: ClusterInfo = _bootstrap().ensure(address or settings.ray_address, settings.home, progress=say, port=port)
     return info
+
+
+def choose_tls(settings: Config, choice: TlsChoice) -> None:
+    """Have the web server speak TLS, or plain HTTP, from the next `up` on. Raises `UserError` while a cluster is up."""
+    if choice.tls is None and not (choice.host or choice.names or choice.certificate or choice.key):
+        return
+    running = config.known_clusters(settings.home)
+    if running:
+        raise UserError(f"{running[0].rest_url} is up; run `atoll down` first, then choose TLS with `atoll up`")
+    fs_tls = _bootstrap().fs_tls
+    if not choice.tls:
+        if choice.tls is None or choice.host or choice.names or choice.certificate or choice.key:
+            raise UserError(
+                "--host, --name, --tls-cert and --tls-key need --tls: beyond this host nothing goes in clear"
+            )
+        fs_tls.close(settings.home)
+        return
+    if (choice.certificate is None) != (choice.key is None):
+        raise UserError("--tls-cert and --tls-key belong together; name both, or neither to have them made")
+    given = None
+    if choice.certificate is not None and choice.key is not None:
+        given = fs_tls.Given(certificate=choice.certificate, key=choice.key, authority=choice.authority)
+    host = choice.host or fs_tls.LOOPBACK
+    fs_tls.open_door(settings.home, host, choice.names, given, now=SystemClock().now())
 
 
 def down(settings: Config, say: Say) -> list[str]:

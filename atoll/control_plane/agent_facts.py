@@ -82,7 +82,7 @@ def _kept(desk: Desk, found: m.FoundTrainer) -> bool:
     run, trainer = _lookup(desk, found.run, found.trainer)
     if run is None or trainer is None or run.state.ended:
         return False
-    return trainer.ended is None or trainer.ended.end is r.End.FINISHED
+    return trainer.ended is None or trainer.ended.end in {r.End.FINISHED, r.End.SUSPENDED}
 
 
 def _absorb(desk: Desk, found: m.FoundTrainer) -> None:
@@ -330,7 +330,9 @@ def _outcome(desk: Desk, run: Run, trainer: Trainer, fact: m.TrainerFinished | m
         return
     run.step = max(run.step, fact.step)
     if isinstance(fact, m.TrainerFinished):
-        end_trainer(desk, run, trainer, r.End.FINISHED, f"its function returned after step {fact.step}")
+        end = r.End.SUSPENDED if fact.suspended else r.End.FINISHED
+        how = "it left" if fact.suspended else "its function returned"
+        end_trainer(desk, run, trainer, end, f"{how} after step {fact.step}")
         return
     when = f" after step {fact.step}" if fact.step else ""
     reason = f"{fact.problem} ({fact.code}{when})"

@@ -22,9 +22,13 @@ from typing import Any, Protocol
 from atoll.clock import Clock
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
+from atoll.control_plane import fs_durable, sharing_calls
 from atoll.control_plane.core import TICK_S, Core
+from atoll.control_plane.durable_runtime import LogFetcher, Packages, Tidier
 from atoll.control_plane.grpc_server import BEAT_S, Identity, Port
+from atoll.control_plane.log_keeping import PIECE_BYTES, LogKeeper, LogWanted
 from atoll.control_plane.projection import servers_of
+from atoll.control_plane.ray_doors import RayDoors
 from atoll.control_plane.sql_history import HistoryWriter
 from atoll.control_plane.sql_journal import Journal
 from atoll.errors import ClusterError, ConnectError, InternalError, NotFoundError, SpecError, by_code
@@ -32,8 +36,10 @@ from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, SeatId, TrainerId, is_safe_name
 from atoll.schema.messages import AgentFact, AgentHello, DoctorReport, Examine, Finding, LogChunk, ReadLog, Versions
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 
+_SEE_STORY = "see the agent-failed lines of `atoll story` for this node"
 LIST_EVERY_S = 1.0
 # Ray answers in milliseconds; a hung controller must not pile up threads.
 LIST_LIMIT_S = 10.0
@@ -59,6 +65,10 @@ class RayPort(Protocol):
         """End the seat's actor if there is one."""
         ...
 
+    def keep_package(self, uri: str, keep_s: int) -> None:
+        """Keep a packed working directory for so long."""
+        ...
+
     def start_agent(self, node: NodeId) -> int:
         """Have an agent started on the node; its pid."""
         ...
@@ -70,6 +80,7 @@ class ControlConfig:
 
     cluster_dir: Path
     home: Path
+    ray_address: str = ""
     host: str
     port: int
     secret: bytes
@@ -95,8 +106,12 @@ class ControlRuntime:
         self._ray = ray
         self._clock = clock
         self.started_at = clock.now()
-        self._journal = Journal(config.cluster_dir / "journal.sqlite", pid=config.pid, at=self.started_at, wait_s=5.0)
-        self._history = HistoryWriter(config.cluster_dir / "history.sqlite")
+        durable = fs_durable.load(config.cluster_dir)
+        place = durable.journal(config.cluster_dir)
+        self._journal = Journal(place, pid=config.pid, at=self.started_at, wait_s=5.0)
+        self._history = HistoryWriter(durable.history(config.cluster_dir))
+        self._packages = Packages(ray.keep_package)
+        self._tidier = Tidier(lambda: durable.archivist(config.cluster_dir), clock)
         # The same for every incarnation, so that agents that were told by the last one go on hearing one another.
         beat_key = hmac.digest(config.secret, b"beats of agents", "sha256").hex()
         self._core = Core(self._journal.incarnation, self._journal.records(), beat_key=beat_key)
@@ -113,6 +128,7 @@ class ControlRuntime:
         self._logs: dict[str, asyncio.Future[LogChunk]] = {}
         self._gathers: dict[str, _Gather] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._doors = RayDoors(config.ray_address, config.host, clock)
         self._closing = asyncio.Event()
         self._failure: BaseException | None = None
         self.port = 0
@@ -125,6 +141,12 @@ class ControlRuntime:
             self.port = await self._port.start(self._config.host, self._config.port)
             self._spawn(self._tick_on())
             self._spawn(self._list_on())
+            self._spawn(self._tidier.run())
+            self._spawn(self._packages.run(self._core.desk.cluster))
+            keeper = LogKeeper(self._history.log_ends())
+            fetcher = LogFetcher(keeper, self._core.desk.cluster, self._clock, self._fetch_log)
+            self._spawn(fetcher.run(self._history.put))
+            self._spawn(self._doors.run(self._history.put))
             ready()
             await self._closing.wait()
         finally:
@@ -142,6 +164,7 @@ class ControlRuntime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._tidier.close()
         self._history.close()
         self._journal.close()
 
@@ -279,6 +302,7 @@ class ControlRuntime:
             "stop": self._stop,
             "drain": self._drain,
             "undrain": self._undrain,
+            "offer": self._offer,
             "harm": self._harm,
             "driver_beat": self._beat,
             "read_log": self._read_log,
@@ -287,6 +311,10 @@ class ControlRuntime:
             "status": self._status,
             "shutdown": self._shutdown,
         }
+        if method in sharing_calls.QUESTIONS:
+            return sharing_calls.QUESTIONS[method](self._core.desk, body)
+        if method in sharing_calls.WISHES:
+            return await self._ask(lambda request: sharing_calls.WISHES[method](request, body))
         call = calls.get(method)
         if call is None:
             raise InternalError(f"no such call {method!r}; known: {', '.join(sorted(calls))}")
@@ -302,6 +330,7 @@ class ControlRuntime:
         run = spec.run_id or RunId(f"{spec.name}-{secrets.token_hex(3)}")
         run_dir = self._config.home / "runs" / run
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._packages.keep(spec.working_dir_uri)
         return await self._ask(
             lambda request: ev.RunAsked(
                 request=request, run=run, spec=spec, run_dir=str(run_dir), secret=secrets.token_hex(32)
@@ -326,6 +355,12 @@ class ControlRuntime:
     async def _undrain(self, body: dict[str, Any]) -> dict[str, Any]:
         node = NodeId(str(body.get("node")))
         return await self._ask(lambda request: ev.UndrainAsked(request=request, node=node))
+
+    async def _offer(self, body: dict[str, Any]) -> dict[str, Any]:
+        said = from_plain(Offers, body)
+        return await self._ask(
+            lambda request: ev.MachinesOffered(request=request, offers=said.offers, decisions=said.decisions)
+        )
 
     async def _beat(self, body: dict[str, Any]) -> dict[str, Any]:
         self.handle(ev.DriverBeat(run=RunId(str(body.get("run")))))
@@ -355,17 +390,26 @@ class ControlRuntime:
         trainer = run.trainers.get(name) if run is not None else None
         if trainer is None:
             raise NotFoundError(f"no trainer {name!r} in run {run_id!r}; `atoll status {run_id}` lists them")
+        offset, limit = int(body.get("offset", 0)), int(body.get("limit", 1 << 16))
+        plain: dict[str, Any] = to_plain(await self._ask_log(trainer.node, run_id, name, offset, limit))
+        return plain
+
+    async def _fetch_log(self, want: LogWanted) -> LogChunk:
+        return await self._ask_log(want.node, want.run, want.trainer, want.offset, PIECE_BYTES)
+
+    async def _ask_log(self, node_id: NodeId, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk:
+        node = self._core.desk.nodes.get(node_id)
+        if node is None or not node.attached:
+            raise ConnectError(f"no agent of {node_id} is attached; what was kept of its logs is in the history")
         request = secrets.token_hex(8)
         waiting = self._logs[request] = asyncio.get_running_loop().create_future()
-        offset, limit = int(body.get("offset", 0)), int(body.get("limit", 1 << 16))
-        self._port.send(trainer.node, ReadLog(request=request, run=run_id, trainer=name, offset=offset, limit=limit))
+        self._port.send(node_id, ReadLog(request=request, run=run, trainer=trainer, offset=offset, limit=limit))
         try:
-            plain: dict[str, Any] = to_plain(await asyncio.wait_for(waiting, ANSWER_LIMIT_S))
+            return await asyncio.wait_for(waiting, ANSWER_LIMIT_S)
         except TimeoutError:
-            raise ConnectError(f"the agent of {trainer.node} did not answer in {ANSWER_LIMIT_S:g} s") from None
+            raise ConnectError(f"the agent of {node_id} did not answer in {ANSWER_LIMIT_S:g} s") from None
         finally:
             self._logs.pop(request, None)
-        return plain
 
     async def _doctor(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - as above
         nodes = [n.node for n in self._core.desk.nodes.values() if n.attached]
@@ -378,12 +422,11 @@ class ControlRuntime:
             if nodes:
                 await asyncio.wait_for(gather.done.wait(), ANSWER_LIMIT_S)
         del self._gathers[request]
-        remedy = "see the agent-failed lines of `atoll story` for this node"
         missing = [
-            Finding(node=n.node, check="agent", ok=False, detail="no agent is attached", remedy=remedy) for n in away
+            Finding(node=n.node, check="agent", ok=False, detail="not attached", remedy=_SEE_STORY) for n in away
         ]
-        plain: dict[str, Any] = to_plain(DoctorReport(request=request, findings=(*gather.findings, *missing)))
-        return plain
+        report = DoctorReport(request=request, findings=(*gather.findings, *missing, *await self._doors.findings()))
+        return dict(to_plain(report))
 
     def _gathered(self, report: DoctorReport) -> None:
         gather = self._gathers.get(report.request)
@@ -403,5 +446,5 @@ class ControlRuntime:
             "started_at": self.started_at,
             "agents": {n.node: n.pid for n in self._core.desk.nodes.values() if n.attached},
             "nodes": [n.node for n in self._core.desk.nodes.values() if n.usable],
-            "history_problem": self._history.problem,
+            "history_problem": self._history.problem or self._tidier.problem,
         }

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from atoll.control_plane import agent_facts as facts
-from atoll.control_plane import drains, network, returns, watching
+from atoll.control_plane import drains, network, offers, queue, resizing, returns, suspending, usage, watching
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
+from atoll.control_plane.answers import problem
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.harming import harmed
 from atoll.control_plane.judgement import judge, lapse
 from atoll.control_plane.leaving import drain_view
 from atoll.control_plane.projection import node_view, run_view
-from atoll.control_plane.queue import asked, problem, schedule
+from atoll.control_plane.queue import asked, queues_set, schedule
 from atoll.control_plane.records import Record
 from atoll.control_plane.settle import SEAT_RETRY_S, begin_stop, settle
 from atoll.control_plane.state import Cluster, Run
@@ -86,10 +87,10 @@ class Core:
                 asked(self.desk, event)
             case ev.StopAsked() | ev.DriverBeat() | ev.HarmAsked() | ev.ShutdownAsked():
                 self._request(event)
-            case ev.DrainAsked():
-                drains.asked(self.desk, event)
-            case ev.UndrainAsked():
-                drains.undone(self.desk, event)
+            case ev.DrainAsked() | ev.UndrainAsked():
+                self._drain(event)
+            case ev.ResizeAsked() | ev.SuspendAsked() | ev.ResumeAsked() | ev.QueuesAsked() | ev.MachinesOffered():
+                self._share(event)
             case ev.AgentAttached():
                 facts.attached(self.desk, event.hello)
             case ev.AgentDetached():
@@ -117,6 +118,29 @@ class Core:
                 harmed(self.desk, event)
             case ev.ShutdownAsked():
                 self._shutdown(event.request)
+            case _:
+                assert_never(event)
+
+    def _drain(self, event: ev.DrainAsked | ev.UndrainAsked) -> None:
+        if isinstance(event, ev.DrainAsked):
+            drains.asked(self.desk, event)
+        else:
+            drains.undone(self.desk, event)
+
+    def _share(
+        self, event: ev.ResizeAsked | ev.SuspendAsked | ev.ResumeAsked | ev.QueuesAsked | ev.MachinesOffered
+    ) -> None:
+        match event:
+            case ev.MachinesOffered():
+                offers.offered(self.desk, event)
+            case ev.ResizeAsked():
+                resizing.asked(self.desk, event)
+            case ev.SuspendAsked():
+                suspending.asked(self.desk, event)
+            case ev.ResumeAsked():
+                suspending.resumed(self.desk, event)
+            case ev.QueuesAsked():
+                queues_set(self.desk, event)
             case _:
                 assert_never(event)
 
@@ -255,6 +279,8 @@ class Core:
         watching.tell_ring(desk)
         network.tick(desk)
         returns.tick(desk, self._returns)
+        queue.tick(desk)
+        usage.look(desk)
 
     def _changed_nodes(self) -> list[fx.Effect]:
         shows: list[fx.Effect] = []

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 
 from atoll.collectives.islands import Island
 from atoll.control_plane import effects as fx
+from atoll.control_plane.arbiter.decisions import Decisions
+from atoll.control_plane.arbiter.model import Usage
 from atoll.control_plane.events import NodeSeen
+from atoll.control_plane.ledger import Ledger
 from atoll.control_plane.placement import Room, units
 from atoll.control_plane.probes import Probes
-from atoll.control_plane.records import NODE_RECORDS, Record
+from atoll.control_plane.records import CLUSTER_RECORDS, Record
 from atoll.control_plane.state import Cluster, Run, Trainer
 from atoll.control_plane.story import brief, told
 from atoll.fault.facts import Ears
@@ -21,6 +24,7 @@ from atoll.fault.slow_links import SlowLinks
 from atoll.fault.strain import Strain
 from atoll.schema.ids import NodeId, RunId
 from atoll.schema.messages import AgentBeat, AgentCommand, Membership, TellTrainer, TrainerCommand, WatchPeers
+from atoll.schema.offers import MachineOffer
 from atoll.schema.topology import Door, Topology
 
 
@@ -78,6 +82,15 @@ class Desk:
     islands_of: Topology | None = None
     islands_told: tuple[tuple[NodeId, ...], ...] = ()
     slow_links: SlowLinks = field(default_factory=SlowLinks)
+    # What queues and their users had of the cluster lately; a new control plane begins anew.
+    usage: dict[tuple[str, str | None], Usage] = field(default_factory=dict)
+    decide_at: float = 0.0
+    # What an autoscaler would start, as it last said.
+    offers: tuple[MachineOffer, ...] = ()
+    offered_until: float = 0.0
+    accounted_at: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
+    decided: Decisions | None = None
     records: list[Record] = field(default_factory=list)
     effects: list[fx.Effect] = field(default_factory=list)
     touched: dict[RunId, None] = field(default_factory=dict)
@@ -86,7 +99,7 @@ class Desk:
         """Decide: apply now, persist before any effect is carried out."""
         self.cluster.apply(record)
         self.records.append(record)
-        run = None if isinstance(record, NODE_RECORDS) else record.run
+        run = None if isinstance(record, CLUSTER_RECORDS) else record.run
         if run is not None:
             self.touched[run] = None
         line = told(record)

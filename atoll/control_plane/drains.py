@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
+from atoll.control_plane.answers import problem
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import DrainAsked, UndrainAsked
 from atoll.control_plane.leaving import remaining
-from atoll.control_plane.queue import problem, schedule
+from atoll.control_plane.queue import schedule
 from atoll.control_plane.settle import end_trainer, fence, settle
 from atoll.errors import AtollError, NotFoundError, SpecError
 from atoll.schema.ids import NodeId

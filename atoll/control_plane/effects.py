@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atoll.control_plane.records import Record
-from atoll.schema.ids import NodeId, RunId, SeatId
+from atoll.schema.ids import NodeId, RunId, SeatId, TrainerId
 from atoll.schema.messages import AgentCommand
 from atoll.schema.views import CheckpointView, MetricPoint, NodeView, ProblemView, RunView, TopologyView
 
@@ -109,6 +109,18 @@ class ShowCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeepLog:
+    """Bytes `[start, stop)` of a trainer's log, so that they outlive its node."""
+
+    run: RunId
+    trainer: TrainerId
+    start: int
+    stop: int
+    text: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShowTopology:
     """What is known of the network, for the web."""
 
@@ -129,4 +141,5 @@ Effect = (
     | ShowMetric
     | ShowCheckpoint
     | ShowTopology
+    | KeepLog
 )

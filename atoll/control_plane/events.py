@@ -20,6 +20,8 @@ from atoll.schema.messages import (
     TrainerStarted,
     TrainerWatched,
 )
+from atoll.schema.offers import MachineOffer
+from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
 
 
@@ -41,6 +43,52 @@ class StopAsked:
     request: str
     run: RunId
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeAsked:
+    """Somebody wants the run to go on with so many workers."""
+
+    request: str
+    run: RunId
+    workers: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspendAsked:
+    """Somebody wants the run to save, leave its seats and wait until it is resumed."""
+
+    request: str
+    run: RunId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeAsked:
+    """Somebody wants a run that was suspended to go on when there is room."""
+
+    request: str
+    run: RunId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuesAsked:
+    """An operator sets how the cluster is shared."""
+
+    request: str
+    sharing: Sharing
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinesOffered:
+    """An autoscaler says which machines it would start."""
+
+    request: str
+    offers: tuple[MachineOffer, ...]
+    decisions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +210,11 @@ class Tick:
 Event = (
     RunAsked
     | StopAsked
+    | ResizeAsked
+    | SuspendAsked
+    | ResumeAsked
+    | QueuesAsked
+    | MachinesOffered
     | DriverBeat
     | DrainAsked
     | UndrainAsked

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from atoll.control_plane import effects as fx
+from atoll.control_plane.answers import problem
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import HarmAsked
-from atoll.control_plane.queue import problem
 from atoll.control_plane.state import Run, Trainer
 from atoll.errors import AtollError, NotFoundError, SpecError
 from atoll.schema.harm import Harm, HarmWish, check_wish

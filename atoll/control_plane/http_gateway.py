@@ -92,13 +92,65 @@ def candidates(servers: Sequence[Mapping[str, Any]], model: str | None, turn: in
     return found[first:] + found[:first]
 
 
+# What refuses before this router does so as the rest of the API does.
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "Not a success",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/ProblemView"},
+                        {
+                            "type": "object",
+                            "required": ["error"],
+                            "properties": {
+                                "error": {
+                                    "type": "object",
+                                    "required": ["message", "type", "code"],
+                                    "properties": {
+                                        "message": {"type": "string"},
+                                        "type": {"type": "string"},
+                                        "code": {"type": "string"},
+                                    },
+                                }
+                            },
+                        },
+                    ]
+                }
+            }
+        },
+    }
+}
+_ASKED = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["prompt"],
+                    "properties": {
+                        "prompt": {"type": "string"},
+                        "model": {"type": "string"},
+                        "max_tokens": {"type": "integer", "minimum": 1},
+                        "stream": {"type": "boolean"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
 def gateway(servers: Servers) -> APIRouter:
     """The routes. `servers` gives the replicas that answer now: run, trainer, host, port, model, step, secret."""
-    router = APIRouter()
+    router = APIRouter(tags=["models"], responses=_REFUSED)
     turns = itertools.count()
 
     @router.get("/v1/models")
     async def models() -> Response:
+        """The models that are served, in OpenAI's form."""
         try:
             found = await servers()
         except AtollError as error:
@@ -108,8 +160,9 @@ def gateway(servers: Servers) -> APIRouter:
             {"object": "list", "data": [{"id": n, "object": "model", "owned_by": "atoll"} for n in names]}
         )
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", openapi_extra=_ASKED)
     async def completions(request: Request) -> Response:
+        """A completion in OpenAI's form; with `stream`, server-sent events."""
         try:
             body = await read_body(request.stream())
             tries = candidates(await servers(), _model_in(body), next(turns))

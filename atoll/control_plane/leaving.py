@@ -1,4 +1,4 @@
-"""Which nodes a run is to leave, or not to come to: those that are drained, and for a while those that were too slow for it.
+"""Who leaves: trainers on drained nodes, and those whose seats a smaller run gives up; and which nodes a run shuns.
 
 Pure questions about the core's state; what follows from the answers is in `settle` (who goes) and `queue` (where to).
 """
@@ -27,6 +27,32 @@ def on_drained(desk: Desk, trainer: Trainer) -> bool:
     return trainer.node in desk.cluster.drains
 
 
+def gives_up(run: Run, trainer: Trainer) -> bool:
+    """Whether the trainer is to leave its seat now, since the run was made smaller."""
+    seat = run.seats.get(trainer.seat)
+    return seat is not None and seat.leaving and not seat.replaced
+
+
+def moves(run: Run, trainer: Trainer) -> bool:
+    """Whether the trainer is to leave its seat once somebody has taken its place elsewhere."""
+    seat = run.seats.get(trainer.seat)
+    return seat is not None and seat.leaving and seat.replaced
+
+
+def leaves(desk: Desk, run: Run, trainer: Trainer) -> bool:
+    """Whether the trainer is to go, for whichever reason."""
+    return on_drained(desk, trainer) or gives_up(run, trainer) or moves(run, trainer)
+
+
+def why_leaves(desk: Desk, run: Run, trainer: Trainer) -> str:
+    """The reason in words, for one that leaves."""
+    if on_drained(desk, trainer):
+        return f"{trainer.node} is drained: {desk.cluster.drains[trainer.node].reason}"
+    if moves(run, trainer):
+        return "the run moved to other nodes"
+    return f"the run goes on with {run.size} worker{'s' * (run.size != 1)}"
+
+
 def hurried(desk: Desk, run: Run) -> bool:
     """Whether a member must leave its node now, replaced or not. By the wall's clock: that is when the node goes."""
     drains = desk.cluster.drains
@@ -34,9 +60,11 @@ def hurried(desk: Desk, run: Run) -> bool:
 
 
 def still_needed(desk: Desk, run: Run, trainer: Trainer) -> bool:
-    """Whether a trainer on a drained node has work until somebody else can take it."""
+    """Whether a trainer that is to leave has work until somebody else can take it."""
     if run.spec.kind is JobKind.TRAIN:
         return trainer.trainer in run.member_ids()
+    if not on_drained(desk, trainer):
+        return False
     others = [t for t in run.active() if not on_drained(desk, t)]
     serving = sum(1 for t in others if t.server is not None)
     empty = any(s.node not in desk.cluster.drains and run.tenant(s.seat) is None for s in run.seats.values())

@@ -2,6 +2,7 @@
 
     queued -> placed -> running -> stopping -> succeeded | failed | stopped
     queued -> stopping, placed -> stopping: stopped, or found impossible, before the first step
+    stopping -> queued: suspended, to go on from a checkpoint later; stopping -> stopping: stopped for good meanwhile
 
 `STOPPING` is passed on the way to every end, success included: trainers leave, seats are freed, then the run ended.
 """
@@ -24,6 +25,7 @@ class Move(enum.StrEnum):
     SUCCEED = "succeed"
     FAIL = "fail"
     HALT = "halt"
+    SUSPEND = "suspend"
 
 
 TABLE: dict[tuple[RunState, Move], RunState] = {
@@ -33,6 +35,8 @@ TABLE: dict[tuple[RunState, Move], RunState] = {
     (RunState.PLACED, Move.STOP): RunState.STOPPING,
     (RunState.RUNNING, Move.START): RunState.RUNNING,
     (RunState.RUNNING, Move.STOP): RunState.STOPPING,
+    (RunState.STOPPING, Move.STOP): RunState.STOPPING,
+    (RunState.STOPPING, Move.SUSPEND): RunState.QUEUED,
     (RunState.STOPPING, Move.SUCCEED): RunState.SUCCEEDED,
     (RunState.STOPPING, Move.FAIL): RunState.FAILED,
     (RunState.STOPPING, Move.HALT): RunState.STOPPED,

@@ -33,7 +33,7 @@ def run_view(run: Run) -> RunView:
         submitted_at=run.submitted_at,
         ended_at=run.ended_at,
         epoch=run.epoch,
-        workers_wanted=run.spec.workers,
+        workers_wanted=run.size,
         members=len(servers) if run.spec.kind is JobKind.SERVE else len(members),
         spares=sum(1 for t in active if t.ready and t.trainer not in ranks and t.server is None),
         step=Step(max(run.step, run.checkpoint.step if run.checkpoint else 0)),
@@ -42,6 +42,7 @@ def run_view(run: Run) -> RunView:
         trainers=tuple(_trainer_view(run, t, ranks.get(t.trainer)) for t in [*active, *gone]),
         endpoint=",".join(f"http://{t.host}:{t.port}" for t in servers),
         exit_code=run.stopping.exit_code if run.stopping is not None and run.state.ended else None,
+        held=run.held,
         spec=run.spec,
     )
 

@@ -77,6 +77,7 @@ class ControlPlane:
         config = ControlConfig(
             cluster_dir=self._cluster_dir,
             home=self._home,
+            ray_address=record.ray_address,
             host=host,
             port=int(port),
             secret=bytes.fromhex(secret),

@@ -98,6 +98,13 @@ def kill_named(ray: Any, name: str) -> None:
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
 
 
+def keep_package(uri: str, keep_s: int) -> None:
+    """Keep the packed working directory of a job for so long. Ray deletes it when the job ends and no actor uses it."""
+    from ray._private.runtime_env.packaging import pin_runtime_env_uri  # noqa: PLC0415 - after `connect`
+
+    pin_runtime_env_uri(uri, expiration_s=keep_s)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
     """An embedded Ray."""
@@ -168,3 +175,69 @@ def _parameters(config: HeadConfig) -> Any:
         include_log_monitor=False,
         no_monitor=True,
     )
+
+
+# -- machines by Ray's own autoscaler --------------------------------------------------------------------------------
+
+
+def request_machines(address: str, bundles: list[dict[str, float]], selectors: list[dict[str, str]]) -> None:
+    """Tell Ray's autoscaler v2 which machines are to stand: one bundle each, with labels that its node must have.
+
+    There is one such request in a cluster, and each replaces the one before: whoever calls this must be its only owner.
+    By way of the v2 client itself: `request_resources` drops labels unless it believes that v2 is on. Raises `ConnectError`.
+    """
+    from ray.autoscaler.v2.sdk import request_cluster_resources  # noqa: PLC0415 - reads the environment
+
+    wanted = [{"resources": b, "label_selector": s} for b, s in zip(bundles, selectors, strict=True)]
+    try:
+        request_cluster_resources(address, wanted)
+    except Exception as error:  # noqa: BLE001 - Ray's client raises its own RPC errors, which are no public names
+        raise ConnectError(f"Ray at {address} did not take the request for machines: {error}") from None
+
+
+def requested_machines(address: str) -> list[tuple[dict[str, float], dict[str, str], int]]:
+    """What is requested now: bundles with their labels, and how many of each."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: PLC0415 - as above
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state  # noqa: PLC0415 - as above
+
+    state = get_cluster_resource_state(GcsClient(address=address))
+    found = []
+    for constraint in state.cluster_resource_constraints:
+        for row in constraint.resource_requests:
+            labels = {
+                c.label_key: ",".join(c.label_values)
+                for selector in row.request.label_selectors
+                for c in selector.label_constraints
+            }
+            found.append((dict(row.request.resources_bundle), labels, int(row.count)))
+    return found
+
+
+def failed_launches(address: str) -> list[tuple[str, float, str]]:
+    """What Ray's autoscaler could not start: type, when (Unix seconds), and what its provider said."""
+    from ray.autoscaler.v2.sdk import get_cluster_status  # noqa: PLC0415 - as above
+
+    status = get_cluster_status(address)
+    return [
+        (str(f.ray_node_type_name), float(f.failed_ts_s or 0), str(f.details or "")) for f in status.failed_launches
+    ]
+
+
+def ray_nodes(address: str) -> list[tuple[str, dict[str, str]]]:
+    """Id and labels of each node that Ray calls alive."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: PLC0415 - as above
+
+    nodes = GcsClient(address=address).get_all_node_info()
+    return [(key.hex(), dict(info.labels)) for key, info in nodes.items() if info.state == 0]
+
+
+def end_idle(address: str, node: str, reason: str) -> None:
+    """Have Ray's autoscaler end this very node, if it is still idle."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: PLC0415 - as above
+    from ray.core.generated import autoscaler_pb2  # noqa: PLC0415 - as above
+
+    reasons: Any = autoscaler_pb2
+    idle = reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_IDLE_TERMINATION")
+    accepted, why = GcsClient(address=address).drain_node(node, idle, reason, 0)
+    if not accepted:
+        raise ConnectError(f"Ray does not end node {node}: {why}")

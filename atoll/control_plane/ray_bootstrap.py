@@ -24,8 +24,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from atoll.config import cluster_key
+from atoll.config import TLS_CA, TLS_DIR, cluster_key, trusted
 from atoll.control_plane import fs_cluster as files
+from atoll.control_plane import fs_tls
 from atoll.control_plane.fs_leftovers import end_agents
 from atoll.control_plane.grpc_client import invoke_once
 from atoll.control_plane.ray_seats import node_id
@@ -210,16 +211,17 @@ def _same_place(
 
 
 def _new_place(home: Path, port: int | None) -> tuple[Path, files.ClusterRecord]:
-    web = files.web_port(LOOPBACK, port)
+    opened = fs_tls.door(home)
+    web = files.web_port(opened.host, port)
     address = f"{LOOPBACK}:{files.free_port(LOOPBACK)}"
     cluster_dir = files.private_dir(home / "clusters" / cluster_key(address))
     token_file = cluster_dir / "ray-token"
     files.secret_file(token_file)
     record = files.ClusterRecord(
-        rest_url=f"http://{LOOPBACK}:{web}",
+        rest_url=opened.url(web),
         ray_address=address,
         control=f"{LOOPBACK}:{files.free_port(LOOPBACK)}",
-        web_host=LOOPBACK,
+        web_host=opened.host,
         web_port=web,
         node=node_id(LOOPBACK),
         embedded=True,
@@ -317,6 +319,7 @@ def _problem(info: ClusterInfo) -> str | None:
             headers={"Authorization": f"Bearer {info.token}"},
             timeout=5.0,
             trust_env=False,
+            verify=trusted(home_ca) if (home_ca := info.home / TLS_DIR / TLS_CA).exists() else True,
         )
         nodes = answer.json() if answer.status_code == httpx.codes.OK else []
     except (httpx.HTTPError, ValueError) as error:

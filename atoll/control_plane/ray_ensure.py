@@ -11,12 +11,13 @@ import json
 import os
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atoll.config import cluster_key
+from atoll.config import cluster_key, load
 from atoll.control_plane import fs_cluster as files
+from atoll.control_plane import fs_durable, fs_tls
 from atoll.control_plane.ray_actor import ControlPlane
 from atoll.control_plane.ray_api import ACTOR, NAMESPACE, connect, kill_named, seat_names
 from atoll.control_plane.ray_seats import PREFIX, node_id
@@ -49,6 +50,7 @@ def ensure(config: EnsureConfig) -> Path:
             _end(ray)
             return Path(config.cluster_dir)
         cluster_dir = Path(config.cluster_dir or _dir_of(config, context.gcs_address))
+        fs_durable.settle(cluster_dir, load())
         _describe(cluster_dir, config, context.gcs_address, ray.util.get_node_ip_address())
         _create(ray, cluster_dir, config, context.get_node_id())
         return cluster_dir
@@ -64,14 +66,19 @@ def _describe(cluster_dir: Path, config: EnsureConfig, address: str, host: str) 
     """Write `cluster.json` once; afterwards ports stay, so that living agents find what comes back."""
     files.secret_file(Path(config.home) / "token")
     files.secret_file(cluster_dir / "secret")
-    if files.load(cluster_dir) is not None:
+    opened, known = fs_tls.door(Path(config.home)), files.load(cluster_dir)
+    if known is not None:
+        # With or without TLS may have been chosen anew since the cluster was up last.
+        changed = replace(known, rest_url=opened.url(known.web_port), web_host=opened.host)
+        if changed != known:
+            files.save(cluster_dir, changed)
         return
-    web = files.web_port("127.0.0.1", config.web_port)
+    web = files.web_port(opened.host, config.web_port)
     record = files.ClusterRecord(
-        rest_url=f"http://127.0.0.1:{web}",
+        rest_url=opened.url(web),
         ray_address=address,
         control=f"{host}:{files.free_port(host)}",
-        web_host="127.0.0.1",
+        web_host=opened.host,
         web_port=web,
         node=node_id(host),
         embedded=False,

@@ -13,7 +13,7 @@ from typing import Any
 
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
-from atoll.control_plane.ray_api import NAMESPACE, kill_named, seat_names
+from atoll.control_plane.ray_api import NAMESPACE, keep_package, kill_named, seat_names
 from atoll.errors import ClusterError
 from atoll.schema.ids import NodeId, SeatId
 
@@ -81,6 +81,10 @@ class RaySeats:
     def kill_seat(self, seat: SeatId) -> None:
         """End the seat's actor if there is one."""
         kill_named(self.ray, f"{PREFIX}{seat}")
+
+    def keep_package(self, uri: str, keep_s: int) -> None:
+        """Keep a packed working directory for so long."""
+        keep_package(uri, keep_s)
 
     def start_agent(self, node: NodeId) -> int:
         """Have an agent started on the node; its pid."""

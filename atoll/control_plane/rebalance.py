@@ -10,7 +10,7 @@ from typing import assert_never
 
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
-from atoll.control_plane.leaving import AVOID_S, on_drained
+from atoll.control_plane.leaving import AVOID_S, leaves
 from atoll.control_plane.settle import end_trainer, regroup, settle
 from atoll.control_plane.state import Run, Trainer
 from atoll.fault import balance
@@ -70,7 +70,7 @@ def _eviction(desk: Desk, run: Run) -> balance.Evict | None:
 def _spare(desk: Desk, run: Run, slow: TrainerId) -> tuple[TrainerId, float] | None:
     """Who would take the place of a slow member, at which pace: on its own node, likely at its own."""
     members, paces = run.member_ids(), run.speeds.paces
-    ready = [t for t in run.active() if t.ready and t.trainer not in members and not on_drained(desk, t)]
+    ready = [t for t in run.active() if t.ready and t.trainer not in members and not leaves(desk, run, t)]
     if not ready:
         return None
     node = run.trainers[slow].node

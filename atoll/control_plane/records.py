@@ -13,6 +13,7 @@ from atoll.fault.budgets import Cause
 from atoll.schema.codec import Registry
 from atoll.schema.ids import Epoch, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member
+from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Topology
 from atoll.schema.views import RunState
@@ -24,6 +25,7 @@ class End(enum.StrEnum):
     """How a trainer's part in its run ended."""
 
     FINISHED = "finished"
+    SUSPENDED = "suspended"
     FAILED = "failed"
     LOST = "lost"
     EVICTED = "evicted"
@@ -64,9 +66,41 @@ class SeatFreed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlaced:
-    """The run left the queue: its seats are reserved."""
+    """The run left the queue: its seats are reserved. `option`: by which of its alternatives, `workers`: with how many.
+
+    0: as many as it wants.
+    """
 
     run: RunId
+    at: float
+    reason: str = "the cluster has room for all its workers"
+    option: int = 0
+    workers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResized:
+    """The run is to go on with so many workers. `leaving`: seats whose trainers go at the next step boundary.
+
+    `yielded`: others wanted the seats, which counts as a disturbance. `bound`: it does not grow beyond that by itself.
+    """
+
+    run: RunId
+    workers: int
+    leaving: tuple[SeatId, ...]
+    reason: str
+    at: float
+    yielded: bool = False
+    bound: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunMoved:
+    """Trainers in the seats that are `leaving` go once those in other seats, taken before, can replace them."""
+
+    run: RunId
+    leaving: tuple[SeatId, ...]
+    reason: str
     at: float
 
 
@@ -186,13 +220,17 @@ class RunRewound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStopping:
-    """The run is to end as `goal`; its trainers are on their way out."""
+    """The run is to end as `goal`, or to wait again if that is `queued`; its trainers are on their way out.
+
+    `held`: it is to wait until somebody resumes it.
+    """
 
     run: RunId
     goal: RunState
     reason: str
     exit_code: int
     at: float
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +238,33 @@ class RunEnded:
     """All trainers are gone and all seats free."""
 
     run: RunId
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSuspended:
+    """All trainers are gone and all seats free; the run waits, and goes on from its last checkpoint."""
+
+    run: RunId
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeld:
+    """Whether the run gets seats at all, or is held in the queue by somebody's wish."""
+
+    run: RunId
+    held: bool
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuesSet:
+    """How the cluster is shared from now on: flavors, queues, settings of the arbiter."""
+
+    sharing: Sharing
+    by: str
     at: float
 
 
@@ -238,6 +303,8 @@ RunRecord = (
     | SeatTaken
     | SeatFreed
     | RunPlaced
+    | RunResized
+    | RunMoved
     | TrainerAssigned
     | TrainerBegan
     | TrainerEnded
@@ -249,17 +316,23 @@ RunRecord = (
     | CopyWithdrawn
     | RunRewound
     | RunStopping
+    | RunSuspended
+    | RunHeld
     | RunEnded
 )
 NodeRecord = NodeDraining | NodeDrained | NodeUndrained
-Record = RunRecord | NodeRecord
+Record = RunRecord | NodeRecord | QueuesSet
 NODE_RECORDS = (NodeDraining, NodeDrained, NodeUndrained)
+# Of no run.
+CLUSTER_RECORDS = (*NODE_RECORDS, QueuesSet)
 RECORDS = Registry(
     (
         RunSubmitted,
         SeatTaken,
         SeatFreed,
         RunPlaced,
+        RunResized,
+        RunMoved,
         TrainerAssigned,
         TrainerBegan,
         TrainerEnded,
@@ -271,10 +344,23 @@ RECORDS = Registry(
         CopyWithdrawn,
         RunRewound,
         RunStopping,
+        RunSuspended,
+        RunHeld,
         RunEnded,
+        QueuesSet,
         *NODE_RECORDS,
     )
 )
 
 # Law 8: on a full disk these may use the journal's reserve; everything else is refused first.
-VITAL = (TrainerEnded, TrainerGone, EpochRaised, RunRewound, RunStopping, RunEnded, SeatFreed, *NODE_RECORDS)
+VITAL = (
+    TrainerEnded,
+    TrainerGone,
+    EpochRaised,
+    RunRewound,
+    RunStopping,
+    RunSuspended,
+    RunEnded,
+    SeatFreed,
+    *NODE_RECORDS,
+)

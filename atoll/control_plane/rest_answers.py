@@ -11,20 +11,33 @@ from typing import Any
 from starlette.responses import Response
 
 from atoll.errors import (
+    AlreadyThere,
     AtollError,
     AuthError,
     CapacityError,
     ClusterError,
     ConnectError,
+    ForbiddenError,
+    KeyReused,
     NotFoundError,
     PeerError,
+    ThrottledError,
     UserError,
 )
 from atoll.schema.codec import encode
 from atoll.schema.views import ProblemView
 
+# The error's code beside its body, for those who see the answer pass by.
+PROBLEM_HEADER = "x-atoll-problem"
+# A bucket of tries gains one in six seconds.
+_RETRY_AFTER_S = "6"
+
 _STATUS: list[tuple[type[AtollError], int]] = [
     (AuthError, 401),
+    (ForbiddenError, 403),
+    (ThrottledError, 429),
+    (KeyReused, 409),
+    (AlreadyThere, 409),
     (NotFoundError, 404),
     (UserError, 400),
     (CapacityError, 409),
@@ -48,6 +61,9 @@ def json_response(value: Any, status: int = 200) -> Response:
 def problem_response(error: AtollError, status: int | None = None) -> Response:
     """`error` as a `ProblemView`."""
     answer = json_response(ProblemView(code=error.code, problem=str(error)), status or status_of(error))
+    answer.headers[PROBLEM_HEADER] = error.code
+    if isinstance(error, ThrottledError):
+        answer.headers["Retry-After"] = _RETRY_AFTER_S
     if answer.status_code == _STATUS[0][1]:
         answer.headers["WWW-Authenticate"] = "Bearer"
     return answer

@@ -1,63 +1,51 @@
 """Who may talk to the web process: an ASGI layer around everything that it serves.
 
-Three questions, in this order, on HTTP and WebSocket alike.
+Four questions, in this order, on HTTP and WebSocket alike.
 
 1. Is the Host header one of ours? A page of a foreign site can point its own name at 127.0.0.1 (DNS rebinding) and
    would then be of the same origin as we are; its Host header betrays it.
-2. Is an Origin header, where there is one, that of the Host? A foreign page may send requests here, but not hide where
-   it comes from.
-3. Is the token there: as `Authorization: Bearer`, or as the cookie that a sign-in set? Compared in constant time.
+2. Is an Origin header, where there is one, ours? A foreign page may send requests here, but not hide where it comes
+   from; newer browsers say so in Sec-Fetch-Site, too. No answer allows another origin (no CORS).
+3. Who is it: by `Authorization: Bearer`, or by the session of a cookie (`identity`)? `/api/health` needs neither.
+4. If a session asks for a change: does the page prove that it is ours? A browser adds cookies by itself, so Origin must
+   be there, and under /api and /v1 the session's own X-Atoll-CSRF, which only a page of ours could read at /api/me.
 
-The cookie does not hold the token but a value derived from it: cookies are sent to every port of this host, and a
-bearer token must not be handed to whatever listens on another one. Signing in is `GET /any/page?token=...` (the link
-that `atoll status --link` prints) or the form at /login. `/api/health` needs no token.
+What the caller may do is asked behind this, by route (`permissions`). Here is also the end of each line of the audit log:
+it is on disk before the answer leaves.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import html
-from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from atoll.control_plane.rest_answers import problem_response
-from atoll.errors import AuthError
+from atoll.control_plane import rest_signin as signin
+from atoll.control_plane.identity import Caller
+from atoll.control_plane.permissions import TABLE
+from atoll.control_plane.rest_answers import PROBLEM_HEADER, problem_response
+from atoll.control_plane.rest_people import Entry, People, source_of
+from atoll.errors import AuthError, ForbiddenError, ThrottledError
 
-COOKIE = "atoll_session"
-LOGIN = "/login"
-_OPEN = frozenset({"/api/health", LOGIN, "/favicon.ico"})
-_LOGIN_BODY_LIMIT = 4096
-_SEE_OTHER = 303
+CSRF_HEADER = "x-atoll-csrf"
+_OPEN = frozenset({where for where, needs in TABLE.items() if needs.role is None} | {("GET", "/favicon.ico")})
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MISDIRECTED = 421
-_FORBIDDEN = 403
 # RFC 6455: 1008 is "policy violation".
 _WS_REFUSED = 1008
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Atoll: sign in</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:28rem;margin:15vh auto;padding:0 1rem;color:#12303a}}
-input,button{{font:inherit;padding:.5rem .7rem;width:100%;box-sizing:border-box;margin:.3rem 0}}
-.problem{{color:#a3211b}}</style>
-<h1>Atoll</h1><p>Paste the token of this cluster. It is in the file <code>token</code> under ATOLL_HOME
-(<code>~/.atoll/token</code> unless set).</p>{problem}
-<form method="post" action="{action}"><label for="token">Token</label>
-<input id="token" name="token" type="password" autocomplete="current-password" autofocus required>
-<button type="submit">Sign in</button></form></html>"""
-
-
-def session_value(token: str) -> str:
-    """The cookie's value: proves knowledge of `token` without telling it."""
-    return hmac.new(token.encode(), b"atoll dashboard session", hashlib.sha256).hexdigest()
-
-
-def same(given: str, expected: str) -> bool:
-    """Equality in constant time, for any text."""
-    return hmac.compare_digest(given.encode(), expected.encode())
+_HTTP_OF = {"ws": "http", "wss": "https"}
+_HARDENED = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "content-security-policy": "frame-ancestors 'none'; base-uri 'self'; form-action 'self'; object-src 'none'",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
 
 
 def host_name(host: str) -> str:
@@ -69,12 +57,14 @@ def host_name(host: str) -> str:
 
 
 class Guard:
-    """Answers the three questions, and lets through what passes. `hosts` are the names this server goes by."""
+    """Answers the four questions, and lets through what passes. `hosts` are the names this server goes by.
 
-    def __init__(self, app: ASGIApp, *, token: str, hosts: frozenset[str]) -> None:
+    `people` says who is who; without it only the cluster's own `token` is known.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, hosts: frozenset[str], people: People | None = None) -> None:
         self._app = app
-        self._token = token
-        self._session = session_value(token)
+        self._people = people or People(token)
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,110 +72,103 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        scope["atoll.people"] = self._people
         refusal = await self._decide(scope, receive)
         if refusal is None:
-            await self._app(scope, receive, _hardened(send))
+            await self._app(scope, receive, self._outgoing(scope, send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": _WS_REFUSED, "reason": "refused"})
         else:
-            await refusal(scope, receive, _hardened(send))
+            await refusal(scope, receive, self._outgoing(scope, send))
 
     async def _decide(self, scope: Scope, receive: Receive) -> Response | None:
+        foreign = self._foreign(scope)
+        if foreign is not None:
+            return foreign
+        is_http, path = scope["type"] == "http", scope["path"]
+        if is_http and (scope["method"], path) in _OPEN:
+            return None
+        if is_http and path == signin.LOGIN:
+            return await signin.login(Request(scope, receive), self._people)
+        return (signin.by_link(scope, self._people) if is_http else None) or await self._let_in(scope, receive)
+
+    async def _let_in(self, scope: Scope, receive: Receive) -> Response | None:
+        """None where the application may answer; it finds the caller in the scope."""
+        is_http = scope["type"] == "http"
+        try:
+            caller = scope["atoll.caller"] = self._who(scope)
+            _check_page(scope, caller)
+        except (AuthError, ThrottledError, ForbiddenError) as error:
+            sign_in = is_http and not isinstance(error, ForbiddenError) and signin.wants_page(scope)
+            return signin.to_login(scope) if sign_in else problem_response(error)
+        if is_http and scope["path"] == signin.LOGOUT:
+            return await signin.logout(Request(scope, receive), self._people, caller)
+        return None
+
+    def _foreign(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if host_name(host) not in self._hosts:
-            problem = AuthError(f"this server does not go by the name {host!r}; use http://127.0.0.1:PORT")
+        if len(headers.getlist("host")) != 1 or host_name(host) not in self._hosts:
+            problem = ForbiddenError(f"this server does not go by the name {host!r}; use http://127.0.0.1:PORT")
             return problem_response(problem, status=_MISDIRECTED)
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return problem_response(AuthError(f"requests from pages of {origin} are refused"), status=_FORBIDDEN)
-        path = scope["path"]
-        if path == LOGIN and scope["type"] == "http":
-            return await self._login(Request(scope, receive))
-        if path in _OPEN or self._known(HTTPConnection(scope)):
-            return self._without_token_in_url(scope) if scope["type"] == "http" else None
-        return self._refuse(scope)
+        scheme = scope.get("scheme", "http")
+        own = f"{_HTTP_OF.get(scheme, scheme)}://{host}".lower()
+        wrong = [origin for origin in headers.getlist("origin") if origin.lower() != own]
+        if wrong:
+            return problem_response(ForbiddenError(f"requests from pages of {wrong[0]} are refused"))
+        changes = scope["type"] == "websocket" or scope["method"] not in _SAFE
+        if changes and signin.foreign(scope):
+            return problem_response(ForbiddenError("requests from pages of other sites are refused"))
+        return None
 
-    def _known(self, connection: HTTPConnection) -> bool:
-        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return same(bearer.strip(), self._token)
-        return same(connection.cookies.get(COOKIE, ""), self._session)
-
-    def _refuse(self, scope: Scope) -> Response:
-        signed_in = self._without_token_in_url(scope)
-        if signed_in is not None:
-            return signed_in
-        if scope["type"] == "http" and wants_page(scope):
-            return RedirectResponse(f"{LOGIN}?next={quote(scope['path'])}", status_code=_SEE_OTHER)
-        problem = AuthError(
-            "no or wrong token; send `Authorization: Bearer TOKEN` (the file `token` in ATOLL_HOME, ~/.atoll unless set, or ATOLL_TOKEN)"
+    def _who(self, scope: Scope) -> Caller:
+        scheme, _, bearer = Headers(scope=scope).get("authorization", "").partition(" ")
+        session = signin.session_in(scope)
+        try:
+            if scheme.lower() == "bearer" and bearer.strip():
+                return self._people.by_token(bearer.strip(), source_of(scope))
+            if session:
+                return self._people.by_session(session)
+        except AuthError as error:
+            scope["atoll.tell"] = True
+            raise AuthError(f"{error} (the file `token` in ATOLL_HOME, or ATOLL_TOKEN)") from None
+        raise AuthError(
+            "no token; send `Authorization: Bearer TOKEN` (the file `token` in ATOLL_HOME, ~/.atoll unless set, or ATOLL_TOKEN)"
         )
-        return problem_response(problem)
 
-    def _without_token_in_url(self, scope: Scope) -> Response | None:
-        """Signs in by `?token=` and goes on to the same page without it, so that it stays in no history."""
-        query = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
-        given = dict(query).get("token")
-        if given is None or scope.get("method") != "GET" or not same(given, self._token):
-            return None
-        rest = urlencode([(k, v) for k, v in query if k != "token"])
-        return self._signed_in(_local(scope["path"] + (f"?{rest}" if rest else "")))
+    def _outgoing(self, scope: Scope, send: Send) -> Send:
+        """`send` with the headers that keep pages from being framed, sniffed, cached, or named to other sites."""
 
-    async def _login(self, request: Request) -> Response:
-        target = _local(request.query_params.get("next", "/"))
-        if request.method != "POST":
-            return _form(target, "")
-        given = parse_qs(await _small_body(request)).get("token", [""])[0].strip()
-        if same(given, self._token):
-            return self._signed_in(target)
-        return _form(target, "That is not the token of this cluster.")
+        async def wrapped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message.setdefault("headers", []))
+                await self._told(scope, int(message["status"]), headers.get(PROBLEM_HEADER, ""))
+                for name, value in _HARDENED.items():
+                    headers[name] = value
+                if scope["path"].startswith("/api/"):
+                    headers.setdefault("cache-control", "no-store")
+                message["headers"] = headers.raw
+            await send(message)
 
-    def _signed_in(self, target: str) -> Response:
-        answer = RedirectResponse(target, status_code=_SEE_OTHER)
-        answer.set_cookie(COOKIE, self._session, httponly=True, samesite="strict", path="/")
-        return answer
+        return wrapped
 
-
-def wants_page(scope: Scope) -> bool:
-    """True for a browser's navigation, which is better answered by a page than by JSON."""
-    path = scope["path"]
-    is_program = path.startswith(("/api/", "/v1/")) or path == "/metrics"
-    return scope.get("method") == "GET" and not is_program and "text/html" in Headers(scope=scope).get("accept", "")
+    async def _told(self, scope: Scope, status: int, code: str) -> None:
+        entry, caller = scope.get("atoll.entry"), scope.get("atoll.caller")
+        if isinstance(entry, Entry):
+            await self._people.finish(entry, status, code)
+        elif scope.get("atoll.tell") or (code == ForbiddenError.code and caller is not None):
+            await self._people.tell(scope, caller, status, code)
 
 
-def _local(target: str) -> str:
-    # "//host" and "/\host" are other sites to a browser.
-    safe = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
-    return target if safe else "/"
-
-
-def _form(target: str, problem: str) -> Response:
-    note = f'<p class="problem" role="alert">{html.escape(problem)}</p>' if problem else ""
-    action = html.escape(f"{LOGIN}?next={quote(target)}")
-    return HTMLResponse(_PAGE.format(problem=note, action=action), status_code=401 if problem else 200)
-
-
-async def _small_body(request: Request) -> str:
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _LOGIN_BODY_LIMIT:
-            return ""
-    return body.decode("utf-8", "replace")
-
-
-def _hardened(send: Send) -> Send:
-    """`send` with headers that keep pages from being framed, sniffed, or named to other sites."""
-
-    async def wrapped(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [
-                *message.get("headers", []),
-                (b"x-content-type-options", b"nosniff"),
-                (b"x-frame-options", b"DENY"),
-                (b"referrer-policy", b"no-referrer"),
-            ]
-        await send(message)
-
-    return wrapped
+def _check_page(scope: Scope, caller: Caller) -> None:
+    """Raises `ForbiddenError` where a browser's session asks for a change and no page of ours is behind it."""
+    changes = scope["type"] == "websocket" or scope["method"] not in _SAFE
+    if not caller.session or not changes:
+        return
+    headers = Headers(scope=scope)
+    if "origin" not in headers:
+        raise ForbiddenError("a change asked for by a browser's session needs the header Origin; programs use a token")
+    if scope["path"].startswith(("/api/", "/v1/")):
+        given = headers.get(CSRF_HEADER, "")
+        if not hmac.compare_digest(given.encode(), caller.csrf.encode()):
+            raise ForbiddenError("a change asked for by a browser's session needs X-Atoll-CSRF, as /api/me tells it")

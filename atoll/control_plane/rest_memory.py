@@ -14,6 +14,8 @@ from atoll.errors import ConnectError, NotFoundError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.messages import LogChunk
+from atoll.schema.queues import Sharing
+from atoll.schema.sharing_views import PlanView, TopView, WhyView
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import (
     CheckpointView,
@@ -38,6 +40,7 @@ class MemoryReader:
         self.saved: list[CheckpointView] = []
         self.hosts: list[NodeView] = []
         self.network: TopologyView | None = None
+        self.kept_logs: dict[str, bytes] = {}
 
     def runs(self) -> Sequence[Any]:
         """All runs."""
@@ -61,6 +64,16 @@ class MemoryReader:
     def checkpoints(self, run: RunId) -> Sequence[Any]:
         """Durable checkpoints."""
         return [c for c in self.saved if c.run == run]
+
+    def log(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk | None:  # noqa: ARG002 - as Reader
+        """What was kept of a log."""
+        data = self.kept_logs.get(trainer)
+        if data is None:
+            return None
+        start = max(len(data) + offset, 0) if offset < 0 else offset
+        return LogChunk(
+            request="", text=data[start : start + limit].decode(), next_offset=min(start + limit, len(data))
+        )
 
     def nodes(self) -> Sequence[Any]:
         """The hosts."""
@@ -102,6 +115,11 @@ class MemoryReader:
 _FIXED: dict[str, dict[str, Any]] = {
     "status": {"incarnation": 1, "pid": 1, "started_at": 0.0},
     "harm": {"at": 5.0},
+    "servers": {"servers": []},
+    "offer": {"offers": 1},
+    "plan": to_plain(PlanView(verdict="starts", reason="there is room", queue="default", workers=2, wanted=2)),
+    "top": to_plain(TopView(at=2.0, since=1.0, queues=())),
+    "queues": to_plain(Sharing()),
 }
 
 
@@ -127,8 +145,8 @@ class MemoryControl:
                 return {}
             case "drain" | "undrain":
                 return self._drain(method, body)
-            case "read_log":
-                return self._read_log(body)
+            case "read_log" | "why":
+                return self._read_log(body) if method == "read_log" else self._why(self.reader.views[body["run"]])
             case "doctor":
                 finding = {"node": "node-127-0-0-1", "check": "disk", "ok": True, "detail": "9.0 GiB free"}
                 return {"findings": [finding]}
@@ -139,6 +157,20 @@ class MemoryControl:
         run = spec.run_id or RunId(f"{spec.name}-{len(self.reader.views) + 1}")
         self.reader.views[run] = running(run, spec)
         return {"run": run}
+
+    @staticmethod
+    def _why(view: RunView) -> dict[str, Any]:
+        told = WhyView(
+            run=view.run,
+            state=view.state,
+            queue="default",
+            priority=50,
+            reason=view.reason,
+            workers=view.members,
+            wanted=view.workers_wanted,
+        )
+        plain: dict[str, Any] = to_plain(told)
+        return plain
 
     def _drain(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Every node is empty at once."""

@@ -2,7 +2,8 @@
 
 Every route is a thin translation of one call of the source. Bodies go through the schema's codec in both directions, so
 that a spec is checked by the same code wherever it comes from; an `AtollError` anywhere becomes a `ProblemView`. The
-OpenAPI description is at /api/openapi.json. Who may call at all is decided outside, in `rest_auth`.
+OpenAPI description is at /api/openapi.json. Who may call at all is decided outside, in `rest_auth`, who may call what
+in `permissions`.
 """
 
 from __future__ import annotations
@@ -10,23 +11,43 @@ from __future__ import annotations
 import platform
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 import atoll
-from atoll.control_plane import rest_stream
+from atoll.control_plane import rest_logs, rest_stream
+from atoll.control_plane.permissions import methods_of
 from atoll.control_plane.rest_answers import json_response, problem_response
-from atoll.control_plane.rest_source import LOG_LIMIT, ClusterSource
-from atoll.errors import AtollError, InternalError, NotFoundError, SchemaError, SpecError
-from atoll.schema.codec import decode_as
+from atoll.control_plane.rest_authorize import ShownTo, authorize, people_of, shown_to, submission
+from atoll.control_plane.rest_bodies import (
+    MachinesTaken,
+    NodeDrained,
+    NodeNamed,
+    RunHarmed,
+    RunNamed,
+    answers,
+    body,
+    decode,
+    describe,
+    events_of,
+    paged,
+    read_body,
+    text_of,
+)
+from atoll.control_plane.rest_identity import people_routes
+from atoll.control_plane.rest_people import caller_of, note
+from atoll.control_plane.rest_sharing import sharing_routes
+from atoll.control_plane.rest_source import LOG_LIMIT, PAGE, ClusterSource
+from atoll.errors import AtollError, InternalError, NotFoundError, SpecError
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, TrainerId
 from atoll.schema.messages import PROTOCOL, Finding, LogChunk
+from atoll.schema.offers import Offers
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import (
     CheckpointView,
@@ -36,19 +57,21 @@ from atoll.schema.views import (
     NodeView,
     ProblemView,
     RunView,
+    StopWish,
     TopologyView,
 )
 from atoll.ui import prometheus
 
-T = TypeVar("T")
+STORY_LIMIT, RUNS_PAGE = 1000, 500
+# What a SQL integer holds: a larger number is nobody's place in anything.
+_LAST = (1 << 63) - 1
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+_NOT_ALLOWED = 405
 
-# A spec is a few KiB; its config is for settings, not for data.
-BODY_LIMIT = 1 << 20
-STORY_LIMIT = 1000
-_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-
-After = Annotated[int, Query(ge=0)]
-AfterStep = Annotated[int, Query(ge=-1)]
+After = Annotated[int, Query(ge=0, le=_LAST)]
+AfterStep = Annotated[int, Query(ge=-1, le=_LAST)]
+Limit = Annotated[int, Query(ge=1, le=PAGE)]
+Offset = Annotated[int, Query(ge=-_LAST, le=_LAST)]
 
 
 def application(source: ClusterSource, on_close: Callable[[], Awaitable[None]] | None = None) -> FastAPI:
@@ -67,13 +90,17 @@ def application(source: ClusterSource, on_close: Callable[[], Awaitable[None]] |
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        dependencies=[Depends(authorize(source))],
         responses={"default": {"model": ProblemView, "description": "Not a success"}},
     )
     app.include_router(_about(source))
     app.include_router(_runs(source))
     app.include_router(_one_run(source))
     app.include_router(_cluster(source))
+    app.include_router(sharing_routes(source))
+    app.include_router(people_routes())
     _answer_errors(app)
+    describe(app)
     return app
 
 
@@ -83,7 +110,12 @@ def refuse_the_rest(app: FastAPI) -> None:
     @app.api_route("/api/{rest:path}", methods=_METHODS, include_in_schema=False)
     @app.api_route("/v1/{rest:path}", methods=_METHODS, include_in_schema=False)
     async def unknown(request: Request) -> Response:
-        raise NotFoundError(f"no {request.method} {request.url.path}; see /api/openapi.json")
+        problem = NotFoundError(f"no {request.method} {request.url.path}; see /api/openapi.json")
+        known = methods_of(request.url.path)
+        answer = problem_response(problem, status=_NOT_ALLOWED if known else None)
+        if known:
+            answer.headers["Allow"] = ", ".join(known)
+        return answer
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -100,7 +132,9 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         problem = NotFoundError(f"{request.method} {request.url.path}: {error.detail}; see /api/openapi.json")
-        return problem_response(problem, status=error.status_code)
+        answer = problem_response(problem, status=error.status_code)
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> Response:
@@ -109,35 +143,30 @@ def _answer_errors(app: FastAPI) -> None:
         return problem_response(InternalError(f"{request.method} {request.url.path} failed ({what}); see web.log"))
 
 
-def _answers(model: Any) -> dict[str, Any]:
-    """Route options: `model` in the OpenAPI description, while the codec writes the body."""
-    return {"responses": {200: {"model": model}}, "response_class": Response, "response_model": None}
-
-
 def _about(source: ClusterSource) -> APIRouter:
     router = APIRouter(tags=["about"])
 
-    @router.get("/api/health", response_model=None)
+    @router.get("/api/health", openapi_extra={"security": []}, **answers(dict[str, bool]))
     async def health() -> Response:
         """This process answers. Needs no token and tells nothing else."""
         return json_response({"ok": True})
 
-    @router.get("/api/version", response_model=None)
+    @router.get("/api/version", **answers(dict[str, str | int]))
     async def version() -> Response:
         """Versions of what answers here."""
         return json_response(
             {"atoll": atoll.__version__, "protocol": PROTOCOL, "python": platform.python_version()},
         )
 
-    @router.get("/api/status", response_model=None)
+    @router.get("/api/status", **answers(dict[str, Any]))
     async def status() -> Response:
         """The control plane: incarnation, pid and start."""
         return json_response(await source.status())
 
-    @router.get("/metrics", response_model=None)
+    @router.get("/metrics", **text_of("the metrics"))
     async def metrics() -> Response:
         """The cluster in Prometheus text format."""
-        text = prometheus.render(await source.runs(), await source.nodes())
+        text = prometheus.render(await source.runs(), await source.nodes(), await source.top())
         return PlainTextResponse(text, media_type=prometheus.CONTENT_TYPE)
 
     return router
@@ -146,35 +175,39 @@ def _about(source: ClusterSource) -> APIRouter:
 def _runs(source: ClusterSource) -> APIRouter:
     router = APIRouter(prefix="/api/runs", tags=["runs"])
 
-    @router.get("", **_answers(list[RunView]))
-    async def runs() -> Response:
-        """All runs, the newest first."""
-        return json_response(await source.runs())
+    @router.get("", **answers(list[RunView]))
+    async def runs(after: str | None = None, limit: Annotated[int, Query(ge=1, le=RUNS_PAGE)] = RUNS_PAGE) -> Response:
+        """Runs, the newest first, without their specs; the page behind the run `after`. `Link` names the next page."""
+        return paged(await source.runs(), after, limit)
 
-    @router.post("", openapi_extra=_body(JobSpec), response_model=None)
+    @router.post("", openapi_extra=body(JobSpec, keyed=True), **answers(RunNamed, 201))
     async def submit(request: Request) -> Response:
         """Submit a job; answers with its run id."""
-        spec = _decode(JobSpec, await _read_body(request))
-        return json_response({"run": await source.submit(spec)}, status=201)
+        spec = await submission(request, decode(JobSpec, await read_body(request)))
+        run = await source.submit(spec)
+        note(request.scope, f"run={run} queue={spec.queue}")
+        return json_response({"run": run}, status=201)
 
-    @router.get("/{run}", **_answers(RunView))
-    async def run(run: str) -> Response:
-        """One run with its spec."""
-        return json_response(await source.run(RunId(run)))
+    @router.get("/{run}", **answers(RunView))
+    async def run(run: str, request: Request) -> Response:
+        """One run with its spec; the values of its environment only to its owner and to operators."""
+        return json_response(shown_to(caller_of(request.scope), await source.run(RunId(run))))
 
-    @router.post("/{run}/stop", response_model=None)
+    @router.post("/{run}/stop", openapi_extra=body(StopWish, required=False), **answers(RunNamed, 202))
     async def stop(run: str, request: Request) -> Response:
         """Ask a run to stop at its next step boundary."""
-        await source.stop(RunId(run), await _reason(request))
+        given = await read_body(request)
+        wish = decode(StopWish, given) if given else StopWish()
+        await source.stop(RunId(run), wish.reason[:500])
         return json_response({"run": run}, status=202)
 
-    @router.post("/{run}/harm", openapi_extra=_body(HarmWish), response_model=None)
+    @router.post("/{run}/harm", openapi_extra=body(HarmWish), **answers(RunHarmed, 202))
     async def harm(run: str, request: Request) -> Response:
         """Hurt a trainer on purpose, where the run's spec says chaos; answers with the moment, in Unix seconds."""
-        wish = _decode(HarmWish, await _read_body(request))
+        wish = decode(HarmWish, await read_body(request))
         return json_response({"run": run, "at": await source.harm(RunId(run), wish)}, status=202)
 
-    @router.post("/{run}/beat", response_model=None)
+    @router.post("/{run}/beat", **answers(RunNamed))
     async def beat(run: str) -> Response:
         """The run's driver lives."""
         await source.beat(RunId(run))
@@ -186,21 +219,22 @@ def _runs(source: ClusterSource) -> APIRouter:
 def _one_run(source: ClusterSource) -> APIRouter:
     router = APIRouter(prefix="/api/runs/{run}", tags=["run"])
 
-    @router.get("/events", **_answers(list[EventView]))
-    async def events(run: str, after: After = 0) -> Response:
+    @router.get("/events", **answers(list[EventView]))
+    async def events(run: str, after: After = 0, limit: Limit = PAGE) -> Response:
         """Events numbered above `after`, oldest first."""
         found = await source.run(RunId(run))
-        return json_response(await source.events(found.run, after))
+        return json_response(await source.events(found.run, after, limit))
 
-    @router.get("/metrics", **_answers(list[MetricPoint]))
-    async def metrics(run: str, after_step: AfterStep = -1) -> Response:
+    @router.get("/metrics", **answers(list[MetricPoint]))
+    async def metrics(run: str, after_step: AfterStep = -1, limit: Limit = PAGE) -> Response:
         """Committed steps above `after_step`, oldest first."""
         found = await source.run(RunId(run))
-        return json_response(await source.metrics(found.run, after_step))
+        return json_response(await source.metrics(found.run, after_step, limit))
 
-    @router.get("/stream", response_model=None)
+    @router.get("/stream", **events_of("event", "metric", "state"))
     async def stream(
         run: str,
+        request: Request,
         after: After = 0,
         after_step: AfterStep = -1,
         last_event_id: Annotated[str | None, Header()] = None,
@@ -208,16 +242,31 @@ def _one_run(source: ClusterSource) -> APIRouter:
         """Server-sent events: `event`, `metric` and `state`, until the run has ended."""
         found = await source.run(RunId(run))  # here, so that an unknown run is a 404 and no empty stream
         cursor = rest_stream.Cursor.parse(last_event_id, after, after_step)
-        return EventSourceResponse(rest_stream.follow(source, found.run, cursor), ping=rest_stream.PING_S)
+        shown = ShownTo(runs=source, people=people_of(request), caller=caller_of(request.scope))
+        return EventSourceResponse(rest_stream.follow(shown, found.run, cursor), ping=rest_stream.PING_S)
 
-    @router.get("/logs", **_answers(LogChunk))
+    @router.get("/logs", **answers(LogChunk))
     async def logs(
-        run: str, trainer: str, offset: int = 0, limit: Annotated[int, Query(ge=1, le=LOG_LIMIT)] = 1 << 16
+        run: str, trainer: str, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=LOG_LIMIT)] = 1 << 16
     ) -> Response:
         """A piece of a trainer's log; a negative `offset` counts from the end."""
         return json_response(await source.logs(RunId(run), TrainerId(trainer), offset, limit))
 
-    @router.get("/checkpoints", **_answers(list[CheckpointView]))
+    @router.get("/logs/stream", **events_of("log", "gap", "end"))
+    async def log_stream(
+        run: str,
+        request: Request,
+        trainer: str | None = None,
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """Server-sent events: `log`, `gap` and `end`; of all trainers unless one is named, until the run has ended."""
+        await rest_logs.check_trainer(source, RunId(run), trainer)
+        cursor = rest_logs.LogCursor.parse(last_event_id)
+        shown = ShownTo(runs=source, people=people_of(request), caller=caller_of(request.scope))
+        told = rest_logs.follow_logs(shown, RunId(run), cursor, trainer)
+        return EventSourceResponse(told, ping=rest_stream.PING_S)
+
+    @router.get("/checkpoints", **answers(list[CheckpointView]))
     async def checkpoints(run: str) -> Response:
         """Durable checkpoints, oldest first."""
         return json_response(await source.checkpoints(RunId(run)))
@@ -228,70 +277,43 @@ def _one_run(source: ClusterSource) -> APIRouter:
 def _cluster(source: ClusterSource) -> APIRouter:
     router = APIRouter(prefix="/api", tags=["cluster"])
 
-    @router.get("/nodes", **_answers(list[NodeView]))
+    @router.get("/nodes", **answers(list[NodeView]))
     async def nodes() -> Response:
         """The hosts."""
         return json_response(await source.nodes())
 
-    @router.post("/nodes/{node}/drain", openapi_extra=_body(DrainWish), response_model=None)
+    @router.post("/nodes/{node}/drain", openapi_extra=body(DrainWish, required=False), **answers(NodeDrained, 202))
     async def drain(node: str, request: Request) -> Response:
         """Empty a node within so many seconds (30 unless said); answers with the deadline, in Unix seconds."""
-        body = await _read_body(request)
-        wish = _decode(DrainWish, body) if body else DrainWish()
+        body = await read_body(request)
+        wish = decode(DrainWish, body) if body else DrainWish()
         return json_response({"node": node, "until": await source.drain(NodeId(node), wish)}, status=202)
 
-    @router.post("/nodes/{node}/undrain", response_model=None)
+    @router.post("/nodes/{node}/undrain", **answers(NodeNamed))
     async def undrain(node: str) -> Response:
         """Let trainers be placed on a drained node again."""
         await source.undrain(NodeId(node))
         return json_response({"node": node})
 
-    @router.get("/topology", **_answers(TopologyView))
+    @router.post("/machines", openapi_extra=body(Offers), **answers(MachinesTaken, 202))
+    async def machines(request: Request) -> Response:
+        """What an autoscaler would start: for a minute, runs that would fit with these are not refused."""
+        taken = await source.offer(decode(Offers, await read_body(request)))
+        return json_response({"offers": taken}, status=202)
+
+    @router.get("/topology", **answers(TopologyView))
     async def topology() -> Response:
         """The network: NICs, measured links, trunks and islands."""
         return json_response(await source.topology())
 
-    @router.get("/doctor", **_answers(list[Finding]))
+    @router.get("/doctor", **answers(list[Finding]))
     async def doctor() -> Response:
         """Checks of every node."""
         return json_response(await source.doctor())
 
-    @router.get("/story", **_answers(list[EventView]))
+    @router.get("/story", **answers(list[EventView]))
     async def story(subject: str, limit: Annotated[int, Query(ge=1, le=STORY_LIMIT)] = 200) -> Response:
         """The last events about a run, trainer or node, or of one cause."""
         return json_response(await source.story(subject, limit))
 
     return router
-
-
-def _body(model: type) -> dict[str, Any]:
-    """The OpenAPI description of a body that the codec reads."""
-    from pydantic import TypeAdapter  # noqa: PLC0415 - needed once, for the description
-
-    schema = TypeAdapter(model).json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-async def _read_body(request: Request) -> bytes:
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > BODY_LIMIT:
-            raise SpecError(f"the body is over {BODY_LIMIT} bytes; hand data over as files, not in `config`")
-    return body
-
-
-def _decode(cls: type[T], body: bytes) -> T:
-    try:
-        return decode_as(cls, body)
-    except SchemaError as error:  # not a bug of ours but of whoever wrote the body
-        raise SpecError(f"the body does not fit: {error}; see /api/openapi.json") from None
-
-
-async def _reason(request: Request) -> str:
-    body = await _read_body(request)
-    if not body:
-        return "asked by a client"
-    plain = _decode(dict[str, Any], body)
-    return str(plain.get("reason", "asked by a client"))[:500]

@@ -14,15 +14,17 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 
 from atoll.checkpoint.retention import Retention
-from atoll.errors import ConnectError, NotFoundError
+from atoll.errors import AtollError, ClusterError, ConnectError, NotFoundError
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, TrainerId, is_safe_name
 from atoll.schema.messages import DoctorReport, Finding, LogChunk
+from atoll.schema.offers import Offers
+from atoll.schema.sharing_views import TopView
 from atoll.schema.spec import JobSpec, check_spec
 from atoll.schema.views import (
     CheckpointView,
@@ -65,6 +67,10 @@ class Reader(Protocol):
 
     def metrics(self, run: RunId, after_step: int = -1, limit: int = PAGE) -> Sequence[Any]:
         """Committed steps above `after_step`, oldest first."""
+        ...
+
+    def log(self, run: RunId, trainer: TrainerId, offset: int, limit: int) -> LogChunk | None:
+        """What was kept of a trainer's log, or None."""
         ...
 
     def checkpoints(self, run: RunId) -> Sequence[Any]:
@@ -110,7 +116,7 @@ class ClusterSource:
     async def _call(self, call: Callable[..., Any], *args: Any) -> Any:
         try:
             return await run_in_threadpool(call, *args)
-        except OperationalError as error:  # absent until the control plane first wrote it, or locked for too long
+        except DBAPIError as error:  # absent until the control plane first wrote it, locked for too long, or away
             raise ConnectError(
                 f"the history cannot be read now ({error.orig}); try again, or see `atoll doctor`"
             ) from None
@@ -129,13 +135,13 @@ class ClusterSource:
             raise NotFoundError(f"no run {run!r}; `atoll ls` lists the runs of this cluster")
         return _as(RunView, found)
 
-    async def events(self, run: RunId | None, after: int) -> list[EventView]:
+    async def events(self, run: RunId | None, after: int, limit: int = PAGE) -> list[EventView]:
         """Events of a run, or of all, numbered above `after`, oldest first."""
-        return await self._read(EventView, self._reader.events, run, after, None, PAGE)
+        return await self._read(EventView, self._reader.events, run, after, None, limit)
 
-    async def metrics(self, run: RunId, after: int) -> list[MetricPoint]:
+    async def metrics(self, run: RunId, after: int, limit: int = PAGE) -> list[MetricPoint]:
         """Committed steps above `after`, oldest first."""
-        return await self._read(MetricPoint, self._reader.metrics, run, after, PAGE)
+        return await self._read(MetricPoint, self._reader.metrics, run, after, limit)
 
     async def checkpoints(self, run: RunId) -> list[CheckpointView]:
         """Durable checkpoints that the run keeps, oldest first. Raises `NotFoundError`."""
@@ -202,6 +208,21 @@ class ClusterSource:
         _check_node(node)
         await self._control.invoke("undrain", {"node": node})
 
+    async def offer(self, offers: Offers) -> int:
+        """What an autoscaler would start; how many types were taken in. Raises `ConnectError`."""
+        return int((await self._control.invoke("offer", to_plain(offers)))["offers"])
+
+    async def ask(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A question or wish about the queue. Raises the control plane's error, or `ConnectError`."""
+        return dict(await self._control.invoke(method, body))
+
+    async def top(self) -> TopView | None:
+        """Queues and goodput; None while the control plane is away."""
+        try:
+            return from_plain(TopView, await self.ask("top", {}))
+        except ClusterError:
+            return None
+
     async def beat(self, run: RunId) -> None:
         """The run's driver lives."""
         await self._control.invoke("driver_beat", {"run": run})
@@ -212,10 +233,18 @@ class ClusterSource:
         if not is_safe_name(trainer):
             raise NotFoundError(f"no trainer {trainer!r} in run {run}; `atoll status {run}` lists them")
         body = {"run": run, "trainer": trainer, "offset": offset, "limit": min(limit, LOG_LIMIT)}
-        chunk = from_plain(LogChunk, {"request": "", **await self._control.invoke("read_log", body)})
-        if chunk.problem:
-            raise NotFoundError(chunk.problem)
-        return chunk
+        try:
+            chunk = from_plain(LogChunk, {"request": "", **await self._control.invoke("read_log", body)})
+            problem: AtollError | None = NotFoundError(chunk.problem) if chunk.problem else None
+        except (ConnectError, NotFoundError) as error:
+            problem = error
+        if problem is None:
+            return chunk
+        # The node is away or gone, or cleaned up: what the control plane kept of the log.
+        kept: LogChunk | None = await self._call(self._reader.log, run, trainer, offset, min(limit, LOG_LIMIT))
+        if kept is None:
+            raise problem
+        return kept
 
     async def doctor(self) -> list[Finding]:
         """Findings of every node's agent."""

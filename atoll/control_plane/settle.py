@@ -12,10 +12,10 @@ import dataclasses
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
-from atoll.control_plane.leaving import hurried, on_drained, shunned, still_needed
+from atoll.control_plane.leaving import gives_up, hurried, leaves, moves, shunned, still_needed, why_leaves
 from atoll.control_plane.network import awaits_links
 from atoll.control_plane.paces import weighed
-from atoll.control_plane.state import NO_EPOCH, Run, Seat, Trainer, decisions
+from atoll.control_plane.state import Run, Seat, Trainer, decisions
 from atoll.control_plane.watching import able
 from atoll.fault import budgets, policy
 from atoll.fault.budgets import Cause
@@ -25,7 +25,8 @@ from atoll.schema.spec import JobKind
 from atoll.schema.views import RunState
 
 # A step of a slow model fits; a program stuck between steps does not hold up its stop for ever.
-STOP_GRACE_S = 20.0
+# The step in hand, and a checkpoint after it. Who wants the seats waits no longer: what is not durable by then is lost.
+SUSPEND_GRACE_S = 90.0
 # A finished trainer may still be writing its last checkpoint.
 FINISH_GRACE_S = 60.0
 # A failed one only flushes its log, and its peers may be about to fail, too.
@@ -35,7 +36,7 @@ FENCE_AGAIN_S = 5.0
 LIFELINE_S = 60.0
 SEAT_RETRY_S = 5.0
 # How a member went that was not lost, in the reason of the epoch without it.
-HOW = {r.End.EVICTED: "evicted", r.End.LEFT: "drained", r.End.REWOUND: "sent back"}
+HOW = {r.End.EVICTED: "evicted", r.End.LEFT: "sent away", r.End.REWOUND: "sent back"}
 
 
 def settle(desk: Desk, run: Run) -> None:
@@ -57,15 +58,16 @@ def settle(desk: Desk, run: Run) -> None:
         regroup(desk, run)
 
 
-def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int) -> None:
-    """Set the run on its way to `goal`, once: the first reason stands."""
-    if run.state.ended or run.state is RunState.STOPPING:
+def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int, *, held: bool = False) -> None:
+    """Set the run on its way to `goal`, once: the first reason stands. A suspension gives way to an end."""
+    final = goal is not RunState.QUEUED
+    if run.state.ended or (run.state is RunState.STOPPING and not (run.suspending and final)):
         return
     desk.record(
-        r.RunStopping(run=run.run, goal=goal, reason=reason, exit_code=exit_code, at=desk.now),
+        r.RunStopping(run=run.run, goal=goal, reason=reason, exit_code=exit_code, at=desk.now, held=held),
     )
     run.stopping_at = desk.clock
-    if goal is RunState.STOPPED:
+    if goal in {RunState.STOPPED, RunState.QUEUED}:
         for trainer in run.active():
             tell_stop(desk, run, trainer)
     _leave(desk, run)
@@ -74,7 +76,7 @@ def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int
 def tell_stop(desk: Desk, run: Run, trainer: Trainer) -> None:
     """Ask a member to leave at the next step boundary."""
     if run.stopping is not None and trainer.trainer in run.member_ids():
-        desk.tell(trainer, StopAtBoundary(reason=run.stopping.reason))
+        desk.tell(trainer, StopAtBoundary(reason=run.stopping.reason, suspend=run.suspending))
 
 
 def end_trainer(desk: Desk, run: Run, trainer: Trainer, end: r.End, reason: str, cause: Cause = Cause.HARDWARE) -> None:
@@ -116,7 +118,7 @@ def _check_over(desk: Desk, run: Run) -> None:
     elif run.start_failures >= policy.START_BUDGET:
         reason = f"{run.start_failures} trainers in a row died before they were ready; {_last_words(run)}"
         begin_stop(desk, run, RunState.FAILED, reason, 2)
-    elif reason := budgets.verdict(run.losses, workers=run.spec.workers):
+    elif reason := budgets.verdict(run.losses, workers=run.size):
         begin_stop(desk, run, RunState.FAILED, reason, 2)
 
 
@@ -127,17 +129,17 @@ def _last_words(run: Run) -> str:
 
 
 def _step_aside(desk: Desk, run: Run) -> None:
-    """Whoever is on a drained node and not needed there any more goes."""
+    """Whoever is to leave and not needed any more goes."""
     for trainer in run.active():
-        if on_drained(desk, trainer) and not still_needed(desk, run, trainer):
-            drain = desk.cluster.drains[trainer.node]
-            end_trainer(desk, run, trainer, r.End.LEFT, f"{trainer.node} is drained: {drain.reason}")
+        if leaves(desk, run, trainer) and not still_needed(desk, run, trainer):
+            end_trainer(desk, run, trainer, r.End.LEFT, why_leaves(desk, run, trainer))
 
 
 def _vacate(desk: Desk, run: Run) -> None:
     """Seats where nobody is to come give their resources back once whoever had them is proven gone."""
     nodes = shunned(desk, run)
-    for seat in [s.seat for s in run.seats.values() if s.node in nodes and run.tenant(s.seat) is None]:
+    left = [s for s in run.seats.values() if s.leaving or s.node in nodes]
+    for seat in [s.seat for s in left if run.tenant(s.seat) is None]:
         free_seat(desk, run, seat)
 
 
@@ -167,7 +169,7 @@ def _fill_seats(desk: Desk, run: Run) -> None:
         return
     for seat in list(run.seats.values()):
         if run.tenant(seat.seat) is None and desk.clock >= seat.refill_at:
-            trainer = TrainerId(f"{run.run}-t{len(run.trainers)}")
+            trainer = TrainerId(f"{run.run}-t{run.trainers_made}")
             desk.record(r.TrainerAssigned(run=run.run, trainer=trainer, seat=seat.seat, at=desk.now))
 
 
@@ -232,11 +234,11 @@ def regroup(desk: Desk, run: Run, broken: str = "") -> None:
         epoch=run.epoch,
         members=run.members,
         standings=tuple(_standing(desk, run, t) for t in run.trainers.values()),
-        wanted=run.spec.workers,
+        wanted=run.size,
         broken=broken,
         hurry=hurried(desk, run),
     )
-    if isinstance(decision, policy.Raise) and run.epoch == NO_EPOCH:
+    if isinstance(decision, policy.Raise) and not run.members:
         awaited = awaits_links(desk, run, (m.node for m in decision.members))
         decision = policy.Hold(reason=awaited) if awaited else decision
     if isinstance(decision, policy.Raise):
@@ -272,7 +274,9 @@ def _standing(desk: Desk, run: Run, trainer: Trainer) -> policy.Standing:
         proven_gone=trainer.gone,
         finished=trainer.ended is not None and trainer.ended.end is r.End.FINISHED,
         holds=trainer.holds,
-        leaving=on_drained(desk, trainer),
+        leaving=leaves(desk, run, trainer),
+        yields=gives_up(run, trainer),
+        moves=moves(run, trainer),
         how=HOW.get(trainer.ended.end, "lost") if trainer.ended is not None else "lost",
     )
 
@@ -290,8 +294,19 @@ def _leave(desk: Desk, run: Run) -> None:
     if all(t.gone for t in run.trainers.values()):
         for seat in list(run.seats):
             free_seat(desk, run, seat)
-        desk.record(r.RunEnded(run=run.run, at=desk.now))
+        _end(desk, run)
         desk.room_changed = True
+
+
+def _end(desk: Desk, run: Run) -> None:
+    if run.suspending and not run.finished():
+        desk.record(r.RunSuspended(run=run.run, at=desk.now))
+        return
+    if run.suspending:
+        # It came to its end before it could be suspended.
+        reason, goal = f"finished after step {run.step}", RunState.SUCCEEDED
+        desk.record(r.RunStopping(run=run.run, goal=goal, reason=reason, exit_code=0, at=desk.now))
+    desk.record(r.RunEnded(run=run.run, at=desk.now))
 
 
 def _dismiss(desk: Desk, run: Run, trainer: Trainer, since: float) -> None:
@@ -306,11 +321,20 @@ def _dismiss(desk: Desk, run: Run, trainer: Trainer, since: float) -> None:
 
 
 def _grace(run: Run, trainer: Trainer) -> float:
-    if trainer.ended is not None:
-        waits = {r.End.FINISHED: FINISH_GRACE_S, r.End.FAILED: FAILED_GRACE_S}
+    if trainer.ended is not None and trainer.ended.end is not r.End.DISMISSED:
+        waits = {
+            r.End.FINISHED: FINISH_GRACE_S,
+            r.End.SUSPENDED: FINISH_GRACE_S,
+            r.End.FAILED: FAILED_GRACE_S,
+        }
         return waits.get(trainer.ended.end, 0.0)
     if trainer.trainer not in run.member_ids():
         return 0.0
     # Where one member meets a fault all may, and the first to say so must not cut off the last words of the others.
-    waits_for = {RunState.STOPPED: STOP_GRACE_S, RunState.FAILED: FAILED_GRACE_S}
+    waits_for = {
+        RunState.STOPPED: run.spec.stop_grace_s,
+        RunState.FAILED: FAILED_GRACE_S,
+        RunState.QUEUED: SUSPEND_GRACE_S,
+    }
+
     return waits_for.get(run.stopping.goal if run.stopping else RunState.STOPPED, 0.0)

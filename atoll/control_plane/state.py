@@ -6,6 +6,7 @@ start unknown after a replay and are filled by `AgentHello`, `ClusterListed` and
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -22,10 +23,13 @@ from atoll.fault.replicas import Comparisons
 from atoll.fault.speeds import Speeds
 from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import CopyDecided, Member, ServerReady
+from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Door, Topology
 from atoll.schema.views import CheckpointView, MetricPoint, RunState
 
+# Of the times at which others disturbed a run, so many are remembered: more than any budget counts.
+DISTURBANCES = 100
 NO_EPOCH = Epoch(0)
 NO_STEP = Step(0)
 NO_INCARNATION = Incarnation(0)
@@ -79,6 +83,9 @@ class Seat:
     seat: SeatId
     run: RunId
     node: NodeId
+    # Its trainer goes, and nobody comes: the run was made smaller, or moves, and it stays until it is replaced.
+    leaving: bool = False
+    replaced: bool = False
     # volatile
     alive: bool = False
     creating: bool = False
@@ -97,14 +104,29 @@ class Run:
     run_dir: str
     secret: str
     submitted_at: float
+    # How many workers it is to have now, from the spec's least to what it asked for, and at most.
+    size: int
+    most: int
     state: RunState = RunState.QUEUED
     reason: str = ""
     epoch: Epoch = NO_EPOCH
     members: tuple[Member, ...] = ()
     topology: Topology | None = None
     trainers: dict[TrainerId, Trainer] = field(default_factory=dict)
+    trainers_made: int = 0
     seats: dict[SeatId, Seat] = field(default_factory=dict)
     seats_made: int = 0
+    # When it was placed, by which alternative, when its size last changed, and when others were the cause.
+    placed_at: float = 0.0
+    placed_reason: str = ""
+    size_reason: str = ""
+    option: int = 0
+    changed_at: float | None = None
+    disturbed: list[float] = field(default_factory=list)
+    # How often it was sent back into the queue, and when it came there last.
+    suspensions: int = 0
+    held: bool = False
+    queued_at: float | None = None
     start_failures: int = 0
     losses: list[Loss] = field(default_factory=list)
     checkpoint: r.CheckpointKept | None = None
@@ -150,6 +172,16 @@ class Run:
         """The current members in rank order."""
         return [m.trainer for m in self.members]
 
+    @property
+    def suspending(self) -> bool:
+        """True while it leaves its seats to go on later."""
+        return self.stopping is not None and self.stopping.goal is RunState.QUEUED
+
+    def lacking(self, shunned: Collection[NodeId] = ()) -> int:
+        """How many seats it is short of, those on `shunned` nodes and those that are left not counted."""
+        held = sum(1 for seat in self.seats.values() if not seat.leaving and seat.node not in shunned)
+        return self.size + self.spec.spares - held
+
     def finished(self) -> bool:
         """True once any trainer's function returned: the last step is decided everywhere, no more will come."""
         return any(t.ended is not None and t.ended.end is r.End.FINISHED for t in self.trainers.values())
@@ -173,6 +205,7 @@ class Cluster:
     runs: dict[RunId, Run] = field(default_factory=dict)
     drains: dict[NodeId, Drain] = field(default_factory=dict)
     notices: set[tuple[NodeId, str]] = field(default_factory=set)
+    sharing: Sharing = field(default_factory=Sharing)
 
     def apply(self, record: r.Record) -> None:
         """Change the durable state by one record. Raises `TransitionError` where the record cannot follow."""
@@ -181,6 +214,9 @@ class Cluster:
             return
         if isinstance(record, r.NODE_RECORDS):
             self._node(record)
+            return
+        if isinstance(record, r.QueuesSet):
+            self.sharing = record.sharing
             return
         run = self.runs.get(record.run)
         if run is None:
@@ -209,6 +245,8 @@ class Cluster:
             run_dir=record.run_dir,
             secret=record.secret,
             submitted_at=record.at,
+            size=record.spec.workers,
+            most=record.spec.workers,
         )
 
     def seat(self, seat: SeatId) -> Seat | None:
@@ -228,18 +266,16 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             _apply_trainer(run, record)
         case r.EpochRaised():
             _apply_epoch(run, record)
-        case r.CheckpointKept():
-            run.checkpoint = record
-            run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
         case r.CopyDecided() | r.CopyWithdrawn():
             _apply_copy(run, record)
-        case r.RunRewound():
-            same = run.rewound is not None and run.rewound.step == record.step
-            run.rewinds = run.rewinds + 1 if same else 1
-            run.rewound, run.kept = record, [k for k in run.kept if k.step <= record.step]
-            run.checkpoint = run.kept[-1]
-        case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunEnded():
+        case r.CheckpointKept() | r.RunRewound():
+            _apply_checkpoint(run, record)
+        case r.RunPlaced() | r.RunServing() | r.RunStopping() | r.RunSuspended() | r.RunEnded():
             _apply_move(run, record)
+        case r.RunResized() | r.RunMoved():
+            _apply_size(run, record)
+        case r.RunHeld():
+            run.held, run.reason = record.held, record.reason
         case r.RunSubmitted():
             raise TransitionError(f"run {run.run} was submitted twice")
         case _:
@@ -269,6 +305,29 @@ def _apply_copy(run: Run, record: r.CopyDecided | r.CopyWithdrawn) -> None:
         del run.withdrawn[old]
 
 
+def _apply_size(run: Run, record: r.RunResized | r.RunMoved) -> None:
+    run.size_reason, run.changed_at = record.reason, record.at
+    for seat in record.leaving:
+        run.seats[seat].leaving, run.seats[seat].replaced = True, isinstance(record, r.RunMoved)
+    if isinstance(record, r.RunMoved):
+        return
+    run.size = record.workers
+    run.most = record.workers if record.bound else run.most
+    if record.yielded:
+        run.disturbed = [*run.disturbed, record.at][-DISTURBANCES:]
+
+
+def _apply_checkpoint(run: Run, record: r.CheckpointKept | r.RunRewound) -> None:
+    if isinstance(record, r.CheckpointKept):
+        run.checkpoint = record
+        run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
+        return
+    same = run.rewound is not None and run.rewound.step == record.step
+    run.rewinds = run.rewinds + 1 if same else 1
+    run.rewound, run.kept = record, [k for k in run.kept if k.step <= record.step]
+    run.checkpoint = run.kept[-1]
+
+
 def _apply_seat(run: Run, record: r.SeatTaken | r.SeatFreed) -> None:
     if isinstance(record, r.SeatFreed):
         run.seats.pop(record.seat, None)
@@ -280,6 +339,7 @@ def _apply_seat(run: Run, record: r.SeatTaken | r.SeatFreed) -> None:
 def _apply_trainer(run: Run, record: r.TrainerAssigned | r.TrainerBegan | r.TrainerEnded | r.TrainerGone) -> None:
     if isinstance(record, r.TrainerAssigned):
         seat = run.seats[record.seat]
+        run.trainers_made += 1
         run.trainers[record.trainer] = Trainer(trainer=record.trainer, run=run.run, seat=seat.seat, node=seat.node)
         return
     trainer = run.trainers[record.trainer]
@@ -324,17 +384,34 @@ def _apply_epoch(run: Run, record: r.EpochRaised) -> None:
     run.topology = record.topology
 
 
-def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r.RunEnded) -> None:
+def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r.RunSuspended | r.RunEnded) -> None:
     match record:
         case r.RunPlaced():
             run.state = after(run.run, run.state, Move.PLACE)
+            run.placed_at, run.option, run.changed_at = record.at, record.option, record.at
+            run.placed_reason, run.size_reason = record.reason, ""
+            run.size = record.workers or run.most
+        case r.RunSuspended():
+            run.state = after(run.run, run.state, Move.SUSPEND)
+            _begin_anew(run, record.at)
         case r.RunServing():
             run.state = after(run.run, run.state, Move.START)
         case r.RunStopping():
             run.state = after(run.run, run.state, Move.STOP)
-            run.stopping, run.reason = record, record.reason
+            run.stopping, run.reason, run.held = record, record.reason, record.held
         case r.RunEnded():
             goal = run.stopping.goal if run.stopping else RunState.STOPPED
             run.state, run.ended_at = after(run.run, run.state, END_OF_GOAL[goal]), record.at
         case _:
             assert_never(record)
+
+
+def _begin_anew(run: Run, at: float) -> None:
+    """Nothing is left of its trainers but what they saved; their names are not given again."""
+    run.reason = run.stopping.reason if run.stopping is not None else ""
+    run.stopping, run.members, run.topology, run.size = None, (), None, run.most
+    run.trainers, run.start_failures, run.losses = {}, 0, []
+    run.suspensions, run.queued_at = run.suspensions + 1, at
+    run.disturbed = [*run.disturbed, at][-DISTURBANCES:]
+    run.links_until, run.blames, run.waits = None, [], {}
+    run.speeds, run.comparisons, run.rhythm = Speeds(), Comparisons(), Rhythm()

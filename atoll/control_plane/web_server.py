@@ -1,14 +1,17 @@
-"""The web process: REST, event streams, the gateway to served models, and the dashboard, on one loopback port.
+"""The web process: REST, event streams, the gateway to served models, and the dashboard, on one port.
 
+The port is the loopback interface's, unless `fs_tls` says otherwise.
 `python -m atoll.control_plane.web_server` reads one JSON line of configuration from stdin (so that the cluster's secret
 is on no command line), binds its port before anything else, and serves until SIGTERM. The head's agent starts it, and
-starts it again. It holds no state: views come from the history file, wishes go to the control plane.
+starts it again. Views come from the history file, wishes go to the control plane; what is its own is who may do what, and
+who did (`sql_identity`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,7 +22,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from atoll import config
+from atoll.clock import SystemClock
+from atoll.control_plane import fs_cluster, fs_tls
 from atoll.control_plane.rest_auth import Guard
+from atoll.control_plane.rest_pages import PageSource
+from atoll.control_plane.rest_people import People
 from atoll.control_plane.rest_server import application, refuse_the_rest
 from atoll.control_plane.rest_source import ClusterSource, Control, Reader
 from atoll.errors import AtollError, PortInUse
@@ -28,6 +35,8 @@ from atoll.schema.codec import decode_as
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # A stream or a completion in flight gets this long to end after SIGTERM.
 _GRACE_S = 2
+# For TLS 1.2; those of 1.3 are all good.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # uvicorn ticks ten times a second.
 _TICKS_A_BEAT = 10
 
@@ -52,8 +61,9 @@ def create_app(
     hosts: frozenset[str] = LOOPBACK,
     on_close: Callable[[], Awaitable[None]] | None = None,
     dashboard: bool = True,
+    people: People | None = None,
 ) -> ASGIApp:
-    """The whole application behind its guard. `hosts` are the names that it may be called by."""
+    """The whole application behind its guard. `hosts` are the names that it may be called by, `people` who may call."""
     source = ClusterSource(reader, control)
     app = application(source, on_close)
     _mount_gateway(app, source)
@@ -61,8 +71,8 @@ def create_app(
     if dashboard:
         from atoll.ui.pages import mount  # noqa: PLC0415 - NiceGUI takes a second; REST alone does without
 
-        mount(app, source)
-    return Guard(app, token=token, hosts=hosts)
+        mount(app, source, as_seen=lambda request: PageSource.of(source, request))
+    return Guard(app, token=token, hosts=hosts, people=people)
 
 
 def _mount_gateway(app: FastAPI, source: ClusterSource) -> None:
@@ -99,8 +109,11 @@ def _holder(port: int) -> str:
         return "another process"
 
 
-def serve(app: ASGIApp, listener: socket.socket, beat: Path) -> None:
-    """Answer on `listener` until SIGTERM or SIGINT. `beat` is touched each second, by which the agent sees a hang."""
+def serve(app: ASGIApp, listener: socket.socket, beat: Path, tls: tuple[Path, Path] | None = None) -> None:
+    """Answer on `listener` until SIGTERM or SIGINT. `beat` is touched each second, by which the agent sees a hang.
+
+    `tls`: certificate and key; without them plain HTTP.
+    """
     import uvicorn  # noqa: PLC0415 - the tests of `create_app` do without
 
     class Server(uvicorn.Server):
@@ -117,15 +130,22 @@ def serve(app: ASGIApp, listener: socket.socket, beat: Path) -> None:
         access_log=False,  # a sign-in link carries the token
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
+        ssl_ciphers=_CIPHERS,
     )
     Server(options).run(sockets=[listener])
 
 
 def _open_cluster(settings: WebConfig) -> tuple[Reader, Control, Callable[[], Awaitable[None]]]:
-    from atoll.control_plane.grpc_client import ControlClient  # noqa: PLC0415 - grpc only in the real process
-    from atoll.control_plane.sql_history import HistoryReader  # noqa: PLC0415 - likewise SQLAlchemy
+    from atoll.control_plane import fs_durable  # noqa: PLC0415 - SQLAlchemy only in the real process
+    from atoll.control_plane.grpc_client import ControlClient  # noqa: PLC0415 - likewise grpc
+    from atoll.control_plane.sql_history import HistoryReader  # noqa: PLC0415 - as above
 
-    reader = HistoryReader(Path(settings.cluster_dir) / "history.sqlite")
+    cluster_dir = Path(settings.cluster_dir)
+    durable = fs_durable.load(cluster_dir)
+    archive = functools.cache(lambda: durable.opened_archive(cluster_dir))
+    reader = HistoryReader(durable.history(cluster_dir), archive)
     control = ControlClient(settings.control, bytes.fromhex(settings.secret))
 
     async def close() -> None:
@@ -135,6 +155,22 @@ def _open_cluster(settings: WebConfig) -> tuple[Reader, Control, Callable[[], Aw
     return reader, control, close
 
 
+def _open_people(settings: WebConfig, token: str) -> People:
+    from atoll.control_plane.sql_identity import IdentityStore  # noqa: PLC0415 - as above
+
+    store = IdentityStore(Path(settings.cluster_dir) / "identity.sqlite")
+    return People(token, secret=bytes.fromhex(settings.secret), store=store)
+
+
+def _tls(home: Path, cluster_dir: Path) -> tuple[Path, Path] | None:
+    """Certificate and key, where clients of this cluster were told to come by https."""
+    record = fs_cluster.load(cluster_dir)
+    if record is None or not record.rest_url.startswith("https"):
+        return None
+    fs_tls.renew(home, now=SystemClock().now())
+    return fs_tls.files(home)
+
+
 def main() -> int:
     """Serve as one JSON line on stdin says. Returns the exit code."""
     try:
@@ -142,8 +178,12 @@ def main() -> int:
         token = config.read_token(config.Config(home=Path(settings.home)))
         with bind(settings.host, settings.port) as listener:
             reader, control, close = _open_cluster(settings)
-            app = create_app(reader, control, token, hosts=LOOPBACK | {settings.host.lower()}, on_close=close)
-            serve(app, listener, Path(settings.cluster_dir) / "web.beat")
+            people = _open_people(settings, token)
+            home, cluster_dir = Path(settings.home), Path(settings.cluster_dir)
+            opened, tls = fs_tls.door(home), _tls(home, cluster_dir)
+            hosts = LOOPBACK | {settings.host.lower()} | (opened.hosts() if tls else frozenset())
+            app = create_app(reader, control, token, hosts=hosts, on_close=close, people=people)
+            serve(app, listener, cluster_dir / "web.beat", tls)
     except AtollError as error:
         sys.stderr.write(f"atoll: {error} ({error.code})\n")
         return error.exit_code

@@ -4,7 +4,8 @@ Survivors keep their order, so the lowest rank stays with whoever held it longes
 Law 1: if no member of the old epoch survives, a new one may begin only with proof that all of them are dead. A member
 that was named and never joined is no survivor in this sense: nobody waits for its vote, and it holds no state.
 
-Members on a node that is being drained (`leaving`) stay until enough replacements are ready, as long as any are on their
+Members whose seat is given up since fewer are wanted (`yields`) leave with the next epoch, and the step in hand is
+tried again without them. Members on a node that is being drained (`leaving`) stay until enough replacements are ready, as long as any are on their
 way and there is time; then the next epoch is without them. Where all who hold the state leave, one of them stays for the
 epoch in which it hands it over, and leaves with the next.
 """
@@ -28,7 +29,7 @@ BACKOFF_S = (0.0, 1.0, 2.0, 4.0)
 class Standing:
     """A trainer as the policy sees it. `holds`: it joined an epoch, or is of the first, so it may hold the run's state.
 
-    `leaving`: its node is drained. `how` it went, where it is not active any more.
+    `leaving`: it is to go; its node is drained, or it `moves` to another, or else it `yields` its seat, since fewer are wanted. `how` it went, where it is not active any more.
     """
 
     trainer: TrainerId
@@ -42,6 +43,8 @@ class Standing:
     holds: bool
     doors: tuple[Door, ...] = ()
     leaving: bool = False
+    yields: bool = False
+    moves: bool = False
     how: str = "lost"
 
 
@@ -81,8 +84,9 @@ def decide(
 
     `hurry`: who leaves must go now, with or without replacement.
     """
-    if epoch == 0:
-        return _first(standings, wanted, "all members are ready")
+    if not members:
+        again = ", on from the last checkpoint" if epoch else ""
+        return _first(standings, wanted, f"all members are ready{again}")
     known = {s.trainer: s for s in standings}
     old = [known[m.trainer] for m in members]
     survivors = [s for s in old if s.active]
@@ -111,20 +115,20 @@ def _leavers(
     *,
     hurry: bool,
 ) -> list[Standing]:
-    """Who of the members on drained nodes leaves with the next epoch."""
+    """Who of the members that are to go leaves with the next epoch. For a seat that is given up somebody waits already."""
     leaving = [s for s in survivors if s.leaving]
     stay = [s for s in survivors if not s.leaving]
     inside = {m.trainer for m in members}
     others = [s for s in standings if s.active and not s.leaving and s.trainer not in inside]
     ready = sum(1 for s in others if s.ready)
-    if not leaving or (ready < wanted - len(stay) and ready < len(others) and not hurry):
-        return []
-    if any(s.holds for s in stay):
-        return leaving
+    replaced = ready >= wanted - len(stay) or ready >= len(others) or hurry
+    leavers = leaving if replaced else [s for s in leaving if s.yields]
+    if any(s.holds for s in survivors if s not in leavers):
+        return leavers
     if ready == 0:
         return []
-    keeper = next((s for s in leaving if s.holds), None)
-    return [s for s in leaving if s is not keeper]
+    keeper = next((s for s in leavers if s.holds), None)
+    return [s for s in leavers if s is not keeper]
 
 
 def _first(standings: tuple[Standing, ...], wanted: int, reason: str) -> Decision:
@@ -166,11 +170,18 @@ def _reason(lost: list[Standing], leavers: list[Standing], joiners: list[Standin
     for how in dict.fromkeys(s.how for s in lost):
         gone = [s for s in lost if s.how == how]
         parts.append(f"{', '.join(s.trainer for s in gone)} {'was' if len(gone) == 1 else 'were'} {how}")
-    if leavers:
-        nodes = ", ".join(dict.fromkeys(s.node for s in leavers))
+    moved, spared = [s for s in leavers if s.moves], [s for s in leavers if s.yields]
+    drained = [s for s in leavers if not s.yields and not s.moves]
+    if drained:
+        nodes = ", ".join(dict.fromkeys(s.node for s in drained))
         parts.append(
-            f"{', '.join(s.trainer for s in leavers)} leave{'s' * (len(leavers) == 1)} {nodes}, which is drained"
+            f"{', '.join(s.trainer for s in drained)} leave{'s' * (len(drained) == 1)} {nodes}, which is drained"
         )
+    if moved:
+        parts.append(f"{', '.join(s.trainer for s in moved)} move{'s' * (len(moved) == 1)} to other nodes")
+    if spared:
+        names = ", ".join(s.trainer for s in spared)
+        parts.append(f"{names} give{'s' * (len(spared) == 1)} up {'its seat' if len(spared) == 1 else 'their seats'}")
     if joiners:
         parts.append(f"{', '.join(s.trainer for s in joiners)} join{'s' * (len(joiners) == 1)}")
     if broken:

@@ -56,6 +56,15 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A host that an autoscaler started as a machine, under the name that it gave."""
+
+    instance: str
+    kind: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One lab. `switches` and `holders`: the pids that hold its namespaces; `user`: inside a user namespace.
 
@@ -79,6 +88,7 @@ class Record:
     dead: tuple[str, ...] = ()
     ray_address: str = ""
     measured: tuple[Measured, ...] = ()
+    machines: tuple[Started, ...] = ()
 
 
 class Labs:

@@ -146,10 +146,10 @@ class Lab:
 
         self._change(change)
 
-    def heal(self, host: str | None = None) -> None:
+    def heal(self, host: str | None = None, *, ray: bool = True) -> None:
         """Undo what was cut and slowed, of one host or of all.
 
-        A host that was killed comes back with an empty disk, and a new Ray node where the lab has Ray.
+        A host that was killed comes back with an empty disk, and a new Ray node where the lab has Ray, unless told not to.
         """
         if host is not None:
             self._known(host)
@@ -171,7 +171,7 @@ class Lab:
             return replace(record, cuts=tuple(c for c in record.cuts if c not in healed), slows=slows)
 
         self._change(change)
-        if self.record.ray_address and (nodes := [name for name in back if name != HEAD]):
+        if ray and self.record.ray_address and (nodes := [name for name in back if name != HEAD]):
             from atoll.lab import ray_nodes  # noqa: PLC0415 - not needed by a bare lab
 
             ray_nodes.join(self, nodes)

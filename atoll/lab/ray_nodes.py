@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,20 +40,29 @@ Say = Callable[[str], None]
 
 def start(lab: Lab, say: Say = lambda _: None) -> None:
     """Start the head, then all other nodes. Raises `LabError` with the end of the log of one that did not."""
+    start_head(lab, say)
+    say(f"starting {len(lab.hosts)} Ray nodes")
+    join(lab, lab.hosts)
+
+
+def start_head(lab: Lab, say: Say = lambda _: None) -> None:
+    """Start the head alone, as where hosts are machines that an autoscaler starts. Raises `LabError`."""
     head = _management_nic(lab, HEAD)
     say(f"starting Ray's head in {HEAD}")
     _run(lab, {HEAD: head_words(head.address)})
     address = f"{head.address}:{GCS_PORT}"
     lab.update(lambda record: replace(record, ray_address=address))
-    say(f"starting {len(lab.hosts)} Ray nodes")
-    join(lab, lab.hosts)
 
 
-def join(lab: Lab, hosts: Sequence[str]) -> None:
-    """Start the nodes of these hosts, which may have been killed and healed before. The head must stand."""
+def join(lab: Lab, hosts: Sequence[str], labels: Mapping[str, str] | None = None) -> None:
+    """Start the nodes of these hosts, which may have been killed and healed before. The head must stand.
+
+    `labels`: beside those of each host.
+    """
     specs = {h.name: h for h in lab.spec.hosts}
     commands = {
-        host: node_words(lab, specs[host], _management_nic(lab, host).address, lab.record.ray_address) for host in hosts
+        host: node_words(lab, specs[host], _management_nic(lab, host).address, lab.record.ray_address, labels or {})
+        for host in hosts
     }
     for first in range(0, len(hosts), _AT_ONCE):
         _run(lab, {host: commands[host] for host in hosts[first : first + _AT_ONCE]})
@@ -74,10 +83,10 @@ def head_words(address: str) -> list[str]:
     ]
 
 
-def node_words(lab: Lab, host: HostSpec, address: str, head: str) -> list[str]:
+def node_words(lab: Lab, host: HostSpec, address: str, head: str, labels: Mapping[str, str]) -> list[str]:
     """The command for one host's node."""
-    labels = {**host.labels, "atoll-host": host.name, "atoll-lab": lab.name}
-    return [*_RAY, "start", f"--address={head}", f"--num-cpus={host.num_cpus}", *_common(address, labels)]
+    all_labels = {**host.labels, **labels, "atoll-host": host.name, "atoll-lab": lab.name}
+    return [*_RAY, "start", f"--address={head}", f"--num-cpus={host.num_cpus}", *_common(address, all_labels)]
 
 
 def _common(address: str, labels: dict[str, str]) -> list[str]:

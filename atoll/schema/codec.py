@@ -23,6 +23,8 @@ from atoll.errors import SchemaError
 T = TypeVar("T")
 # What is written and read as it is: most fields, and so the first to be asked for.
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+# Whole numbers up to here are themselves as a float.
+_EXACT = 2.0**53
 _json = json.JSONEncoder(separators=(",", ":"), allow_nan=True)
 
 
@@ -71,13 +73,18 @@ def decode_as(cls: type[T], data: bytes | str) -> T:
 def _load(data: bytes | str) -> Any:
     try:
         return json.loads(data)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise SchemaError(f"not JSON: {error}") from None
 
 
 def from_plain(cls: type[T], plain: Any) -> T:
     """A `cls` from the plain form of `to_plain`. Raises `SchemaError` naming the field."""
     return typing.cast("T", _build(cls, plain, cls.__name__))
+
+
+def build(kind: Any, plain: Any, where: str) -> Any:
+    """A value of any type that a field of a message may have. Raises `SchemaError` that begins with `where`."""
+    return _build(kind, plain, where)
 
 
 @functools.cache
@@ -181,8 +188,13 @@ def _build_scalar(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is float:
         _expect(isinstance(value, int | float) and not isinstance(value, bool), value, kind, where)
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise SchemaError(f"{where}: a number of {len(str(value))} digits is out of range") from None
     if kind is int:
+        if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+            return int(value)  # JSON has one kind of number: some writers write 16 as 16.0
         return _expect(isinstance(value, int) and not isinstance(value, bool), value, kind, where)
     return _expect(isinstance(value, kind), value, kind, where)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from atoll.errors import SpecError
 from atoll.schema.ids import RunId, is_safe_name
+from atoll.schema.sharing import DEFAULT_PRIORITY, DEFAULT_QUEUE, Alternative, sharing_rules
 
 # 5 seats of 0.4 (four workers and a spare) fit a two-core machine; trainers share cores anyway on CPU.
 DEFAULT_CPUS_PER_WORKER = 0.4
@@ -19,6 +20,8 @@ DEFAULT_CPUS_PER_WORKER = 0.4
 AUTO = "auto"
 # What `pyarrow.fs` opens and other machines may reach; a file path for a folder that is mounted everywhere.
 _REMOTE = re.compile(r"(?:(?:s3|gs|gcs|hdfs|viewfs|abfs|abfss)://[^/\s]+|file:///)\S*\Z")
+# Ray gives a stopped job 3 s; a step of a large model takes longer. `stop_grace_s` of a spec asks for more.
+STOP_GRACE_S = 20.0
 # What a step with a loss or gradient that is not finite does to its run.
 STOP, SKIP = "stop", "skip"
 # What becomes of the steps that a corrupt replica had a part in: they stand, or the run goes back before them.
@@ -42,11 +45,18 @@ class JobSpec:
     from a checkpoint. `config` is JSON handed to the function as `ctx.config`. `nonfinite`: what a step with a loss or
     gradient that is no number does: `stop` the run, or `skip` its update and go on. `compare_every`: steps after which
     workers compare what they hold, 0: never, None: as often as costs little; `corrupt`: when one holds other bits than
-    the others, `evict` it, or also `rollback` to the last checkpoint from before. `chaos`: its trainers may be hurt on
+    the others, `evict` it, or also `rollback` to the last checkpoint from before. `stop_grace_s`: how long a run that was asked
+    to stop may take to reach its next step boundary. `chaos`: its trainers may be hurt on
     purpose (`atoll chaos`).
 
     `checkpoint_every`: steps, 0 for never, or `auto`. `checkpoint_remote`: a URI to which each durable checkpoint is copied.
     Beside the last `keep_checkpoints`, steps divisible by `keep_every` stay, and those younger than `keep_for_s`.
+
+    `workers` is how many it wants; with `min_workers` it is elastic and runs with any number from there on, or with those of
+    `worker_sizes` only. `queue`, `team`, `priority` (larger first) and `expected_s` (how long it will take, as far as its
+    owner knows) are for the queue; `alternatives` for its placement, the dearest first: without any, wherever there is room.
+    `speeds`: samples a second of one worker alone, by device, until they are measured.
+    `owner` is who submitted it, "" for the cluster itself: the web server writes it in, and `team` too.
     """
 
     name: str
@@ -59,7 +69,16 @@ class JobSpec:
     tokenizer: str = "bytes"
     config: dict[str, Any] = field(default_factory=dict)
     workers: int = 1
+    min_workers: int | None = None
+    worker_sizes: tuple[int, ...] = ()
     spares: int = 1
+    queue: str = DEFAULT_QUEUE
+    team: str | None = None
+    owner: str = ""
+    priority: int = DEFAULT_PRIORITY
+    expected_s: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+    speeds: dict[str, float] = field(default_factory=dict)
     cpus_per_worker: float = DEFAULT_CPUS_PER_WORKER
     gpus_per_worker: float = 0.0
     threads_per_worker: int | None = None
@@ -75,6 +94,7 @@ class JobSpec:
     nonfinite: str = STOP
     compare_every: int | None = None
     corrupt: str = EVICT
+    stop_grace_s: float = STOP_GRACE_S
     chaos: bool = False
     detach: bool = False
     run_id: RunId | None = None
@@ -83,6 +103,20 @@ class JobSpec:
         """Trainers that hold resources: workers and spares."""
         return self.workers + self.spares
 
+    @property
+    def least(self) -> int:
+        """With how many workers it can do."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @property
+    def elastic(self) -> bool:
+        """Whether it runs with fewer workers than it wants."""
+        return self.least < self.workers
+
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of workers with which it runs, ascending."""
+        return self.worker_sizes or tuple(range(self.least, self.workers + 1))
+
 
 def check_spec(spec: JobSpec) -> JobSpec:
     """`spec` itself, or a `SpecError` that names the first field at fault, its value and what would be right."""
@@ -90,6 +124,7 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (is_safe_name(spec.name), f"name={spec.name!r}: use letters, digits, '_', '.' and '-' only"),
         (spec.workers >= 1, f"workers={spec.workers}: at least 1"),
         (spec.spares >= 0, f"spares={spec.spares}: 0 or more"),
+        *sharing_rules(spec),
         (0 <= spec.cpus_per_worker < math.inf, f"cpus_per_worker={spec.cpus_per_worker}: a number, 0 or more"),
         (0 <= spec.gpus_per_worker < math.inf, f"gpus_per_worker={spec.gpus_per_worker}: a number, 0 or more"),
         (
@@ -103,6 +138,7 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
         (spec.keep_every >= 0, f"keep_every={spec.keep_every}: steps, 0 for none"),
         (0 <= spec.keep_for_s < math.inf, f"keep_for_s={spec.keep_for_s}: seconds, 0 for none"),
+        (0 <= spec.stop_grace_s < math.inf, f"stop_grace_s={spec.stop_grace_s}: seconds, 0 for at once"),
         (spec.nonfinite in {STOP, SKIP}, f"nonfinite={spec.nonfinite!r}: {STOP!r} or {SKIP!r}"),
         (
             spec.compare_every is None or spec.compare_every >= 0,

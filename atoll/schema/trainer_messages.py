@@ -230,10 +230,14 @@ class ServerReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerFinished:
-    """The user's function returned on this trainer after its last step was decided on all members."""
+    """The user's function returned on this trainer after its last step was decided on all members.
+
+    `suspended`: it did not, but was left at `step`, as it was told to, and is to go on from a checkpoint later.
+    """
 
     trainer: TrainerId
     step: Step
+    suspended: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,9 +307,13 @@ TrainerFact = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopAtBoundary:
-    """Leave at the next step boundary, after the step in hand is decided."""
+    """Leave at the next step boundary, after the step in hand is decided.
+
+    `suspend`: save there, and leave the program where it is: the run goes on from that checkpoint later.
+    """
 
     reason: str
+    suspend: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,7 @@ class MetricPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One run as the list and the run page show it."""
+    """One run as the list and the run page show it. `held`: suspended until somebody resumes it."""
 
     run: RunId
     name: str
@@ -103,7 +103,27 @@ class RunView:
     trainers: tuple[TrainerView, ...] = ()
     endpoint: str = ""
     exit_code: int | None = None
+    held: bool = False
     spec: JobSpec | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPiece:
+    """What one trainer wrote between two offsets of its log, in bytes."""
+
+    trainer: TrainerId
+    text: str
+    offset: int = 0
+    next_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogGap:
+    """A log that cannot be read now."""
+
+    trainer: TrainerId
+    code: str
+    problem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +134,13 @@ class DrainView:
     reason: str
     trainers: int
     left: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWish:
+    """Body of a request to stop a run."""
+
+    reason: str = "asked by a client"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The first page: the cluster in four numbers, its runs and its nodes."""
+"""The first page: the cluster in four numbers, its runs, its queues and its nodes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from nicegui import ui
 
 from atoll.ui.nicegui_parts import Empty, Frame, Keyed, PillView, box, card, text, tiles, tone_class
+from atoll.ui.queues import QueueRow, goodput_line, queue_rows
 from atoll.ui.source import Source
 from atoll.ui.views import NodeRow, RunRow, node_rows, overview_tiles, run_rows
 
@@ -84,6 +85,30 @@ class NodeView:
         self._labels.set_text(model.labels)
 
 
+class QueueView:
+    """One queue with the part of the cluster that it uses."""
+
+    def __init__(self) -> None:
+        self.root = box("node")
+        with self.root:
+            with box("line"):
+                self._name = text("", "mono")
+                box("grow")
+                self._runs = text("", "quiet")
+            with box("meter"):
+                self._meter = box()
+            self._share = text("", "quiet")
+            self._quotas = text("", "quiet mono")
+
+    def show(self, model: QueueRow) -> None:
+        """Show this queue."""
+        self._name.set_text(model.name)
+        self._runs.set_text(model.runs)
+        self._meter.style(f"width: {model.used:.0%}")
+        self._share.set_text(model.share)
+        self._quotas.set_text(model.quotas)
+
+
 class Overview:
     """Builds the page, then shows each second what the source says."""
 
@@ -93,6 +118,7 @@ class Overview:
         with self.frame.body:
             self._tiles = tiles()
             self._build_runs()
+            self._build_queues()
             self._build_nodes()
 
     def _build_runs(self) -> None:
@@ -107,6 +133,14 @@ class Overview:
                 "No run yet", "Submit a plain PyTorch training function:", "atoll run examples/train_gpt.py"
             )
 
+    def _build_queues(self) -> None:
+        with card("Queues", "parts of the cluster that each uses, and that are fair by its weight"):
+            self._queues: Keyed[QueueRow] = Keyed(box("nodes"), QueueView, lambda row: row.name)
+            self._goodput = text("", "quiet")
+            self._no_queues = Empty(
+                "The control plane does not answer", "Runs go on meanwhile; this says why not:", "atoll doctor"
+            )
+
     def _build_nodes(self) -> None:
         with card("Nodes", "hosts that Ray and Atoll's agents hold together"):
             self._nodes: Keyed[NodeRow] = Keyed(box("nodes"), NodeView, lambda row: row.node)
@@ -117,10 +151,13 @@ class Overview:
 
     async def refresh(self, *, now: float) -> None:
         """Ask once and show the answers. Raises what the source raises."""
-        runs, nodes = await self._source.runs(), await self._source.nodes()
+        runs, nodes, top = await self._source.runs(), await self._source.nodes(), await self._source.top()
         self._tiles.show(overview_tiles(runs, nodes))
         self._runs.show(run_rows(runs, now=now))
         self._table.set_visibility(bool(runs))
         self._no_runs.show(empty=not runs)
+        self._queues.show(queue_rows(top))
+        self._goodput.set_text(goodput_line(top))
+        self._no_queues.show(empty=top is None)
         self._nodes.show(node_rows(nodes))
         self._no_nodes.show(empty=not nodes)

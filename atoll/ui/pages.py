@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 from nicegui import ui
+from starlette.requests import Request
 
 from atoll.clock import Clock, SystemClock
 from atoll.errors import AtollError, NotFoundError
@@ -36,26 +37,40 @@ class _Page(Protocol):
     async def refresh(self, *, now: float) -> None: ...
 
 
-def mount(app: FastAPI, source: Source, *, clock: Clock | None = None, mount_path: str = "/") -> None:
-    """Serve the dashboard from `app`. Call once a process and after all other routes: at `/` it takes what is left."""
+def mount(
+    app: FastAPI,
+    source: Source,
+    *,
+    clock: Clock | None = None,
+    mount_path: str = "/",
+    as_seen: Callable[[Request], Source] | None = None,
+) -> None:
+    """Serve the dashboard from `app`. Call once a process and after all other routes: at `/` it takes what is left.
+
+    `as_seen` gives the source of whoever opens a page; without it all see the same one.
+    """
     tick = clock or SystemClock()
 
+    def own(request: Request) -> Source:
+        return source if as_seen is None else as_seen(request)
+
     @ui.page("/", response_timeout=_FIRST_ANSWER_S)
-    async def overview() -> None:
-        await _live(Overview(source), tick)
+    async def overview(request: Request) -> None:
+        await _live(Overview(own(request)), tick)
 
     @ui.page("/network", response_timeout=_FIRST_ANSWER_S)
-    async def network() -> None:
-        await _live(NetworkPage(source), tick)
+    async def network(request: Request) -> None:
+        await _live(NetworkPage(own(request)), tick)
 
     @ui.page("/runs/{run}", response_timeout=_FIRST_ANSWER_S)
-    async def one_run(run: str) -> None:
+    async def one_run(run: str, request: Request) -> None:
+        seen = own(request)
         try:
-            await source.run(RunId(run))
+            await seen.run(RunId(run))
         except NotFoundError as error:
             _missing(run, str(error))
             return
-        await _live(RunPage(source, RunId(run)), tick)
+        await _live(RunPage(seen, RunId(run)), tick)
 
     ui.run_with(
         app,

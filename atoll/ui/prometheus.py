@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from atoll.schema.sharing_views import USES, QueueView, TopView
 from atoll.schema.views import NodeView, RunState, RunView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -24,9 +25,10 @@ class Sample:
     value: float
 
 
-def render(runs: Sequence[RunView], nodes: Sequence[NodeView]) -> str:
-    """The whole exposition, ending in a newline."""
-    return "".join([*_run_families(runs), *_node_families(nodes)])
+def render(runs: Sequence[RunView], nodes: Sequence[NodeView], top: TopView | None = None) -> str:
+    """The whole exposition, ending in a newline. `top`: None while the control plane is away."""
+    shared = _queue_families(top) if top is not None else []
+    return "".join([*_run_families(runs), *_node_families(nodes), *shared])
 
 
 def family(name: str, text: str, samples: Iterable[Sample]) -> str:
@@ -105,4 +107,25 @@ def _node_families(nodes: Sequence[NodeView]) -> list[str]:
         family("atoll_node_cpus", "CPU resources of the host.", of((n, n.cpus) for n in nodes)),
         family("atoll_node_cpus_free", "CPU resources that no seat holds.", of((n, n.cpus_free) for n in nodes)),
         family("atoll_node_gpus", "GPU resources of the host.", of((n, n.gpus) for n in nodes)),
+    ]
+
+
+def _queue_families(top: TopView) -> list[str]:
+    def of(pairs: Iterable[tuple[QueueView, float]]) -> list[Sample]:
+        return [Sample(labels={"queue": queue.name}, value=value) for queue, value in pairs]
+
+    spent = [
+        Sample(labels={"by": row.by, "name": row.name, "use": use}, value=getattr(row, use))
+        for row in top.goodput
+        for use in USES
+        if getattr(row, use)
+    ]
+    queues = top.queues
+    return [
+        family("atoll_queue_share", "Part of the cluster that the queue uses now.", of((q, q.share) for q in queues)),
+        family("atoll_queue_share_lately", "Part that it used on average lately.", of((q, q.lately) for q in queues)),
+        family("atoll_queue_share_fair", "Part that is its by weight.", of((q, q.fair_share) for q in queues)),
+        family("atoll_queue_running", "Runs that hold seats.", of((q, q.running) for q in queues)),
+        family("atoll_queue_waiting", "Runs that wait.", of((q, q.waiting) for q in queues)),
+        family("atoll_device_seconds", "Where the time of devices went, since the control plane's start.", spent),
     ]

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from atoll.schema.ids import RunId, TrainerId
 from atoll.schema.messages import LogChunk
+from atoll.schema.sharing_views import TopView
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunView, TopologyView
 
 
@@ -41,6 +42,10 @@ class Source(Protocol):
 
     async def nodes(self) -> Sequence[NodeView]:
         """The hosts of the cluster."""
+        ...
+
+    async def top(self) -> TopView | None:
+        """Queues and goodput; None while the control plane is away."""
         ...
 
     async def topology(self) -> TopologyView:

@@ -44,7 +44,7 @@ from atoll.workers.program_runtime import is_out_of_memory, user_traceback
 from atoll.workers.samples import Plan, make_plan
 from atoll.workers.torch_ddp import solo_group
 from atoll.workers.torch_grains import seed_all
-from atoll.workers.torch_parts import Lost
+from atoll.workers.torch_parts import Lost, Suspended
 from atoll.workers.torch_session import Session
 
 if TYPE_CHECKING:
@@ -204,11 +204,12 @@ def run_function(host: Host, function: Callable[[Context], Any], *, connect: Con
     try:
         with solo_group():
             seed_all(host.identity.spec.seed, 0, 0)
-            with _clean_exit():
+            with _clean_exit(), contextlib.suppress(Suspended):
                 function(Context(host, session))
             session.finish()
     except StoppedWaiting:
-        pass
+        wish = host.mailbox.stop
+        session.suspended = wish is not None and wish.suspend
     except Lost as error:
         # No fact: to the others this is a lost worker, whose state nobody must use.
         traceback.print_exception(error)
@@ -217,7 +218,13 @@ def run_function(host: Host, function: Callable[[Context], Any], *, connect: Con
         return _tell_failure(host, session, error)
     finally:
         session.close()
-    host.tell(TrainerFinished(trainer=host.identity.trainer, step=StepNumber(session.standing.committed)))
+    host.tell(
+        TrainerFinished(
+            trainer=host.identity.trainer,
+            step=StepNumber(session.standing.committed),
+            suspended=session.suspended,
+        )
+    )
     return 0
 
 

@@ -21,7 +21,7 @@ class Report:
     """What one member brings into the new epoch.
 
     `committed` is its last committed step, `prepared` the step it is in doubt about. `shown` is the last step that anybody
-    committed as far as it knows: above `committed` where all went back to an earlier one. `stopping` and `sums` (the means
+    committed as far as it knows: above `committed` where all went back to an earlier one. `stopping`, `suspending` and `sums` (the means
     that travelled with the vote, as [weighted sum, weight] by name) belong to the committed step: who is in doubt about
     it has not seen them. `unsettled` are its committed steps, as (step, epoch, attempt), that it could not yet put into
     the account: should all who saw them commit be lost, the others still know of them. `state_bytes` is the size of what
@@ -35,6 +35,7 @@ class Report:
     shown: int = 0
     prepared: int | None = None
     stopping: bool = False
+    suspending: bool = False
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     unsettled: tuple[tuple[int, int, int], ...] = ()
     state_bytes: int = 0
@@ -57,6 +58,7 @@ class Decision:
     fresh: bool = False
     shown: int = 0
     stopping: bool = False
+    suspending: bool = False
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     unsettled: tuple[tuple[int, int, int], ...] = ()
     learn: bool = False
@@ -87,6 +89,7 @@ def decide(reports: Sequence[Report]) -> Decision:
         learn=may_learn(receive=receive, teachers=teachers, state_bytes=size, replayable=replayable),
         teachers=teachers,
         stopping=any(r.stopping for r in newest),
+        suspending=any(r.suspending for r in newest),
         sums=next((r.sums for r in newest if r.sums), {}),
         unsettled=tuple(sorted({one for r in newest for one in r.unsettled})),
     )

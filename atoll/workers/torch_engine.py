@@ -331,6 +331,9 @@ class Engine:
             self._parts.backups.heard(step.index, ballots, step.reduced.norm if step.reduced is not None else math.nan)
             standing = self._parts.standing
             standing.stopping = standing.stopping or any(b["stop"] for b in ballots)
+            if any(b.get("suspend") for b in ballots):
+                standing.suspending = True
+                self._parts.saving.request()
             self.commit_as(step, StepEvent.PASSED, reports.merge(b["sums"] for b in ballots))
             return
         step.after(StepEvent.EPOCH_ENDED)
@@ -339,10 +342,12 @@ class Engine:
             raise Retry
 
     def _ballot(self, step: Step) -> bytes:
+        stop = self._parts.host.mailbox.stop
         return ballot(
             step.take_reports(),
             skipped=step.skipped,
-            stop=self._parts.host.mailbox.stop is not None,
+            stop=stop is not None,
+            suspend=stop is not None and stop.suspend,
             learnt=self._parts.classroom.learnt,
             compare=self._parts.replicas.willing,
             given=self._parts.backups.given(len(step.fed), step.weight, self._reducer.square),

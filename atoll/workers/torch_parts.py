@@ -30,9 +30,13 @@ class Lost(BaseException):
     """An update failed after its step was committed: this process no longer holds the run's state (law 3)."""
 
 
+class Suspended(BaseException):
+    """The run leaves its seats after a checkpoint: the program is left where it is, and begun anew from there later."""
+
+
 @dataclass(slots=True)
 class Standing:
-    """Where this member stands. `sums` are the reported means that came with the last vote.
+    """Where this member stands. `stopping`: no step follows, and if `suspending`, not even the program's end. `sums` are the reported means that came with the last vote.
 
     `shown`: up to here steps may have been shown outside, though all went back to an earlier one since.
     """
@@ -41,6 +45,7 @@ class Standing:
     shown: int = 0
     has_state: bool = False
     stopping: bool = False
+    suspending: bool = False
     sums: reports.Sums = field(default_factory=dict)
 
 

@@ -42,7 +42,7 @@ from atoll.workers.torch_engine import Engine
 from atoll.workers.torch_learning import Classroom
 from atoll.workers.torch_loader import Loader, LocalLoader, SpawnedLoader, Spot, check_rows
 from atoll.workers.torch_managed import Managed
-from atoll.workers.torch_parts import Parts, Standing
+from atoll.workers.torch_parts import Parts, Standing, Suspended
 from atoll.workers.torch_regroup import receive_state, send_state
 from atoll.workers.torch_replicas import Replicas
 from atoll.workers.torch_step import Step
@@ -80,6 +80,7 @@ class Session:
         self._waited_s = 0.0
         self.sharded: Sharded | None = None
         self._secure = False
+        self.suspended = False
         self._backups = Backups()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -135,6 +136,7 @@ class Session:
                 self._host.heard()
             if self.standing.stopping or self.standing.committed >= plan.steps:
                 if self._is_secure() and self._outcomes.drain():
+                    self._suspend(plan)
                     break
                 self._regroup(None)  # which may lead back to an earlier step
                 continue
@@ -144,6 +146,12 @@ class Session:
             self._open = self._next(engine)
             yield self._open
             self._pass_boundary(engine)
+
+    def _suspend(self, plan: Plan) -> None:
+        """What the program does after its loop is for the end of the run, which this is not."""
+        if self.standing.suspending and self.standing.committed < plan.steps:
+            self.suspended = True
+            raise Suspended
 
     def _next(self, engine: Engine) -> Step:
         mine = self._shares[self.link.comm.rank]
@@ -238,6 +246,7 @@ class Session:
             if self._follow(decision, comm, in_doubt):
                 break
         self.standing.stopping = self.standing.stopping or decision.stopping
+        self.standing.suspending = self.standing.suspending or decision.suspending
         if in_doubt is not None and _is_open(in_doubt):
             engine.commit_as(in_doubt, StepEvent.APPLY, decision.sums)
         self._share_out(plan, comm)
@@ -260,6 +269,7 @@ class Session:
             committed=standing.committed,
             prepared=in_doubt.index if in_doubt is not None and _is_open(in_doubt) else None,
             stopping=standing.stopping,
+            suspending=standing.suspending,
             shown=max(standing.shown, standing.committed),
             sums=standing.sums,
             unsettled=self._outcomes.unsettled,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPONENTS = ("schema", "control_plane", "workers", "collectives", "checkpoint", "fault", "ui", "lab")
+COMPONENTS = ("schema", "control_plane", "workers", "collectives", "checkpoint", "fault", "ui", "lab", "simulate")
 # A shell does I/O and says so by its name: at the top by its first word, in a component by its last word or by the
 # technology it begins with.
 TOP_SHELLS = frozenset({"cli", "client", "clock", "config", "log", "launch", "ray"})

@@ -28,6 +28,7 @@ from atoll.clock import SystemClock
 from atoll.errors import ConnectError, NotFoundError
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.messages import LogChunk
+from atoll.schema.sharing_views import GoodputView, QueueView, TopView
 from atoll.schema.spec import JobKind
 from atoll.schema.views import (
     CheckpointView,
@@ -121,6 +122,16 @@ class ImaginedCluster:
             _node("node-10-0-0-5", "10.0.0.5", cpus=8, free=7.6, gpus=1, labels=labels | {"island": "b"}),
             _node("node-10-0-0-6", "10.0.0.6", cpus=8, free=8, alive=False),
         ]
+
+    async def top(self) -> TopView | None:
+        self._check()
+        if self._scene == "empty":
+            return TopView(at=0.0, since=0.0, queues=())
+        queue = QueueView(
+            name="default", weight=1.0, cohort="", share=0.35, lately=0.2, fair_share=1.0, running=3, waiting=1
+        )
+        spent = GoodputView(by="device", name="cpu", useful=900.0, starting=40.0, resharding=10.0, idle=50.0)
+        return TopView(at=0.0, since=0.0, queues=(queue,), goodput=(spent,))
 
     async def topology(self) -> TopologyView:
         self._check()

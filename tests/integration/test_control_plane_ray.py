@@ -1,81 +1,19 @@
 """The control plane in a real Ray: it may die, Ray's controller may die, and training does not notice."""
 
 import itertools
-import json
+import shutil
 import signal
 import time
 
 import psutil
 import pytest
+from embedded_cluster import PROGRAM, Cluster
 
 from atoll.control_plane import fs_cluster, ray_bootstrap
-from atoll.control_plane.grpc_client import invoke_once
-from atoll.control_plane.sql_history import HistoryReader
 from atoll.errors import CapacityError, PortInUse
-from atoll.schema.codec import from_plain
-from atoll.schema.views import RunState, RunView
+from atoll.schema.views import RunState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-PROGRAM = """
-import time
-import torch
-
-def train(ctx):
-    torch.manual_seed(0)
-    model = torch.nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    model, optimizer = ctx.manage(model=model, optimizer=optimizer)
-    rows = [(torch.randn(4), torch.randn(1)) for _ in range(64)]
-    for step in ctx.steps(rows, global_batch=8, micro_batch=2, steps=ctx.config["steps"]):
-        with step:
-            for x, y in step:
-                loss = ((model(x) - y) ** 2).mean()
-                step.backward(loss)
-            time.sleep(0.05)
-            optimizer.step()
-            step.report(loss=loss.item())
-"""
-
-
-class Cluster:
-    def __init__(self, info):
-        self.info = info
-        self.record = fs_cluster.load(info.cluster_dir)
-        self.secret = bytes.fromhex((info.cluster_dir / "secret").read_text())
-        self.reader = HistoryReader(info.cluster_dir / "history.sqlite")
-
-    def call(self, method, body=None, deadline_s=20.0):
-        return invoke_once(self.record.control, self.secret, method, body or {}, deadline_s=deadline_s)
-
-    def submit(self, folder, steps, **spec):
-        (folder / "program.py").write_text(PROGRAM)
-        wanted = {
-            "name": "tiny",
-            "working_dir": str(folder),
-            "file": "program.py",
-            "workers": 2,
-            "spares": 1,
-            "detach": True,
-            "config": {"steps": steps},
-            **spec,
-        }
-        return self.call("submit", {"spec": wanted})["run"]
-
-    def view(self, run):
-        return from_plain(RunView, self.reader.run(run))
-
-    def step(self, run):
-        return self.view(run).step
-
-    def committed(self, run):
-        """Steps committed, from what the trainers themselves wrote down."""
-        files = (self.info.home / "runs" / run / "account").glob("*.jsonl")
-        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        return sorted({line["committed"] for line in lines if "committed" in line})
-
-    def commits(self, run):
-        return [(p["step"], p["at"]) for p in self.reader.metrics(run)]
 
 
 @pytest.fixture
@@ -117,8 +55,25 @@ def test_port_in_use_is_said_before_anything_is_started(tmp_path, ray_cluster):
 
 
 def test_run_that_can_never_fit_is_refused_at_once(cluster, tmp_path):
-    with pytest.raises(CapacityError, match=r"64 workers of 0.4 CPU can never fit: the cluster has 2 CPU"):
+    with pytest.raises(
+        CapacityError, match=r"never fit: as asked: 64 workers of 0.4 CPU do not fit even when all is free: 5 do"
+    ):
         cluster.submit(tmp_path, 1, workers=64)
+
+
+def test_logs_outlive_the_files_that_trainers_wrote(cluster, tmp_path, eventually):
+    import atoll
+
+    says = PROGRAM.replace("    torch.manual_seed", "    print('said', flush=True)\n    torch.manual_seed")
+    run = cluster.submit(tmp_path, 5, program=says)
+    view = eventually(lambda: cluster.reader.run(run) and (v := cluster.view(run)).state.ended and v, 60)
+    assert view.state is RunState.SUCCEEDED, view.reason
+    writers = [t.trainer for t in view.trainers if t.rank is not None or t.role == "gone"]
+    eventually(lambda: any(cluster.reader.log(run, name, 0, 99) for name in writers))
+    shutil.rmtree(cluster.info.home / "runs" / run / "logs")
+    with atoll.Client(cluster.info.rest_url, (cluster.info.home / "token").read_text().strip()) as client:
+        assert "said\n" in "".join(piece.text for piece in client.logs(run))
+        assert [point.step for point in client.metrics(run)] == [1, 2, 3, 4, 5]
 
 
 def test_killed_worker_and_killed_control_plane_cost_no_step(cluster, tmp_path, eventually):

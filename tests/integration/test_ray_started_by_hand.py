@@ -7,89 +7,28 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import psutil
 import pytest
+from ray_by_hand import RAY, HandStarted
 
 from atoll.clock import SystemClock
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 SCRIPTS = Path(__file__).parent / "scripts"
 now = SystemClock().now
-RAY = str(Path(sys.executable).parent / "ray")
 OUTAGE_S = 120
-
-
-class HandStarted:
-    """`ray start --head` on fixed ports, which can be started again after a crash."""
-
-    def __init__(self, home: Path) -> None:
-        from atoll.control_plane.fs_cluster import free_port
-
-        self.home = home
-        self.port, self.dashboard, self.job_agent = (free_port("127.0.0.1") for _ in range(3))
-        inherited = os.environ.items()  # noqa: TID251 - a stranger's shell, less what this one says of Ray and Atoll
-        self.env = {k: v for k, v in inherited if not k.startswith(("RAY_", "ATOLL_"))} | {
-            "HOME": str(home),
-            "ATOLL_HOME": str(home / "atoll"),
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        self.address = ""
-
-    def start(self) -> None:
-        command = [RAY, "start", "--head", "--port", str(self.port), "--dashboard-port", str(self.dashboard)]
-        # Another Ray on this machine may hold the default port of the job agent.
-        command += ["--dashboard-agent-listen-port", str(self.job_agent)]
-        command += ["--num-cpus", "2", "--temp-dir", str(self.home / "r"), "--disable-usage-stats"]
-        out = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=90, check=False)
-        assert out.returncode == 0, out.stdout + out.stderr
-        found = re.search(r"--address='([^']+)'", re.sub(r"\x1b\[[0-9;]*m", "", out.stdout))
-        assert found, out.stdout
-        self.address = found[1]
-
-    def processes(self) -> list[psutil.Process]:
-        return [
-            p for p in psutil.process_iter(["cmdline"]) if any(str(self.home) in w for w in p.info["cmdline"] or ())
-        ]
-
-    def gcs(self) -> psutil.Process:
-        return next(p for p in self.processes() if "gcs_server" in p.info["cmdline"][0])
-
-    def end(self) -> None:
-        left = self.processes()
-        for process in left:
-            with_kill(process)
-        psutil.wait_procs(left, timeout=10)
-
-
-def with_kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
 
 
 @pytest.fixture(scope="module")
 def by_hand():
-    home = Path(tempfile.mkdtemp(prefix="atoll-h-", dir="/tmp"))
-    ray = HandStarted(home)
+    ray = HandStarted.fresh()
     ray.start()
     yield ray
-    subprocess.run(
-        [str(Path(sys.executable).parent / "atoll"), "down"], env=ray.env, capture_output=True, timeout=60, check=False
-    )
-    ray.end()
-    left = [" ".join(p.info["cmdline"])[:200] for p in ray.processes()]
-    shutil.rmtree(home, ignore_errors=True)
-    assert left == []
+    ray.down()
 
 
 def test_ray_job_submit_runs_the_script_and_gives_its_result(by_hand, eventually):

@@ -13,6 +13,9 @@ began|ready|joined|finished|serving t0 t1
 failed t0 code words     commit t0 step   saved t0 step   exit t0 status   down t0 peer
 exit t0 oom              killed by the kernel for memory
 stop name                beat name        tick seconds    shutdown
+resize name 2            the run is to go on with two workers; `suspend name` at a checkpoint, `resume name`
+queues lab=0.8 big=1.2   two queues of one cohort with so many CPUs each; `waits name` shows why it does
+left t0 t1               these left at the step boundary to which they were told to suspend
 drain a 30               node a is to be empty within 30 s; `undrain a`; `notice a spot 120` comes from the node itself
 steps 9 t0=0.1 t1=0.3    so many steps, told by all members, at these seconds a grain (grains=16 in all)
 restart                  the control plane dies; a new one replays the journal
@@ -31,6 +34,8 @@ from atoll.control_plane.invariants import broken, told_before_durable
 from atoll.control_plane.records import RECORDS
 from atoll.schema import messages as m
 from atoll.schema.codec import encode
+from atoll.schema.queues import FlavorWish, QueueWish, QuotaWish, Sharing
+from atoll.schema.sharing import bounds
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.topology import Door, Link, Nic, Observation
 from atoll.workers.samples import share
@@ -79,7 +84,7 @@ class World:
         return short if "-" in short else f"{self.run}-{short}"
 
     def node_of(self, trainer):
-        return self.core.desk.cluster.runs[self.run].trainers[trainer].node
+        return self.core.desk.cluster.runs[run_of(trainer)].trainers[trainer].node
 
     def listed(self):
         seats = tuple(s for r in self.core.desk.cluster.open_runs() for s, seat in r.seats.items() if seat.alive)
@@ -169,13 +174,13 @@ class World:
     def on_detach(self, name):
         return self.do(ev.AgentDetached(node=name, evidence="stream ended"))
 
-    def on_submit(self, name, *flags, workers="2", spares="1", kind="train", cpus="0.4"):
+    def on_submit(self, name, *flags, workers="2", spares="1", kind="train", cpus="0.4", **others):
         spec = JobSpec(
             name=name,
             kind=JobKind(kind),
             working_dir="/w",
             file="train.py",
-            workers=int(workers),
+            **vars_of(workers, **others),
             spares=int(spares),
             cpus_per_worker=float(cpus),
             detach="attached" not in flags,
@@ -197,7 +202,7 @@ class World:
         return lines
 
     def fact(self, shorts, make):
-        return self.each(shorts, lambda t: m.TrainerSaid(run=self.run, fact=make(t)))
+        return self.each(shorts, lambda t: m.TrainerSaid(run=run_of(t), fact=make(t)))
 
     def on_began(self, *shorts):
         return self.each(shorts, lambda t: m.TrainerStarted(trainer=t, run=self.run, pid=1, start_ticks=1))
@@ -232,7 +237,7 @@ class World:
         oom = status == "oom"
         fact = m.TrainerExited(
             trainer=self.tid(short),
-            run=self.run,
+            run=run_of(self.tid(short)),
             pid=1,
             exit_status=-9 if oom else int(status),
             log_tail="boom",
@@ -247,6 +252,31 @@ class World:
     def on_stop(self, name):
         self.run = name
         return self.do(ev.StopAsked(request="q", run=name, reason="asked"))
+
+    def on_resize(self, name, workers):
+        self.run = name
+        return self.do(ev.ResizeAsked(request="q", run=name, workers=int(workers), reason="asked"))
+
+    def on_suspend(self, name):
+        self.run = name
+        return self.do(ev.SuspendAsked(request="q", run=name, reason="asked"))
+
+    def on_resume(self, name):
+        self.run = name
+        return self.do(ev.ResumeAsked(request="q", run=name, reason="asked"))
+
+    def on_queues(self, **cpus):
+        queues = tuple(
+            QueueWish(name=n, cohort="all", quota=(QuotaWish(flavor="any", cpus=float(c)),)) for n, c in cpus.items()
+        )
+        sharing = Sharing(flavor=(FlavorWish(name="any"),), queue=queues)
+        return self.do(ev.QueuesAsked(request="q", sharing=sharing, by="somebody"))
+
+    def on_waits(self, name):
+        return [f"{name} waits: {self.core.desk.cluster.runs[name].reason}"]
+
+    def on_left(self, *shorts):
+        return self.fact(shorts, lambda t: m.TrainerFinished(trainer=t, step=9, suspended=True))
 
     def on_beat(self, name):
         return self.do(ev.DriverBeat(run=name))
@@ -319,6 +349,22 @@ class World:
         return [f"replayed {len(self.journal)} records", *self.listed()]
 
 
+def run_of(trainer):
+    return trainer.rpartition("-")[0]
+
+
+def vars_of(workers, queue="default", priority="50", expected=None):
+    sizes = bounds(workers)
+    return {
+        "workers": sizes.workers,
+        "min_workers": sizes.min_workers,
+        "worker_sizes": sizes.worker_sizes,
+        "queue": queue,
+        "priority": int(priority),
+        "expected_s": None if expected is None else float(expected),
+    }
+
+
 SHOWN = {
     fx.Note: lambda e: f"  {e.subject} {e.kind}: {e.text}",
     fx.Send: lambda e: f"{e.node} <- {command(e.command)}",
@@ -355,7 +401,7 @@ def told(inner):
         unlike = len({x.weight for x in inner.members}) > 1
         weights = f", weights {' '.join(f'{x.weight:g}' for x in inner.members)}" if unlike else ""
         return f"epoch {inner.epoch} of {' '.join(x.trainer for x in inner.members)}{weights}{known}"
-    return "stop at boundary"
+    return "save and leave at boundary" if inner.suspend else "stop at boundary"
 
 
 def play(text):

@@ -32,6 +32,12 @@ class Cluster:
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="atoll-test-web", daemon=True)
         self._thread.start()
 
+    @property
+    def only_run(self):
+        """The id of the one run."""
+        (run,) = self.reader.views
+        return run
+
     def close(self):
         self._server.should_exit = True
         self._thread.join(10)

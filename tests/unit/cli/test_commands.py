@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -45,7 +46,7 @@ def add_run(cluster, **changes):
 
 def test_submit_prints_the_run_id_and_nothing_else(atoll, cluster, script):
     code, out, _ = atoll("submit", "train.py")
-    assert (code, out) == (0, "train-1\n")
+    assert (code, out) == (0, f"{cluster.only_run}\n")
     spec = submitted(cluster)[0]
     assert (spec["workers"], spec["function"], spec["file"], spec["detach"]) == (3, "train", "train.py", True)
     assert spec["working_dir"] == str(script.parent.resolve())
@@ -81,8 +82,8 @@ def test_attached_run_shows_progress_and_ends_with_the_runs_exit_code(atoll, clu
     assert code == 0
     assert "t1 lost: killed by signal 9" in out
     assert "step 1  loss 2.5000  held-out loss 2.7500  tokens/s 640" in out
-    assert f"dashboard: {cluster.url}/runs/train-1" in out
-    assert "run train-1 succeeded" in out
+    assert f"dashboard: {cluster.url}/runs/{cluster.only_run}" in out
+    assert f"run {cluster.only_run} succeeded" in out
 
 
 def test_failed_run_shows_the_programs_traceback_and_one_line_with_the_next_step(atoll, cluster, script):
@@ -102,7 +103,8 @@ def test_failed_run_shows_the_programs_traceback_and_one_line_with_the_next_step
     assert code == 2
     assert 'Traceback (most recent call last):\n  File "train.py", line 3\nValueError: no data\n' in out
     assert "bye" not in out
-    assert "atoll: run train-1 failed: ValueError: no data (program-failed); see `atoll logs train-1`" in out
+    run = cluster.only_run
+    assert f"atoll: run {run} failed: ValueError: no data (program-failed); see `atoll logs {run}`" in out
     assert err == ""
 
 
@@ -283,3 +285,61 @@ def test_topology_leaves_out_fast_links_until_asked(atoll, cluster, monkeypatch)
     _, out, _ = atoll("topology")
     assert "8 faster ones" in out
     assert "faster ones" not in atoll("topology", "--links")[1]
+
+
+def test_metrics_are_printed_as_a_table_and_whole_for_programs(cluster, atoll):
+    add_run(cluster)
+    for step in range(1, 31):
+        cluster.reader.commit("tiny-1", step, **({"loss": 1 / step} if step != 2 else {}))
+    code, out, _ = atoll("metrics", "tiny-1")
+    assert (code, len(out.splitlines())) == (0, 21)
+    assert out.split()[:3] == ["STEP", "STEP_S", "SAMPLES"]
+    _, out, _ = atoll("metrics", "tiny-1", "--format", "csv", "--last", "29")
+    assert out.splitlines()[0] == "step,at,step_s,samples,members,epoch,loss"
+    assert re.fullmatch(r"2,2\.0,0\.1,16,\d+,\d+,", out.splitlines()[1])
+    _, out, _ = atoll("metrics", "tiny-1", "--format", "jsonl", "--after-step", "29")
+    assert json.loads(out)["metrics"] == {"loss": 1 / 30}
+    assert atoll("metrics", "tiny-1", "--format", "xml")[0] == 2
+
+
+def test_validate_tells_faults_with_lines_and_prints_the_schema(atoll, tmp_path):
+    (tmp_path / "train.py").write_text("def train(ctx): pass")
+    (tmp_path / "good.toml").write_text('file = "train.py"\nworkers = "2..4"\n')
+    (tmp_path / "bad.yaml").write_text("file: train.py\nwrokers: 4\n")
+    assert atoll("validate", "good.toml") == (
+        0, "good.toml: ok: good, train of train.py, 2 to 4 workers of 0.4 CPU, 1 spare\n", ""
+    )  # fmt: skip
+    code, _, err = atoll("validate", "good.toml", "bad.yaml")
+    assert (code, err) == (2, "bad.yaml:2: wrokers = 4: no such key; the nearest valid key is 'workers'\n")
+    code, out, _ = atoll("validate", "--schema")
+    assert json.loads(out)["properties"]["workers"]["default"] == 1
+    assert atoll("run", "bad.yaml")[0] == 2
+    assert "takes no arguments" in atoll("run", "good.toml", "--", "x")[2]
+
+
+def test_job_file_is_submitted_with_flags_on_top(cluster, atoll, tmp_path):
+    (tmp_path / "train.py").touch()
+    (tmp_path / "good.toml").write_text('file = "train.py"\nworkers = 2\n[config]\na = 1\nb = 2\n')
+    code, out, _ = atoll("submit", "good.toml", "--workers", "3", "--set", "b=7")
+    spec = cluster.reader.views[out.strip()].spec
+    assert (code, spec.workers, spec.config, spec.detach) == (0, 3, {"a": 1, "b": 7}, True)
+
+
+def test_driver_of_a_ray_job_prints_what_its_trainers_write(cluster, atoll, script, monkeypatch):
+    told = {"metadata": {"job_submission_id": "raysubmit_1", "atoll.workers": "2", "atoll.config.lr": "0.5"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(told))
+    real = cluster.control._submit
+
+    def finish(spec):
+        answer = real(spec)
+        cluster.control.logs["raysubmit_1-t0"] = b"hello\nwor"
+        cluster.control.logs["raysubmit_1-t1"] = b""
+        cluster.reader.become("raysubmit_1", state=RunState.SUCCEEDED, exit_code=0)
+        return answer
+
+    cluster.control._submit = finish
+    code, out, err = atoll("run", "train.py")
+    assert (code, err) == (0, "")
+    assert "(t0) hello\n(t0) wor\n" in out
+    spec = submitted(cluster)[0]
+    assert (spec["workers"], spec["run_id"], spec["config"]["lr"]) == (2, "raysubmit_1", 0.5)

@@ -5,7 +5,8 @@ import math
 import pytest
 from rich.console import Console
 
-from atoll.cli_attach import last_traceback
+from atoll._client_logs import LogPiece
+from atoll.cli_attach import LogLines, last_traceback
 from atoll.cli_progress import Display, Progress
 from atoll.cli_run import parse_settings, split_path
 from atoll.cli_tables import ago, size
@@ -135,3 +136,11 @@ def test_checkpoint_is_shown_by_its_step():
     saved = CheckpointView(run="r", step=40, path="/c", bytes=1, seconds=0.1, at=1.0)
     progress.take(dataclasses.replace(a_view(), checkpoint=saved))
     assert dict(progress.facts())["checkpoint"] == "step 40"
+
+
+def test_pieces_of_logs_become_whole_lines_with_their_trainer():
+    lines = LogLines("tiny-1")
+    said = [("tiny-1-t0", "one\ntw"), ("tiny-1-t1", "other\n"), ("tiny-1-t0", "o\n\nthr")]
+    taken = [line for trainer, text in said for line in lines.take(LogPiece(trainer=trainer, text=text))]
+    assert taken == ["(t0) one\n", "(t1) other\n", "(t0) two\n", "(t0) \n"]
+    assert lines.rest() == ["(t0) thr\n"]

@@ -54,7 +54,7 @@ def test_interrupt_asks_the_run_to_stop_and_watches_it_end(cluster, attached):
     out, _ = attached.communicate(timeout=20)
     assert attached.returncode == 130
     assert "stopping at the next step boundary" in out
-    assert "run train-1 stopped: Ctrl-C in the attached terminal" in out
+    assert f"run {cluster.only_run} stopped: Ctrl-C in the attached terminal" in out
     assert stops(cluster) == ["Ctrl-C in the attached terminal"]
 
 
@@ -71,7 +71,7 @@ def test_second_interrupt_leaves_at_once(cluster, attached):
     attached.send_signal(signal.SIGINT)
     attached.communicate(timeout=20)
     assert attached.returncode == 130
-    assert cluster.reader.views["train-1"].state is RunState.RUNNING
+    assert cluster.reader.views[cluster.only_run].state is RunState.RUNNING
 
 
 def test_termination_asks_the_run_to_stop_and_leaves_within_rays_three_seconds(cluster, attached):
@@ -90,4 +90,4 @@ def test_attached_driver_beats(cluster, attached):
         return await real(method, body)
 
     cluster.control.invoke = listen
-    assert ("driver_beat", {"run": "train-1"}) in cluster.control.asked or beaten.wait(20)
+    assert ("driver_beat", {"run": cluster.only_run}) in cluster.control.asked or beaten.wait(20)

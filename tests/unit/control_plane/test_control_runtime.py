@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import sqlite3
 
 import grpc
@@ -9,6 +10,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from atoll.clock import SystemClock
+from atoll.control_plane import durable_runtime
 from atoll.control_plane import events as ev
 from atoll.control_plane.control_runtime import ControlConfig, ControlRuntime
 from atoll.control_plane.grpc_client import ControlClient
@@ -32,6 +34,7 @@ class FakeRay:
     def __init__(self):
         self.seats = []
         self.agents_asked = []
+        self.kept = []
         self.down = False
 
     def listing(self):
@@ -46,6 +49,11 @@ class FakeRay:
 
     def kill_seat(self, seat):
         self.seats.remove(seat)
+
+    def keep_package(self, uri, keep_s):
+        if self.down:
+            raise ConnectionError("the controller is dead")
+        self.kept.append((uri, keep_s))
 
     def start_agent(self, node):
         self.agents_asked.append(node)
@@ -163,6 +171,64 @@ def test_run_goes_from_submission_to_its_end(tmp_path):
         assert [e["kind"] for e in reader.events(run)][-1] == "ended"
         reader.close()
         assert ray.agents_asked == [NODE]
+
+    play(scene)
+
+
+def test_questions_and_wishes_about_the_queue_are_answered_from_the_cores_state(tmp_path):
+    async def scene():
+        async with control(tmp_path, FakeRay()) as runtime, client(runtime) as web, agent(runtime):
+            spec = to_plain(SPEC)
+            assert (await web.invoke("plan", {"spec": spec}))["verdict"] == "starts"
+            run = (await web.invoke("submit", {"spec": spec}))["run"]
+            assert (await web.invoke("why", {"run": run}))["reason"].startswith("placed: as asked")
+            with pytest.raises(NotFoundError):
+                await web.invoke("why", {"run": "nobody"})
+            assert [q["name"] for q in (await web.invoke("top", {}))["queues"]] == ["default"]
+            sharing = await web.invoke("queues", {})
+            told = {"sharing": {**sharing, "queue": [*sharing["queue"], {"name": "lab"}]}, "by": "me"}
+            assert await web.invoke("set_queues", told) == {"queues": ["default", "lab"]}
+            assert [q["running"] for q in (await web.invoke("top", {}))["queues"]] == [1, 0]
+            with pytest.raises(SpecError, match="workers=7: run"):
+                await web.invoke("resize", {"run": run, "workers": 7})
+            assert (await web.invoke("suspend", {"run": run}))["state"] == "stopping"
+            assert (await web.invoke("resume", {"run": run}))["run"] == run
+
+    play(scene)
+
+
+def test_packed_directory_of_a_job_is_kept_before_its_driver_hears_that_it_may_leave(tmp_path):
+    async def scene():
+        ray = FakeRay()
+        async with control(tmp_path, ray) as runtime, client(runtime) as web:
+            packed = dataclasses.replace(SPEC, working_dir_uri="gcs://_ray_pkg_1.zip")
+            await web.invoke("submit", {"spec": to_plain(packed)})
+            assert ray.kept == [("gcs://_ray_pkg_1.zip", 3 * durable_runtime.PACKAGES_EVERY_S)]
+            ray.down = True  # which keeps nobody from submitting
+            await web.invoke("submit", {"spec": to_plain(packed)})
+
+    play(scene)
+
+
+def test_logs_outlive_the_agent_that_they_were_read_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable_runtime, "KEEP_EVERY_S", 0.02)
+
+    async def scene():
+        async with control(tmp_path, FakeRay()) as runtime, client(runtime) as web:
+            async with agent(runtime) as there:
+                run = (await web.invoke("submit", {"spec": to_plain(SPEC)}))["run"]
+                start = await there.until(m.StartTrainer)
+                await there.say(m.TrainerStarted(trainer=start.trainer, run=run, pid=5, start_ticks=6))
+                asked = await there.until(m.ReadLog)
+                await there.say(m.LogChunk(request=asked.request, text="hello\n", next_offset=6))
+                assert (await there.until(m.ReadLog)).offset == 6
+            while runtime._core.desk.nodes[NODE].attached:  # noqa: ASYNC110 - nobody is told of it
+                await asyncio.sleep(0)
+            with pytest.raises(ConnectError, match="no agent of node-a is attached"):
+                await web.invoke("read_log", {"run": run, "trainer": start.trainer})
+        reader = HistoryReader(tmp_path / "history.sqlite")
+        assert reader.log(run, start.trainer, 0, 99).text == "hello\n"
+        reader.close()
 
     play(scene)
 
@@ -309,7 +375,7 @@ def test_log_and_doctor_are_answered_by_the_agent(tmp_path):
             examine = await there.until(m.Examine)
             finding = m.Finding(node=NODE, check="disk", ok=True, detail="fine")
             await there.say(m.DoctorReport(request=examine.request, findings=(finding,)))
-            assert [f["check"] for f in (await asked)["findings"]] == ["disk"]
+            assert [f["check"] for f in (await asked)["findings"]] == ["disk", "ray ports"]
 
     play(scene)
 

@@ -18,7 +18,7 @@ MOVES = st.one_of(
     st.tuples(
         st.sampled_from(["began", "ready", "exit", "finished", "failed", "down", "commit", "saved", "joined"]), SLOTS
     ),
-    st.tuples(st.sampled_from(["drain", "undrain", "steps"]), SLOTS),
+    st.tuples(st.sampled_from(["drain", "undrain", "steps", "resize", "suspend", "resume", "left"]), SLOTS),
     st.tuples(
         st.sampled_from(["tick", "seats", "attach", "detach", "restart", "stop", "submit", "unlist", "list"]), SLOTS
     ),
@@ -57,7 +57,16 @@ class Storm:
 
     def submit(self):
         self.count += 1
-        spec = JobSpec(name="r", working_dir="/", file="f.py", workers=2, spares=1, detach=True)
+        spec = JobSpec(
+            name="r",
+            working_dir="/",
+            file="f.py",
+            workers=1 + self.count,
+            min_workers=1,
+            spares=self.count % 2,
+            priority=20 * self.count,
+            detach=True,
+        )
         self.do(ev.RunAsked(request="q", run=f"r{self.count}", spec=spec, run_dir="/d", secret="00"))
 
     def trainer(self, slot):
@@ -70,6 +79,7 @@ class Storm:
             "ready": m.TrainerReady(trainer=t, host="h", port=1),
             "joined": m.EpochJoined(trainer=t, epoch=run.epoch, step=1),
             "finished": m.TrainerFinished(trainer=t, step=9),
+            "left": m.TrainerFinished(trainer=t, step=9, suspended=True),
             "failed": m.TrainerFailed(trainer=t, step=1, code="program-failed", problem="no"),
             "down": m.PeerDown(trainer=t, epoch=run.epoch, peer=next(iter(run.trainers)), evidence="reset"),
             "commit": m.StepCommitted(trainer=t, epoch=run.epoch, step=2, at=1.0, step_s=0.1, samples=1),
@@ -83,7 +93,7 @@ class Storm:
             handler(slot)
             return
         run, trainer = self.trainer(slot)
-        if trainer is None:
+        if trainer is None or (kind == "left" and not run.suspending):
             return
         if kind == "began":
             said = m.TrainerStarted(trainer=trainer.trainer, run=run.run, pid=1, start_ticks=1)
@@ -132,6 +142,18 @@ class Storm:
 
     def on_drain(self, slot):
         self.do(ev.DrainAsked(request="q", node="ab"[slot % 2], within_s=slot, reason="asked"))
+
+    def on_resize(self, slot):
+        run, _ = self.trainer(0)
+        self.do(ev.ResizeAsked(request="q", run=run.run, workers=slot, reason="asked"))
+
+    def on_suspend(self, slot):
+        run = list(self.core.desk.cluster.runs.values())[slot % len(self.core.desk.cluster.runs)]
+        self.do(ev.SuspendAsked(request="q", run=run.run, reason="asked"))
+
+    def on_resume(self, slot):
+        run = list(self.core.desk.cluster.runs.values())[slot % len(self.core.desk.cluster.runs)]
+        self.do(ev.ResumeAsked(request="q", run=run.run, reason="asked"))
 
     def on_undrain(self, slot):
         self.do(ev.UndrainAsked(request="q", node="ab"[slot % 2]))
@@ -201,6 +223,7 @@ def durable(cluster):
             run.members,
             run.stopping,
             run.checkpoint,
+            (run.size, run.most, run.held, run.suspensions, run.disturbed, run.changed_at, run.trainers_made),
             sorted(run.seats),
             [(t.trainer, t.seat, t.ended, t.gone, t.began) for t in run.trainers.values()],
         )

@@ -6,6 +6,7 @@ from imagined_network import imagined_network
 from atoll.control_plane import effects as fx
 from atoll.control_plane import sql_history
 from atoll.control_plane.sql_history import HistoryReader, HistoryWriter
+from atoll.control_plane.sql_store import Step
 from atoll.schema.codec import from_plain
 from atoll.schema.spec import JobKind
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, NodeView, RunState, RunView, TopologyView
@@ -148,11 +149,11 @@ def test_what_a_full_disk_refuses_is_kept_and_written_when_there_is_room(tmp_pat
 
 
 def test_full_disk_keeps_no_history_writer_from_beginning(tmp_path, monkeypatch):
-    tables = sql_history._TABLES
-    monkeypatch.setattr(sql_history, "_TABLES", ("CREATE TABLE no such thing",))
+    steps = sql_history.STEPS
+    monkeypatch.setattr(sql_history, "STEPS", (Step(note="none", statements=("CREATE TABLE no such thing",)),))
     writer = HistoryWriter(tmp_path / "h.sqlite")
     assert writer.problem
-    monkeypatch.setattr(sql_history, "_TABLES", tables)
+    monkeypatch.setattr(sql_history, "STEPS", steps)
     writer.put(note("one"))
     writer.close()
     reader = HistoryReader(tmp_path / "h.sqlite")
@@ -165,6 +166,8 @@ def test_of_views_the_newest_waits_and_of_lines_the_last():
     lines = [note(str(n)) for n in range(sql_history.KEPT + 5)]
     assert sql_history.newest([*views, *lines]) == [*lines, views[-1]]
     assert sql_history.last([*lines, views[-1]]) == [*lines[5:], views[-1]]
+    pieces = [fx.KeepLog(run="r", trainer="t", start=n, stop=n + 1, text="x", at=1.0) for n in range(300)]
+    assert sql_history.last([*pieces, lines[0]]) == [lines[0], *pieces[-sql_history.KEPT_PIECES :]]
 
 
 def test_disk_with_room_keeps_a_burst_of_any_length(written, monkeypatch):

@@ -1,4 +1,4 @@
-from atoll.control_plane.placement import Room, place, refusal, units
+from atoll.control_plane.placement import Room, place, units
 from atoll.schema.spec import JobSpec
 
 
@@ -23,25 +23,6 @@ def spec(workers, spares=1, cpus=0.4, gpus=0.0):
 
 def test_five_seats_of_two_fifths_fill_two_cores():
     assert place(spec(4), [room("a", 2)], least=4, most=5) == ["a"] * 5
-
-
-def test_workers_that_can_never_fit_are_refused_with_both_amounts():
-    text = refusal(spec(6), [room("a", 2)])
-    assert (
-        text == "6 workers of 0.4 CPU can never fit: the cluster has 2 CPU on 1 node; ask for fewer or smaller workers"
-    )
-
-
-def test_spares_alone_do_not_refuse_a_run():
-    assert refusal(spec(5, spares=3), [room("a", 2)]) is None
-
-
-def test_worker_larger_than_any_node_is_refused_though_the_sum_suffices():
-    assert refusal(spec(1, cpus=3.0), [room("a", 2), room("b", 2)]) is not None
-
-
-def test_gpu_that_nobody_has_is_named():
-    assert "1 GPU" in refusal(spec(1, gpus=1.0), [room("a", 2)])
 
 
 def test_fullest_fit_comes_first_and_one_node_is_enough():

@@ -5,7 +5,7 @@ import math
 import pytest
 from imagined_network import imagined_network
 
-from atoll.control_plane import rest_server
+from atoll.control_plane.rest_bodies import BODY_LIMIT
 from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.views import CheckpointView, NodeView, RunState, RunView, TopologyView, unknown_topology
 
@@ -34,7 +34,7 @@ def test_submitted_spec_that_cannot_run_is_refused_with_field_and_value(site, sp
         (b"{", 400, "invalid-spec"),
         (b"[]", 400, "invalid-spec"),
         (b'{"name": 3}', 400, "invalid-spec"),
-        (b" " * (rest_server.BODY_LIMIT + 1), 400, "invalid-spec"),
+        (b" " * (BODY_LIMIT + 1), 400, "invalid-spec"),
     ],
 )
 def test_body_that_is_no_spec_is_refused_as_the_callers_fault(site, body, status, code):

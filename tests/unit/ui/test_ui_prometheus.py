@@ -4,6 +4,7 @@ import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from atoll.schema.sharing_views import GoodputView, QueueView, TopView
 from atoll.schema.views import RunState
 from atoll.ui import prometheus
 
@@ -49,3 +50,15 @@ def test_odd_characters_and_values_survive():
 
 def test_a_family_without_samples_is_left_out():
     assert prometheus.family("x", "Nothing.", []) == ""
+
+
+def test_queues_and_device_seconds_are_shown_while_the_control_plane_answers():
+    queue = QueueView(
+        name="lab", weight=1.0, cohort="", share=0.5, lately=0.25, fair_share=1.0, running=2, waiting=1, quotas=()
+    )
+    spent = GoodputView(by="run", name="gpt", useful=8.0, lost=2.0)
+    found = samples(prometheus.render([], [], TopView(at=1.0, since=0.0, queues=(queue,), goodput=(spent,))))
+    assert found["atoll_queue_share", ("queue", "lab")] == 0.5
+    assert found["atoll_queue_waiting", ("queue", "lab")] == 1
+    assert found["atoll_device_seconds", ("by", "run"), ("name", "gpt"), ("use", "lost")] == 2.0
+    assert ("atoll_device_seconds", ("by", "run"), ("name", "gpt"), ("use", "idle")) not in found

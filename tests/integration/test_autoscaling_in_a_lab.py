@@ -1,0 +1,97 @@
+"""The autoscaler with hosts of a lab as machines and real Ray nodes on them: gangs, sold out, mute, spot, idle."""
+
+import lab_specs
+import pytest
+from lab_machines import machines
+
+from atoll.schema.views import RunState
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(540),
+    pytest.mark.skipif(bool(lab_specs.REFUSED), reason=lab_specs.REFUSED),
+]
+GANG = """
+cluster = "machines"
+provider = "lab"
+patience_s = 0.5
+sold_out_s = 30.0
+[types.cheap]
+cpus = 1
+max = 2
+price_per_hour = 1.0
+idle_s = 5.0
+launch_s = 120.0
+settings.lab.hosts = ["a0"]
+[types.dear]
+cpus = 1
+max = 2
+price_per_hour = 2.0
+idle_s = 5.0
+launch_s = 120.0
+settings.lab.hosts = ["b0", "b1"]
+"""
+SPOT = """
+cluster = "machines"
+provider = "lab"
+patience_s = 0.5
+sold_out_s = 30.0
+[types.mute]
+cpus = 1
+max = 1
+price_per_hour = 1.0
+launch_s = 8.0
+settings.lab = { hosts = ["m0"], never_join = ["m0"] }
+[types.spot]
+cpus = 1
+max = 2
+spot = true
+price_per_hour = 2.0
+idle_s = 30.0
+launch_s = 120.0
+settings.lab.hosts = ["s0", "s1"]
+"""
+
+
+def running(here, run):
+    return here.client.run(run).state is RunState.RUNNING
+
+
+def test_gang_gets_its_machines_from_two_types_when_one_is_sold_out_and_they_go_when_idle():
+    with machines(["a0", "b0", "b1"], GANG) as here:
+        here.until(here.client.nodes)
+        run = here.submit("gang", workers=2, cpus_per_worker=1)
+        here.until(lambda: running(here, run), 180)
+        assert set(here.machines()) == {"a0", "b0"}
+        assert here.told("cheap: cheap is sold out")
+        assert {m.kind for m in here.lab.record.machines} == {"cheap", "dear"}
+        here.client.stop(run)
+        here.until(lambda: here.client.run(run).state.ended)
+        here.until(lambda: not here.machines(), 150)
+        ended = here.told("end ")
+        assert len(ended) == 2
+        assert all("nobody needed it for" in line for line in ended)
+        assert here.loop._core.fleet.held == {}
+
+
+def test_machine_that_never_joins_is_given_up_and_a_spot_machine_is_replaced_before_it_goes():
+    with machines(["m0", "s0", "s1"], SPOT, command=True) as here:
+        here.until(lambda: here.told("2 types of machines by way of lab"))
+        run = here.submit("one", workers=1, cpus_per_worker=1)
+        here.until(lambda: running(here, run), 180)
+        assert [line for line in here.told("end mute-") if "it has not joined the cluster within" in line]
+        assert set(here.machines()) == {"s0"}
+        here.inside("s0", "drain", "--here", "--within", "60s")
+        here.until(lambda: here.told("in place of"))
+        here.until(lambda: "s1" in here.machines() and on(here, run) == {here.machines()["s1"].node}, 90)
+        here.until(lambda: here.told("its provider wants it back, and everybody has left it"), 90)
+        assert running(here, run)
+        story = [event.text for event in here.client.story("autoscaler")]
+        assert [text for text in story if text.startswith("start spot-") and "in place of" in text]
+
+
+def on(here, run):
+    """The nodes where the run's living trainers are."""
+    return {t.node for t in here.client.run(run).trainers if t.role != "gone"}

@@ -1,0 +1,368 @@
+"""What the queue makes of the arbiter's decisions, and what it answers to questions about them."""
+
+import dataclasses
+
+import pytest
+
+from atoll.control_plane import effects as fx
+from atoll.control_plane import events as ev
+from atoll.control_plane.arbiter.decisions import Decisions, Move
+from atoll.control_plane.arbiter.reasons import Better
+from atoll.control_plane.core import Core
+from atoll.control_plane.explain import plan, queues, why
+from atoll.control_plane.queue import carry_out
+from atoll.control_plane.records import QueuesSet, RunPlaced, RunResized
+from atoll.control_plane.resizing import superfluous
+from atoll.control_plane.snapshots import UNKNOWN_ISLAND, snapshot
+from atoll.control_plane.usage import account
+from atoll.errors import SpecError
+from atoll.schema import messages as m
+from atoll.schema.offers import MachineOffer
+from atoll.schema.queues import FlavorWish, QueueWish, QuotaWish, Sharing
+from atoll.schema.sharing import Alternative
+from atoll.schema.spec import JobKind, JobSpec, check_spec
+from atoll.schema.views import RunState
+
+LABELS = {"a": {"zone": "x", "price": "2.5", "domain": "r1"}, "b": {"zone": "y", "ray.io/node-id": "77"}}
+
+
+class Cluster:
+    """A core with two hosts of two CPUs each."""
+
+    def __init__(self, records=(), incarnation=1, labels=LABELS):
+        self.core = Core(incarnation, records)
+        self.desk = self.core.desk
+        self.now = 1000.0
+        self.records = list(records)
+        self.nodes = tuple(
+            ev.NodeSeen(node=n, address=n, alive=True, cpus=2.0, gpus=0.0, local=n == "a", labels=labels[n])
+            for n in ("a", "b")
+        )
+        self.list()
+
+    def tell(self, event):
+        effects = self.core.handle(event, now=self.now)
+        self.records += [r for e in effects if isinstance(e, fx.Persist) for r in e.records]
+        return effects
+
+    def list(self):
+        seats = tuple(s for run in self.desk.cluster.open_runs() for s in run.seats)
+        self.tell(ev.ClusterListed(nodes=self.nodes, seats=seats))
+
+    def reply(self, event):
+        return next(e for e in self.tell(event) if isinstance(e, fx.Reply))
+
+    def tick(self, seconds=0.1):
+        for _ in range(round(seconds * 10)):
+            self.now += 0.1
+            self.tell(ev.Tick())
+
+    def submit(self, name="gpt", **changes):
+        wanted = job(name, **changes)
+        self.answer = self.reply(ev.RunAsked(request="s", run=name, spec=wanted, run_dir="/r", secret="00"))
+        return self.desk.cluster.runs.get(name)
+
+    def share(self, *queue):
+        flavor = (FlavorWish(name="any"),)
+        return self.reply(ev.QueuesAsked(request="q", sharing=Sharing(flavor=flavor, queue=queue), by="me"))
+
+    def running(self, run):
+        for trainer in run.active():
+            began = m.TrainerStarted(trainer=trainer.trainer, run=run.run, pid=1, start_ticks=1)
+            self.tell(ev.AgentSaid(node=trainer.node, fact=began))
+            fact = m.TrainerReady(trainer=trainer.trainer, host="h", port=1)
+            self.tell(ev.AgentSaid(node=trainer.node, fact=m.TrainerSaid(run=run.run, fact=fact)))
+        for trainer in run.active():
+            fact = m.EpochJoined(trainer=trainer.trainer, epoch=run.epoch, step=1)
+            self.tell(ev.AgentSaid(node=trainer.node, fact=m.TrainerSaid(run=run.run, fact=fact)))
+        assert run.state is RunState.RUNNING
+
+
+def job(name="gpt", **changes):
+    fields = {"working_dir": "/w", "file": "t.py", "cpus_per_worker": 1.0, "spares": 0, "detach": True}
+    return JobSpec(name=name, **(fields | changes))
+
+
+def quota(name, cpus, **changes):
+    return QueueWish(name=name, quota=(QuotaWish(flavor="any", cpus=cpus),), **changes)
+
+
+# -- what is taken in ------------------------------------------------------------------------------------------------
+
+
+def test_job_for_a_queue_that_is_not_there_is_refused_and_told_which_are():
+    cluster = Cluster()
+    assert cluster.submit(queue="lab") is None
+    assert cluster.answer.problem.problem == "queue='lab': there is no such queue; the cluster has default"
+
+
+def test_job_beyond_its_queues_quota_is_refused_though_the_cluster_could_hold_it():
+    cluster = Cluster()
+    cluster.share(quota("default", 2))
+    assert cluster.submit(workers=3) is None
+    assert cluster.answer.problem.code == "does-not-fit"
+    assert "the queue may never have more than 2 CPU" in cluster.answer.problem.problem
+
+
+def test_queues_outlive_a_restart_and_bad_ones_are_refused():
+    cluster = Cluster()
+    assert "flavor 'gone'" in cluster.share(QueueWish(name="q", quota=(QuotaWish(flavor="gone"),))).problem.problem
+    assert cluster.share(quota("default", 2), quota("lab", 2)).value == {"queues": ["default", "lab"]}
+    assert [type(r) for r in cluster.records] == [QueuesSet]
+    again = Cluster(cluster.records, 2)
+    assert [q.name for q in again.desk.cluster.sharing.queue] == ["default", "lab"]
+
+
+# -- what the arbiter sees -------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_of_one_class_but_for_what_names_the_node_itself():
+    cluster = Cluster()
+    kinds = {n.node: n.kind for n in snapshot(cluster.desk).nodes}
+    assert kinds["a"].name == "cpu 2 CPU [price=2.5,zone=x]"
+    assert kinds["b"].name == "cpu 2 CPU [zone=y]"
+    assert (kinds["a"].price_per_hour, kinds["b"].price_per_hour) == (2.5, 0.0)
+    assert {n.node: n.domain for n in snapshot(cluster.desk).nodes} == {"a": "r1", "b": ""}
+
+
+def test_unmeasured_network_is_one_island():
+    assert {n.island for n in snapshot(Cluster().desk).nodes} == {UNKNOWN_ISLAND}
+
+
+def test_alternatives_become_options_with_their_sizes():
+    cluster = Cluster()
+    spec = job(
+        workers=4,
+        min_workers=2,
+        alternatives=(Alternative(labels={"zone": "x"}, islands=1), Alternative(share=0.75)),
+    )
+    cluster.submit("first", workers=4)
+    cluster.submit("gpt", **{f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name != "name"})
+    options = snapshot(cluster.desk).asks[0].options
+    assert [(o.selector, o.islands, o.least, o.most) for o in options] == [
+        ({"zone": ("x",)}, 1, 2, 4),
+        ({}, 0, 2, 3),
+    ]
+
+
+def test_alternative_is_taken_in_order_and_its_size_is_the_runs():
+    cluster = Cluster()
+    cluster.submit("first", workers=1)
+    run = cluster.submit(workers=4, alternatives=(Alternative(), Alternative(share=0.75)))
+    assert (run.state, run.size, run.option) == (RunState.PLACED, 3, 1)
+    placed = [r for r in cluster.records if isinstance(r, RunPlaced)][-1]
+    assert "not 1. anywhere: room for 3 of 4 workers is free now, 4 fit in all" in placed.reason
+
+
+def test_what_a_run_gives_up_stays_its_own_until_its_processes_are_gone():
+    cluster = Cluster()
+    run = cluster.submit(workers=4, min_workers=2, priority=10)
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    cluster.running(run)
+    urgent = cluster.submit("urgent", workers=2, priority=90)
+    seen = snapshot(cluster.desk)
+    assert (len(seen.grants[0].nodes), len(seen.grants[0].leaving)) == (4, 2)
+    assert urgent.state is RunState.QUEUED
+    assert [(r.workers, len(r.leaving), r.yielded) for r in cluster.records if isinstance(r, RunResized)] == [
+        (2, 2, True)
+    ]
+    assert run.disturbed == [cluster.now]
+
+
+def hello(node):
+    return m.AgentHello(
+        node=node,
+        pid=1,
+        address="h",
+        state_dir="/",
+        versions=m.Versions(atoll="0", protocol=1, python="3"),
+        last_incarnation=0,
+    )
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def test_smaller_run_gives_up_its_highest_ranks_and_keeps_its_spare():
+    cluster = Cluster()
+    run = cluster.submit(workers=3, min_workers=1, spares=1)
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    cluster.running(run)
+    ranks = {run.trainers[x.trainer].seat: x.rank for x in run.members}
+    assert [ranks[s] for s in superfluous(run, 1)] == [2, 1]
+    assert superfluous(run, 3) == ()
+
+
+def test_run_that_was_made_smaller_by_a_person_does_not_grow_back_by_itself():
+    cluster = Cluster()
+    run = cluster.submit(workers=4, min_workers=1)
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    cluster.running(run)
+    cluster.reply(ev.ResizeAsked(request="q", run="gpt", workers=2, reason="asked"))
+    for trainer in [t for t in run.trainers.values() if t.ended is not None]:
+        fact = m.TrainerExited(trainer=trainer.trainer, run="gpt", pid=1, exit_status=-9)
+        cluster.tell(ev.AgentSaid(node=trainer.node, fact=fact))
+    cluster.tick(30)
+    assert (run.size, run.most, len(run.seats)) == (2, 2, 2)
+    cluster.reply(ev.ResizeAsked(request="q", run="gpt", workers=4, reason="asked"))
+    assert (run.size, run.most, len(run.seats)) == (4, 4, 4)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(JobKind.SERVE, "serves a model"), (JobKind.TRAIN, "nothing to suspend")])
+def test_what_cannot_be_suspended_says_why(kind, words):
+    cluster = Cluster()
+    cluster.submit(workers=1, kind=kind)
+    cluster.reply(ev.StopAsked(request="q", run="gpt", reason="over"))
+    assert words in cluster.reply(ev.SuspendAsked(request="q", run="gpt", reason="asked")).problem.problem
+
+
+def test_run_that_waits_is_held_and_let_go():
+    cluster = Cluster()
+    cluster.submit("first", workers=4)
+    run = cluster.submit(workers=1)
+    cluster.reply(ev.SuspendAsked(request="q", run="gpt", reason="not now"))
+    cluster.reply(ev.StopAsked(request="q", run="first", reason="over"))
+    cluster.tick(2)
+    assert (run.state, run.held) == (RunState.QUEUED, True)
+    assert why(cluster.desk, run).reason == "held until somebody resumes it: not now"
+    cluster.reply(ev.ResumeAsked(request="q", run="gpt", reason="now"))
+    assert run.state is RunState.PLACED
+
+
+# -- questions -------------------------------------------------------------------------------------------------------
+
+
+def test_plan_of_a_job_that_fits_names_its_nodes_and_changes_nothing():
+    cluster = Cluster()
+    view = plan(cluster.desk, job(workers=3))
+    assert (view.verdict, view.workers, sorted(view.nodes)) == ("starts", 3, ["a", "a", "b"])
+    assert view.price_per_hour == pytest.approx(2.5)
+    assert cluster.desk.cluster.runs == {}
+    assert cluster.records == []
+
+
+def test_plan_is_what_becomes_of_the_job():
+    cluster = Cluster()
+    cluster.submit("first", workers=1)
+    view = plan(cluster.desk, job(workers=2))
+    run = cluster.submit(workers=2)
+    assert sorted(s.node for s in run.seats.values()) == sorted(view.nodes)
+    assert view.reason == [r for r in cluster.records if isinstance(r, RunPlaced)][-1].reason
+
+
+def test_plan_of_an_urgent_job_names_who_would_yield():
+    cluster = Cluster()
+    run = cluster.submit(workers=4, min_workers=2, priority=10)
+    view = plan(cluster.desk, job("urgent", workers=2, priority=90))
+    assert (view.verdict, view.position) == ("waits", 1)
+    assert [(y.run, y.before, y.after) for y in view.yields] == [("gpt", 4, 2)]
+    assert run.size == 4
+
+
+def test_plan_of_a_job_that_can_never_fit_says_what_is_lacking():
+    view = plan(Cluster().desk, job(workers=9))
+    assert view.verdict == "never"
+    assert "5 CPU more are needed" in view.reason
+
+
+def test_plan_counts_the_machines_that_an_autoscaler_would_have_to_start():
+    cluster = Cluster()
+    offers = (MachineOffer(kind="big", most=4, cpus=4.0), MachineOffer(kind="small", most=1, cpus=1.0))
+    cluster.reply(ev.MachinesOffered(request="q", offers=offers))
+    cluster.submit("first", workers=4)
+    view = plan(cluster.desk, job(workers=8))
+    assert (view.verdict, view.to_start) == ("waits", {"big": 2})
+
+
+def test_plan_for_an_unknown_queue_is_refused():
+    with pytest.raises(SpecError, match="no such queue"):
+        plan(Cluster().desk, job(queue="lab"))
+
+
+def test_why_of_a_run_that_waits_tells_each_alternative_and_its_place():
+    cluster = Cluster()
+    cluster.submit("first", workers=4)
+    run = cluster.submit(workers=2, alternatives=(Alternative(labels={"zone": "x"}), Alternative(share=0.5)))
+    view = why(cluster.desk, run)
+    assert (view.position, view.waiting, view.priority) == (1, 1, 50)
+    assert [r.kind for r in view.rejected] == ["no-room", "no-room", "nobody-yields"]
+
+
+def test_why_of_a_run_that_runs_tells_why_it_was_placed():
+    cluster = Cluster()
+    view = why(cluster.desk, cluster.submit(workers=2))
+    assert view.reason.startswith("placed: as asked: 2 workers on 1 node of 1 island (cpu)")
+
+
+def test_queues_show_what_they_hold_and_what_is_fair():
+    cluster = Cluster()
+    cluster.share(quota("default", 3, weight=3.0), quota("lab", 1))
+    cluster.submit(workers=2)
+    found = {q.name: q for q in queues(cluster.desk)}
+    assert (found["default"].share, found["default"].fair_share, found["default"].running) == (0.5, 0.75, 1)
+    assert found["lab"].quotas == ("any: 1 CPU, 0 GPU",)
+
+
+def test_share_of_a_queue_is_averaged_over_its_half_life():
+    cluster = Cluster()
+    cluster.submit(workers=2)
+    cluster.now += 86_400.0
+    cluster.desk.now = cluster.now
+    account(cluster.desk)
+    assert cluster.desk.usage["default", None].share == pytest.approx(0.25)
+
+
+# -- moves -----------------------------------------------------------------------------------------------------------
+
+
+def test_worker_that_moves_stays_until_its_replacement_is_ready():
+    cluster = Cluster()
+    run = cluster.submit(workers=2)
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    cluster.running(run)
+    better = Better(before_per_s=1.0, after_per_s=2.0, islands_before=2, islands_after=1, gain_s=300.0, cost_s=32.0)
+    known = len(cluster.desk.records)
+    carry_out(cluster.desk, Decisions(at=0.0, moves=(Move(run="gpt", gives=("a",), takes=("b",), reason=better),)))
+    cluster.records += cluster.desk.records[known:]
+    assert [s.node for s in run.seats.values()] == ["a", "a", "b"]
+    assert (run.epoch, run.lacking()) == (1, 0)
+    assert why(cluster.desk, run).reason.split("resized: ")[1].startswith("2.00 times the samples/s on 1 island")
+    seen = snapshot(cluster.desk).grants[0]
+    assert (sorted(seen.nodes), seen.leaving) == (["a", "a", "b"], ("a",))
+    cluster.tick(1)
+    assert run.epoch == 1
+    fresh = next(t for t in run.active() if t.node == "b")
+    ready = m.TrainerReady(trainer=fresh.trainer, host="h", port=1)
+    cluster.tell(ev.AgentSaid(node="b", fact=m.TrainerSaid(run="gpt", fact=ready)))
+    assert (run.epoch, [x.trainer for x in run.members]) == (2, ["gpt-t0", "gpt-t2"])
+    assert run.reason == "gpt-t1 moves to other nodes, gpt-t2 joins"
+    again = Cluster(cluster.records, 2).desk.cluster.runs["gpt"]
+    assert {s.seat: (s.leaving, s.replaced) for s in again.seats.values()}["gpt-s1"] == (True, True)
+
+
+def test_what_members_need_for_a_grain_becomes_their_devices_measured_speed():
+    cluster = Cluster()
+    run = cluster.submit(workers=2)
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    cluster.running(run)
+    for step in range(1, 12):
+        for member in run.members:
+            told = {"epoch": 1, "step": step, "at": 1.0, "step_s": 1.1, "samples": 32, "grains": 4}
+            fact = m.StepCommitted(trainer=member.trainer, compute_s=1.0, wait_s=0.1, **told)
+            cluster.tell(ev.AgentSaid(node=member.node, fact=m.TrainerSaid(run="gpt", fact=fact)))
+    wish = snapshot(cluster.desk).grants[0].ask
+    assert (wish.batch, wish.measured) == (32.0, {"cpu": pytest.approx(16.0)})
+
+
+def test_declared_speeds_choose_between_unlike_devices():
+    labels = {"a": {"ray.io/accelerator-type": "old"}, "b": {"ray.io/accelerator-type": "new"}}
+    for speeds, node in (({"old": 1.0, "new": 3.0}, "b"), ({"old": 3.0, "new": 1.0}, "a")):
+        view = plan(Cluster(labels=labels).desk, job(workers=2, speeds=speeds))
+        assert set(view.nodes) == {node}
+    with pytest.raises(SpecError, match=r"speeds\.new=-1\.0: samples a second, above 0"):
+        check_spec(job(speeds={"new": -1.0}))
