@@ -76,8 +76,8 @@ TABLE: dict[tuple[str, str], Permission] = {
     # Tokens that a model makes cost the cluster work.
     ("POST", "/v1/completions"): Permission(role=Role.USER),
 }
-# What has no row under /api and /v1 is answered with "no such path", which whoever is let in may be told.
-UNKNOWN = ("/api/{rest:path}", "/v1/{rest:path}")
+# What has no row here is answered with "no such path" or method, which whoever is let in may be told.
+UNKNOWN = ("/api/{rest:path}", "/v1/{rest:path}", "/metrics")
 
 
 def methods_of(path: str) -> list[str]:
