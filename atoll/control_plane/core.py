@@ -89,10 +89,8 @@ class Core:
                 self._request(event)
             case ev.DrainAsked() | ev.UndrainAsked():
                 self._drain(event)
-            case ev.ResizeAsked() | ev.SuspendAsked() | ev.ResumeAsked() | ev.QueuesAsked():
+            case ev.ResizeAsked() | ev.SuspendAsked() | ev.ResumeAsked() | ev.QueuesAsked() | ev.MachinesOffered():
                 self._share(event)
-            case ev.MachinesOffered():
-                offers.offered(self.desk, event)
             case ev.AgentAttached():
                 facts.attached(self.desk, event.hello)
             case ev.AgentDetached():
@@ -129,8 +127,12 @@ class Core:
         else:
             drains.undone(self.desk, event)
 
-    def _share(self, event: ev.ResizeAsked | ev.SuspendAsked | ev.ResumeAsked | ev.QueuesAsked) -> None:
+    def _share(
+        self, event: ev.ResizeAsked | ev.SuspendAsked | ev.ResumeAsked | ev.QueuesAsked | ev.MachinesOffered
+    ) -> None:
         match event:
+            case ev.MachinesOffered():
+                offers.offered(self.desk, event)
             case ev.ResizeAsked():
                 resizing.asked(self.desk, event)
             case ev.SuspendAsked():
