@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atoll.schema.messages import Finding
+from atoll.schema.people import CLUSTER_USER
 from atoll.schema.views import CheckpointView, DrainView, EventView, NodeView, RunState, RunView
 
 _STYLES = {
@@ -81,6 +82,9 @@ def run(view: RunView, now: float) -> Table:
         ("epoch", str(view.epoch)),
         ("members", f"{view.members} of {view.workers_wanted}, {view.spares} spare"),
     ]
+    if view.spec is not None:
+        team = f", team {view.spec.team}" if view.spec.team else ""
+        rows.append(("owner", f"{view.spec.owner or CLUSTER_USER}{team}, queue {view.spec.queue}"))
     if view.last:
         rows += [(name, f"{value:.6g}") for name, value in sorted(view.last.metrics.items())]
     if view.checkpoint:

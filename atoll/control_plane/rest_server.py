@@ -18,10 +18,12 @@ from fastapi.exceptions import RequestValidationError
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 import atoll
 from atoll.control_plane import rest_logs, rest_stream
-from atoll.control_plane.permissions import methods_of
+from atoll.control_plane.permissions import UNKNOWN, methods_of
 from atoll.control_plane.rest_answers import json_response, problem_response
 from atoll.control_plane.rest_authorize import ShownTo, authorize, people_of, shown_to, submission
 from atoll.control_plane.rest_bodies import (
@@ -65,7 +67,6 @@ from atoll.ui import prometheus
 STORY_LIMIT, RUNS_PAGE = 1000, 500
 # What a SQL integer holds: a larger number is nobody's place in anything.
 _LAST = (1 << 63) - 1
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 _NOT_ALLOWED = 405
 
 After = Annotated[int, Query(ge=0, le=_LAST)]
@@ -106,16 +107,21 @@ def application(source: ClusterSource, on_close: Callable[[], Awaitable[None]] |
 
 def refuse_the_rest(app: FastAPI) -> None:
     """Answer every other path under /api and /v1 with a problem, and not with the dashboard's page for lost people."""
+    for path in UNKNOWN:
+        app.router.routes.append(Route(path, _Unknown()))
 
-    @app.api_route("/api/{rest:path}", methods=_METHODS, include_in_schema=False)
-    @app.api_route("/v1/{rest:path}", methods=_METHODS, include_in_schema=False)
-    async def unknown(request: Request) -> Response:
-        problem = NotFoundError(f"no {request.method} {request.url.path}; see /api/openapi.json")
-        known = methods_of(request.url.path)
+
+class _Unknown:
+    """An endpoint that takes any method, those that nobody has heard of included."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        problem = NotFoundError(f"no {method} {path}; see /api/openapi.json")
+        known = methods_of(path)
         answer = problem_response(problem, status=_NOT_ALLOWED if known else None)
         if known:
             answer.headers["Allow"] = ", ".join(known)
-        return answer
+        await answer(scope, receive, send)
 
 
 def _answer_errors(app: FastAPI) -> None:

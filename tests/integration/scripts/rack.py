@@ -15,7 +15,8 @@ HERE = Path("machines")
 
 def start(kind, instance, labels, resources):
     rack = json.loads(Path("rack.json").read_text("utf-8"))
-    env = {**os.environ, "RAY_CLOUD_INSTANCE_ID": instance, "RAY_NODE_TYPE_NAME": kind}
+    inherited = os.environ  # noqa: TID251 - that of the autoscaler, which knows how Ray is to be reached
+    env = {**inherited, "RAY_CLOUD_INSTANCE_ID": instance, "RAY_NODE_TYPE_NAME": kind}
     cpus = int(json.loads(resources)["CPU"])
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={rack['address']}"]
     words += [f"--num-cpus={cpus}", f"--labels={labels}", "--disable-usage-stats", f"--temp-dir={rack['temp_dir']}"]

@@ -25,7 +25,7 @@ class Points(torch.utils.data.Dataset):
 
 
 def train(ctx):
-    print("tiny begins, lr", ctx.config.get("lr", "none"), flush=True)
+    print("tiny begins, lr", ctx.config.get("lr", "none"), flush=True)  # noqa: T201 - tests look for it in logs
     net = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 2))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)

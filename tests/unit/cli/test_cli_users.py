@@ -49,3 +49,10 @@ def test_audit_tells_who_did_what_from_where_and_what_came_of_it(atoll, ann):
     assert "admin (admin) from 127.0.0.1: POST /api/runs/nope/stop -> 404 not-found" in lines[0]
     assert "POST /api/users -> 201" in lines[1]
     assert json.loads(atoll("audit", "--json", "--user", "ann")[1]) == []
+
+
+def test_status_of_a_run_names_its_owner_and_queue(atoll, cluster, ann, monkeypatch, tmp_path):
+    (tmp_path / "train.py").write_text("def train(ctx): ...\n")
+    monkeypatch.setenv("ATOLL_TOKEN", ann)
+    run = atoll("submit", "train.py")[1].strip()
+    assert "ann, queue default" in " ".join(atoll("status", run)[1].split())

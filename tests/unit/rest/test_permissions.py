@@ -29,7 +29,7 @@ def routes_of(app):
         if inner is not None:
             yield from routes_of(inner)
         elif isinstance(route, Route | APIRoute):
-            yield from ((method, route.path) for method in route.methods - {"HEAD"})
+            yield from ((method, route.path) for method in (route.methods or {"ANY"}) - {"HEAD"})
         else:
             assert isinstance(route, Mount), f"a kind of route that this test does not know: {route!r}"
 
@@ -40,7 +40,7 @@ def ask(site, method, path, **rest):
 
 
 def test_every_route_has_a_row_and_every_row_a_route(site):
-    found = {(m, p) for m, p in routes_of(site.application) if p not in UNKNOWN}
+    found = {(m, p) for m, p in routes_of(site.application) if (m, p) not in {("ANY", path) for path in UNKNOWN}}
     assert found == set(TABLE)
 
 
@@ -158,6 +158,15 @@ def test_viewer_may_drain_nothing_and_see_everything(site):
     eve = site.user("eve", "viewer")
     assert site.get("/api/nodes", token=eve).json()[0]["node"] == "node-1"
     assert site.post("/api/nodes/node-1/drain", token=eve, json={}).status_code == 403
+
+
+@pytest.mark.parametrize("method", ["DELETE", "QUERY", "TRACE", "OPTIONS", "HEAD", "ANYTHING"])
+def test_method_that_an_endpoint_does_not_take_is_refused_with_those_it_takes(site, method):
+    answer = site.ask(method, "/api/runs")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert site.ask(method, "/api/runs", token=None).status_code == 401
+    assert site.ask(method, "/api/nothing").status_code == 404
+    assert site.ask(method, "/metrics").headers["allow"] == "GET"
 
 
 def test_unknown_method_of_a_known_path_is_refused():
