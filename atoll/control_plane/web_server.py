@@ -9,7 +9,6 @@ who did (`sql_identity`).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import socket
@@ -110,17 +109,26 @@ def _holder(port: int) -> str:
 
 
 def serve(app: ASGIApp, listener: socket.socket, beat: Path, tls: tuple[Path, Path] | None = None) -> None:
-    """Answer on `listener` until SIGTERM or SIGINT. `beat` is touched each second, by which the agent sees a hang.
+    """Answer on `listener` until SIGTERM or SIGINT, or until the directory of `beat` is gone.
+
+    `beat` is touched each second, by which the agent sees a hang.
 
     `tls`: certificate and key; without them plain HTTP.
     """
     import uvicorn  # noqa: PLC0415 - the tests of `create_app` do without
 
     class Server(uvicorn.Server):
+        def _beat(self) -> None:
+            try:
+                beat.touch(mode=0o600)
+            except FileNotFoundError:  # the cluster's directory is gone, and with it whoever would end this process
+                self.should_exit = True
+            except OSError:  # a full disk is no reason; a hanging one is a hang
+                pass
+
         async def on_tick(self, counter: int) -> bool:
             if counter % _TICKS_A_BEAT == 0:
-                with contextlib.suppress(OSError):
-                    beat.touch(mode=0o600)  # noqa: ASYNC240 - microseconds; a disk that hangs longer is a hang
+                self._beat()
             return await super().on_tick(counter)
 
     options = uvicorn.Config(

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import threading
 
 import pytest
 
@@ -46,3 +47,26 @@ def test_web_process_refuses_a_configuration_that_does_not_fit(monkeypatch, caps
     code, err = started_with(monkeypatch, capsys, text)
     assert code == 70
     assert err.endswith("(bad-message)\n")
+
+
+async def alive(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for answer in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{answer}.complete"})
+
+
+def test_web_process_whose_cluster_directory_is_gone_ends(tmp_path):
+    beat = tmp_path / "cluster" / "web.beat"
+    beat.parent.mkdir()
+    with web_server.bind("127.0.0.1", 0) as listener:
+        serving = threading.Thread(target=web_server.serve, args=(alive, listener, beat))
+        serving.start()
+        wait = threading.Event()
+        for _ in range(100):
+            if beat.exists() or wait.wait(0.1):
+                break
+        beat.unlink()
+        beat.parent.rmdir()
+        serving.join(10)
+        assert not serving.is_alive()
