@@ -192,6 +192,7 @@ class Saving:
     def restore(self, managed: Managed, plan: Plan, *, epoch: int) -> int:
         """Nobody in `epoch` holds the run's state: fill `managed` from a checkpoint, if there is one. Returns the step."""
         found = self.found(epoch=epoch)
+        self.before_update()
         return load_flat(found, managed, plan) if found is not None else 0
 
     def found(self, *, epoch: int, take: Take = read_whole) -> Flat | None:

@@ -75,6 +75,7 @@ class Engine:
         """A step in doubt is to be applied, and the model will be another when its optimizer's call would return."""
         self.commit_as(step, StepEvent.APPLY, sums)
         if self._updating and not step.skipped:
+            self._parts.saving.before_update()
             self._parts.managed.update_all()
         self._moved = True
 
@@ -258,6 +259,7 @@ class Engine:
             return True
         if isinstance(error, Retry):
             self.abandon(step)
+            self._parts.saving.before_update()  # as in `update`, which this step did not come to
             self._parts.managed.set_aside()
             return True
         if error is None:
@@ -286,10 +288,11 @@ class Engine:
             self.commit(step)
         finally:
             self._updating = False
+        # Averages of the weights follow in the program's own code, whether the optimizer's update is left out or not.
+        self._parts.saving.before_update()
         if step.skipped or self._parts.classroom.withholds(optimizer, step.index):
             yield False
             return
-        self._parts.saving.before_update()
         failpoint("in-update")
         try:
             yield True

@@ -63,6 +63,7 @@ class Managed:
         self._entry: _Entry | None = None
         self._updating = False
         self._versions: dict[int, int] = {}
+        self._loaded: dict[int, int] = {}
         self._seen_a_step = False
         self._aside: list[tuple[nn.Parameter, torch.Tensor]] = []
 
@@ -80,7 +81,8 @@ class Managed:
         if isinstance(item, nn.Module):
             self._check_device(name, item)
             put_to_sleep(item)
-            self._note_versions(item)
+            self._versions |= _versions(item)
+            self._loaded |= _versions(item)
         if isinstance(item, Optimizer):
             self._bare_steps[name] = item.step
             _wrap(item, self._updates)
@@ -204,10 +206,13 @@ class Managed:
         They change outside of any optimizer. What a whole step left as it was given, such as a frozen teacher, is not
         copied; a model that was received or restored counts as changed.
         """
-        updated = {id(p) for _, o in self._optimizers() for g in o.param_groups for p in g["params"]}
-        apart = [p for m in self.modules for p in m.parameters() if id(p) not in updated]
-        moved = [p for p in apart if p._version != self._versions.get(id(p)) or not self._seen_a_step]  # noqa: SLF001 - torch's change counter
+        moved = [p for p in self._apart() if p._version != self._versions.get(id(p)) or not self._seen_a_step]  # noqa: SLF001 - torch's change counter
         self._aside = [(p, p.detach().clone()) for p in moved]
+
+    def _apart(self) -> list[nn.Parameter]:
+        """Parameters that no managed optimizer updates."""
+        updated = {id(p) for _, o in self._optimizers() for g in o.param_groups for p in g["params"]}
+        return [p for m in self.modules for p in m.parameters() if id(p) not in updated]
 
     def passed(self) -> None:
         """The program has gone through a committed step and come to the next."""
@@ -240,9 +245,13 @@ class Managed:
         return {name: _bared(o).state_dict() for name, o in self._objects.items()}
 
     def frozen(self) -> dict[str, Any]:
-        """Like `state`, but with everything copied that may change before the next update: buffers and small states."""
+        """Like `state`, but with everything copied that may change before the next update.
+
+        Buffers, small states, and averages of the weights: parameters that the program changes outside of any optimizer.
+        """
         small = {name for name, _ in self._small()}
-        fixed = {p.data_ptr() for m in self.modules for p in m.parameters()}
+        moved = {id(p) for p in self._apart() if p._version != self._loaded.get(id(p))}  # noqa: SLF001 - as above
+        fixed = {p.data_ptr() for m in self.modules for p in m.parameters() if id(p) not in moved}
         state = self.state()
         for name, item in self._objects.items():
             if name in small:
@@ -276,6 +285,8 @@ class Managed:
             except (RuntimeError, ValueError, KeyError) as error:
                 text = " ".join(str(error).split())
                 raise StateError(f"{name} does not fit the saved state: {text[:400]}") from error
+        for module in self.modules:
+            self._loaded |= _versions(module)
 
     # -- learning (`torch_learning`) -------------------------------------------------------------------------------------
 
@@ -332,9 +343,6 @@ class Managed:
         for param, gradient in zip(parameters, gradients, strict=True):
             param.grad = gradient
 
-    def _note_versions(self, module: nn.Module) -> None:
-        self._versions |= {id(p): p._version for p in module.parameters()}  # noqa: SLF001 - torch's change counter
-
     def _check_device(self, name: str, module: nn.Module) -> None:
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if tensor.device.type != self._device.type:
@@ -348,6 +356,10 @@ class Managed:
 
     def _small(self) -> Iterator[tuple[str, Any]]:
         return ((n, o) for n, o in self._objects.items() if not isinstance(o, nn.Module | Optimizer))
+
+
+def _versions(module: nn.Module) -> dict[int, int]:
+    return {id(p): p._version for p in module.parameters()}  # noqa: SLF001 - torch's change counter
 
 
 def _bared(item: Any) -> Any:

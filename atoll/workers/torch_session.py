@@ -312,7 +312,7 @@ class Session:
             flat = receive_state(comm, decision.source)
             if flat is None:
                 return False
-            self._hold(load_flat(flat, self.managed, plan), plan)
+            self._hold(self._load(flat, plan), plan)
         return True
 
     def shard(self, build: Build, size: int | None, copy_every: int) -> Built:
@@ -329,14 +329,15 @@ class Session:
             return with_standing(self.managed.state(), self._begun()[0], self.standing.committed)
 
         def load(flat: Flat) -> int:
-            self.saving.before_update()  # a checkpoint of what is there may not be staged yet
-            return load_flat(flat, self.managed, self._begun()[0])
+            return self._load(flat, self._begun()[0])
 
         def found(epoch: int, take: Take) -> Flat | None:
             return self.saving.found(epoch=epoch, take=take)
 
         seed = self._host.identity.spec.seed
-        access = Access(state=state, load=load, found=found, opened=self.saving.opened)
+        access = Access(
+            state=state, load=load, found=found, opened=self.saving.opened, before_change=self.saving.before_update
+        )
         self.sharded = Sharded(build, size, self.managed, seed, access, copy_every=copy_every)
         return self.sharded.built
 
@@ -383,7 +384,7 @@ class Session:
             begun = self.classroom.learn(decision, comm)
             if begun is None:
                 return False
-            self._hold(load_flat(begun, self.managed, plan), plan, whole=False)
+            self._hold(self._load(begun, plan), plan, whole=False)
         return True
 
     def _learn_on(self, plan: Plan) -> bool:
@@ -413,8 +414,13 @@ class Session:
             whole = receive_state(comm, self.classroom.teacher)
             if whole is None:
                 return False
-            load_flat(whole, self.managed, plan)
+            self._load(whole, plan)
         return True
+
+    def _load(self, flat: Flat, plan: Plan) -> int:
+        """Fill the managed objects. The step of the state."""
+        self.saving.before_update()  # a checkpoint of what is there may not be staged yet
+        return load_flat(flat, self.managed, plan)
 
     def _hold(self, step: int, plan: Plan, *, whole: bool = True) -> None:
         """This member has the state after `step` now, or learns it from here on."""

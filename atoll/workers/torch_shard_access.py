@@ -37,9 +37,11 @@ class Access:
 
     `state` gives it, `load` fills it and returns the step of what it was filled with. `found` has the checkpoint to begin
     with in an epoch taken, if there is one; `opened` opens the step of a folder of them, which another rank has found.
+    `before_change` returns when a save that is under way needs the live tensors no more.
     """
 
     state: Callable[[], Mapping[str, Any]]
     load: Callable[[Flat], int]
     found: Callable[[int, Take], Flat | None]
     opened: Callable[[Path, CommitRecord, Collection[Tier]], Reading]
+    before_change: Callable[[], None]

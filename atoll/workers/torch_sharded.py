@@ -182,8 +182,7 @@ class Sharded:
         cast("ProcessGroup", dist.group.WORLD).divisible = False
         seed_all(self._seed, 0, 0)
         made = made_of(self._build(self._mesh))
-        names = self._managed.replace(tuple(self.built.objects), made)
-        self.built.objects = dict(zip(names, made, strict=True))
+        self.built.objects = dict(zip(self._managed.replace(tuple(self.built.objects), made), made, strict=True))
         self._new = True
 
     def _fill(
@@ -234,6 +233,7 @@ class Sharded:
         """Where a state comes to: straight into the model, which then is nothing until it is whole, if `anew`."""
         if not anew:
             return memory_for(specs, place, None)
+        self._access.before_change()
         self._live, self.tainted = False, True
         return memory_for(specs, place, self._shards())
 

@@ -59,7 +59,7 @@ class Rank:
             return Restore(store, run="run", damaged=lambda *_: None, take=lambda r: take(self.seen(r))).newest()
 
         comm.epoch = 1
-        access = Access(state=dict, load=lambda _: 0, found=found or newest, opened=opened)
+        access = Access(state=dict, load=lambda _: 0, found=found or newest, opened=opened, before_change=int)
         self.restart = Restart(comm=comm, access=access, places=places, specs_of=self.specs_of, memory=self.memory)
 
     def seen(self, reading):
