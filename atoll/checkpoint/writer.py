@@ -168,7 +168,8 @@ class Writer:
         """
         job = self._begun(step, epoch, rank, len(layouts))
         failpoint("save-begun")
-        self._place = (rank, max(epoch, self._place[1]))
+        if epoch >= self._place[1]:  # else a regroup decided the step, and has given this rank its place since
+            self._place = (rank, epoch)
         try:
             slab = self._slabs.get_nowait()
         except queue.Empty:
@@ -202,10 +203,15 @@ class Writer:
     def before_update(self, tensors: Iterable[torch.Tensor] | None = None) -> None:
         """These tensors (None: all of the state) are about to change: wait until they are copied."""
         changing = None if tensors is None else list(tensors)
+        given_up = []
         for job in self._unstaged:
-            if job.staging is not None and job.staging.wait(changing, _STAGE_WITHIN_S) and changing is None:
+            if job.staging is None:
+                continue
+            if not job.staging.wait(changing, _STAGE_WITHIN_S):
+                given_up.append(job)  # thrown away: no later update waits for it again
+            elif changing is None:
                 job.handle.staged.wait(_STAGE_WITHIN_S)
-        self._unstaged = [job for job in self._unstaged if not job.handle.staged.is_set()]
+        self._unstaged = [job for job in self._unstaged if job not in given_up and not job.handle.staged.is_set()]
 
     def regrouped(self, *, rank: int, epoch: int = 0, gone: Iterable[tuple[int, int]] = ()) -> None:
         """The members changed; whoever has rank 0 now commits what was begun before, too, in the name of `epoch`.
@@ -220,7 +226,7 @@ class Writer:
         """(step, epoch, source) of what this rank staged of committed steps and still holds. Good until the next save."""
         return [
             (handle.step, handle.epoch, SlabCopy(image, slab.view()))
-            for handle, image, slab in self._held.values()
+            for handle, image, slab in list(self._held.values())  # the writing thread gives slabs back meanwhile
             if handle.committed
         ]
 

@@ -4,6 +4,7 @@ import threading
 import pytest
 import torch
 
+from atoll.checkpoint import writer
 from atoll.checkpoint.arrow_remote import Remote
 from atoll.checkpoint.fs_decisions import LinkDecisions
 from atoll.checkpoint.fs_futures import Ending
@@ -333,3 +334,43 @@ def test_saves_that_do_not_overlap_share_one_slab_and_one_that_does_takes_anothe
     assert all(slab.capacity > 0 for slab in slabs)
     disk.go_on.set()
     assert all(handle.ended.wait(10) and handle.committed for handle in (first, second))
+
+
+def test_copy_that_is_stuck_is_waited_for_once_and_the_updates_after_it_go_on(crew, state, monkeypatch):
+    monkeypatch.setattr(writer, "_STAGE_WITHIN_S", 0.2)
+    made, stuck = crew(1), Disk()
+    arm("before-layout", stuck)
+    handle = made.save(flatten(state(1)), 1)[0]
+    monkeypatch.setattr(writer, "_STAGE_WITHIN_S", 1000.0)
+    updates = threading.Thread(target=made.writers[0].before_update, daemon=True)
+    updates.start()
+    updates.join(10)
+    assert not updates.is_alive()
+    stuck.go_on.set()
+    assert handle.ended.wait(10)
+    assert problems(made.told) == ["writer-failed: rank 0: the state was not copied within 0 s"]
+    made.save_and_wait(flatten(state(2)), 2)
+    assert steps_of(made.told, CheckpointCommitted) == [2]
+
+
+def test_save_that_a_regroup_decided_leaves_this_rank_the_place_that_it_has_since(crew, state):
+    made = crew(2, epoch=5)
+    made.writers[0].regrouped(rank=2, epoch=6)
+    made.save(flatten(state()), 1, ranks=[0])
+    made.finish(0.0)
+    assert list(made.directory.glob("claims-*/*")) == []
+
+
+def test_memory_is_told_while_a_slab_is_given_back(crew, state):
+    made = crew(1)
+    made.save_and_wait(flatten(state(1)), 1)
+    held = made.writers[0]._held
+
+    class Returned:
+        def view(self):
+            held[-1] = held[next(iter(held))]
+            return memoryview(b"")
+
+    at, (handle, image, _) = next(iter(held.items()))
+    held[at] = (handle, image, Returned())
+    assert [(step, epoch) for step, epoch, _ in made.writers[0].memory()] == [(1, 1)]
