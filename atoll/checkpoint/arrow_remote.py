@@ -23,6 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from atoll.checkpoint.fs_retrying import Backoff
+from atoll.checkpoint.fs_sources import Unasked
 from atoll.checkpoint.manifest import CommitRecord, Segment, unseal
 from atoll.errors import CheckpointError
 from atoll.schema.checkpoints import Tier
@@ -31,8 +32,12 @@ _RECORD = re.compile(r"commit-e(\d+)-(\d+)-([0-9a-f]{16})\.json")
 _STEP = re.compile(r"step-(\d+)")
 
 
-class RemoteError(CheckpointError):
+class RemoteError(Unasked):
     """The remote store failed or refused: trying again may help."""
+
+
+class RemoteGone(CheckpointError):
+    """The remote store has not all of a file that it should have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,12 @@ class RemoteRecord:
     def name(self) -> str:
         """Its file."""
         return f"commit-e{self.epoch}-{self.at}-{self.digest}.json"
+
+
+def epoch_of(name: str) -> int | None:
+    """The epoch of the save that a record of this name is of."""
+    found = _RECORD.fullmatch(name)
+    return int(found[1]) if found is not None else None
 
 
 class Remote:
@@ -96,7 +107,7 @@ class Remote:
         """All of a small file."""
         size = self.size(step, file)
         if size is None:
-            raise RemoteError(f"{self.where(step, file)} is not there")
+            raise RemoteGone(f"{self.where(step, file)} is not there")
         return bytes(self.read_at(step, file, 0, size))
 
     def read_at(self, step: int, file: str, begin: int, length: int) -> memoryview:
@@ -107,7 +118,7 @@ class Remote:
             while done < length:
                 piece = source.read_at(length - done, begin + done)
                 if not piece:
-                    raise RemoteError(f"{self.where(step, file)} ended {length - done} bytes early")
+                    raise RemoteGone(f"{self.where(step, file)} ended {length - done} bytes early")
                 found[done : done + len(piece)] = piece
                 done += len(piece)
         return found
@@ -182,6 +193,8 @@ class RemoteCopy:
 def _failing(where: str) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError as error:
+        raise RemoteGone(f"{where}: {error}") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise RemoteError(f"{where}: {text}") from None

@@ -27,6 +27,9 @@ class Decisions(Protocol):
     def decided(self, step: int) -> str:
         """The record of `step` that counts; empty where none was decided on."""
 
+    def steps(self) -> frozenset[int]:
+        """Steps of which a record was decided on."""
+
     def withdrawn(self, step: int) -> frozenset[str]:
         """Records of `step` that will never count."""
 
@@ -47,15 +50,25 @@ class LinkDecisions:
     def decide(self, step: int, record: str) -> str:
         """As `Decisions`."""
         make_directory(self._directory)
-        while not (found := self.decided(step)) and record not in self.withdrawn(step):
+        while True:
+            # Counted before it is looked at: whoever decides meanwhile takes this number, so that only one of two can.
             number = len(list(self._directory.glob(f"step-{step:08d}.decision-*")))
+            found = self.decided(step)
+            if found or record in self.withdrawn(step):
+                return found
             publish(self._directory / f"step-{step:08d}.decision-{number}", record.encode())
-        return found
 
     def decided(self, step: int) -> str:
         """As `Decisions`."""
-        made = (p.read_text() for p in self._directory.glob(f"step-{step:08d}.decision-*"))
-        return next(iter(set(made) - self.withdrawn(step)), "")
+        made = sorted(self._directory.glob(f"step-{step:08d}.decision-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        gone = self.withdrawn(step)
+        # The lowest number that stands, so that all who look see the same.
+        return next((name for name in (p.read_text() for p in made) if name not in gone), "")
+
+    def steps(self) -> frozenset[int]:
+        """As `Decisions`."""
+        names = (p.name.partition(".")[0] for p in self._directory.glob("step-*.decision-*"))
+        return frozenset(int(name.removeprefix("step-")) for name in names)
 
     def withdrawn(self, step: int) -> frozenset[str]:
         """As `Decisions`."""

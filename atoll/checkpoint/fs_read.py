@@ -21,7 +21,7 @@ import xxhash
 from atoll.checkpoint.boxes import Box, overlap, whole
 from atoll.checkpoint.extents import Extent, Extents, Lying, merged
 from atoll.checkpoint.fs_extents import ExtentFile
-from atoll.checkpoint.fs_sources import Folder, Source
+from atoll.checkpoint.fs_sources import Folder, Source, Unasked
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import CommitRecord, Segment, Table
 from atoll.checkpoint.report import BlockFinding
@@ -138,7 +138,7 @@ class Reading:
 
     def _block(self, segment: Segment, index: int) -> memoryview:
         """The bytes of a block, from the first source where they are what was written."""
-        problem = f"{self.directory / segment.file}: nothing has its block {index}"
+        problem, unasked = f"{self.directory / segment.file}: nothing has its block {index}", ""
         for source in self.sources or (Folder(self.directory),):
             try:
                 data = source.bytes_of(segment, *block_range(segment, index))
@@ -148,10 +148,13 @@ class Reading:
                 if found is None:
                     return data
                 problem = f"{source.where(segment.file)}: {self.named(segment, found).line()}"
+            except Unasked as error:
+                unasked = f"{error}; {self._holds(segment, index)}"
+                continue
             except CheckpointError as error:
                 problem = f"{error}; {self._holds(segment, index)}"
             self.damaged(source, problem)
-        raise CheckpointError(problem)
+        raise Unasked(unasked) if unasked else CheckpointError(problem)
 
     def _holds(self, segment: Segment, index: int) -> str:
         """What is in a block that is not there."""
@@ -219,7 +222,7 @@ def read_table(directory: Path, table: Table) -> Extents:
 
 
 def _table(sources: Sequence[Source], table: Table, damaged: Damaged) -> Extents:
-    problem = f"{table.file} is nowhere"
+    problem, unasked = f"{table.file} is nowhere", ""
     for source in sources:
         try:
             data = source.small(table.file)
@@ -232,10 +235,13 @@ def _table(sources: Sequence[Source], table: Table, damaged: Damaged) -> Extents
                 f"{source.where(table.file)} has checksum {found} over {len(data)} bytes, {table.xxh3} over "
                 f"{table.bytes} was written"
             )
+        except Unasked as error:
+            unasked = str(error)
+            continue
         except CheckpointError as error:
             problem = str(error)
         damaged(source, problem)
-    raise CheckpointError(problem)
+    raise Unasked(unasked) if unasked else CheckpointError(problem)
 
 
 def read_block(directory: Path, segment: Segment, index: int) -> memoryview:

@@ -6,6 +6,7 @@ next source where they are wrong. The slab of a save is an image of its files, s
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,31 @@ from atoll.checkpoint.image import Image
 from atoll.checkpoint.manifest import Segment
 from atoll.errors import CheckpointError
 from atoll.schema.checkpoints import Tier
+
+# What says so of a file that is not there. Anything else that a disk says may pass: too many open files, a stale handle.
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
+_MARK = "cannot be asked: "
+
+
+class Unasked(CheckpointError):
+    """Whether a copy is whole is unknown, for it could not be asked: no reason to go without it for good.
+
+    Its words begin with a mark, by which `from_words` tells it from damage where another rank said it.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(_MARK + problem.removeprefix(_MARK))
+
+
+def from_words(problem: str) -> CheckpointError:
+    """The error that has these words."""
+    return Unasked(problem) if problem.startswith(_MARK) else CheckpointError(problem)
+
+
+def failed(path: Path, error: OSError) -> CheckpointError:
+    """What an error of the disk at `path` means: a file that is missing from its folder is damage, all else passes."""
+    words = f"{path}: {error.strerror or error}"
+    return CheckpointError(words) if error.errno in _GONE and path.parent.is_dir() else Unasked(words)
 
 
 class Source(Protocol):
@@ -30,7 +56,7 @@ class Source(Protocol):
     def bytes_of(self, segment: Segment, begin: int, length: int) -> memoryview | None:
         """`length` bytes of the segment's file from `begin`, unverified; None: it does not have them.
 
-        Raises `CheckpointError` where it should have them.
+        Raises `CheckpointError` where it should have them, `Unasked` where that may pass.
         """
 
     def small(self, file: str) -> bytes | None:
@@ -56,7 +82,7 @@ class Folder:
             view = memoryview(bytearray(length))
             missing = length - read_at(path, view, begin)
         except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}") from None
+            raise failed(path, error) from None
         if missing:
             raise CheckpointError(
                 f"{path} ended {missing} bytes early; rank {segment.rank} wrote {segment.begin + segment.bytes} bytes"
@@ -69,7 +95,7 @@ class Folder:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}") from None
+            raise failed(path, error) from None
 
 
 class SlabCopy:

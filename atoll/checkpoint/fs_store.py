@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from atoll.checkpoint import format1
 from atoll.checkpoint.fs_claims import Claim
 from atoll.checkpoint.fs_files import claim_for_deletion, create, publish, reading, sync_directory
+from atoll.checkpoint.fs_sources import Unasked, failed
 from atoll.checkpoint.hf_index import BESIDE
 from atoll.checkpoint.manifest import CommitRecord, Request, Word, run_tag, seal, unseal, unseal_commit
 from atoll.checkpoint.report import Report
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMIT", "Report", "Store", "StoredCheckpoint"]
 
 COMMIT = "commit.json"
+_STEP = re.compile(r"step-([0-9]{8,})", re.ASCII)
 _WORD = re.compile(r"e(\d+)-r\d+of(\d+)-([0-9a-f]{8})(?:-by\d+)?\.json")
 
 AnyRecord = CommitRecord | format1.CommitRecord
@@ -101,13 +103,24 @@ class Store:
         )
 
     def committed_steps(self) -> Sequence[int]:
-        """Steps with a commit record, readable or not, oldest first."""
-        return sorted(_step_of(p.parent) for p in self.directory.glob(f"step-*/{COMMIT}") if _step_of(p.parent) >= 0)
+        """Steps with a commit record, readable or not, oldest first. Raises `Unasked`."""
+        return [step for step, committed in self._steps() if committed]
 
     def uncommitted_steps(self) -> Sequence[int]:
-        """Steps without one: under way, or left over."""
-        steps = (_step_of(p) for p in self.directory.glob("step-*") if not (p / COMMIT).exists())
-        return sorted(s for s in steps if s >= 0)
+        """Steps without one: under way, or left over. Raises `Unasked`."""
+        return [step for step, committed in self._steps() if not committed]
+
+    def _steps(self) -> Sequence[tuple[int, bool]]:
+        """Each step, and whether it has a commit record. A folder that cannot be listed is not an empty one."""
+        try:
+            with os.scandir(self.directory) as entries:
+                named = [(step_of(e.name), e) for e in entries]
+                found = [(step, (Path(e.path) / COMMIT).exists()) for step, e in named if step >= 0 and e.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise Unasked(f"{self.directory}: {error.strerror or error}") from None
+        return sorted(found)
 
     def is_committed(self, step: int) -> bool:
         """Whether `step` has a commit record."""
@@ -122,6 +135,8 @@ class Store:
         """The commit record of `step`. Raises `CheckpointError`."""
         try:
             return self._record(step)
+        except Unasked:
+            raise
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._instead(step)}") from None
 
@@ -129,8 +144,10 @@ class Store:
         path = self.step_directory(step) / COMMIT
         try:
             record = unseal_commit(path.read_bytes(), str(path))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from None
         except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}") from None
+            raise failed(path, error) from None
         if record.step != step:
             raise CheckpointError(f"{path} is the record of step {record.step}: give the folder its name back")
         return record
@@ -344,6 +361,7 @@ class Store:
         return f"use step {older[-1]} instead" if older else f"no other checkpoint lies under {self.directory}"
 
 
-def _step_of(directory: Path) -> int:
-    number = directory.name.removeprefix("step-")
-    return int(number) if number.isdigit() else -1
+def step_of(name: str) -> int:
+    """The step whose folder has this name; -1: none has."""
+    found = _STEP.fullmatch(name)
+    return int(found[1]) if found is not None and f"{int(found[1]):08d}" == found[1] else -1

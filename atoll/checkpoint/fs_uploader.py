@@ -25,6 +25,7 @@ from atoll.checkpoint.fs_files import read_at, reading
 from atoll.checkpoint.fs_futures import Future
 from atoll.checkpoint.fs_read import all_blocks, check_block, opened, read_block
 from atoll.checkpoint.fs_retrying import Backoff
+from atoll.checkpoint.fs_sources import Unasked
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.manifest import BLOCK_BYTES, CommitRecord, unseal_commit
 from atoll.checkpoint.retention import Retention
@@ -221,7 +222,7 @@ class Uploader:
             self._delete_older(newest)
         except Overtaken:
             return  # as in the loop
-        except RemoteError as error:
+        except Unasked as error:
             self._tell_failed(newest, f"copied, but older copies stay until the next one: {error}")
         except CheckpointError as error:
             self._say(newest, TierState.DAMAGED, f"{error}; older copies stay")

@@ -20,6 +20,7 @@ import numpy as np
 
 from atoll.checkpoint.boxes import Box
 from atoll.checkpoint.fs_read import Block, Reading, Wanted, divided
+from atoll.checkpoint.fs_sources import from_words
 from atoll.checkpoint.torch_read import Targets, fill, read_into
 from atoll.errors import CheckpointError
 
@@ -59,7 +60,7 @@ def restore(reading: Reading, rank: int, wants: Sequence[Sequence[Wanted]], targ
     for message in trade([problem.encode()] * len(wants)):
         problem = problem or bytes(message).decode()
     if problem:
-        raise CheckpointError(problem)
+        raise from_words(problem)
 
 
 class _Post:

@@ -59,6 +59,10 @@ class JournalDecisions:
         known = self._known.get(step) or self._kept.decided(step)
         return "" if known in self.withdrawn(step) else known
 
+    def steps(self) -> frozenset[int]:
+        """As `Decisions`."""
+        return frozenset(self._known) | self._kept.steps()
+
     def withdrawn(self, step: int) -> frozenset[str]:
         """As `Decisions`."""
         return self._withdrawn[step] | self._kept.withdrawn(step)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from atoll.checkpoint.fs_read import Reading, Wanted
+from atoll.checkpoint.fs_sources import from_words
 from atoll.checkpoint.logical import Logical
 from atoll.checkpoint.manifest import CommitRecord, seal, unseal
 from atoll.checkpoint.torch_fan_out import restore
@@ -126,7 +127,7 @@ class Restart:
         """Fill this rank's tensors. A collective. Raises `CheckpointError` on all ranks."""
         told = [one.decode() for one in self._gathered(problem.encode())]
         if reading is None or any(told):
-            raise CheckpointError(next(filter(None, told)))
+            raise from_words(next(filter(None, told)))
         specs = self.specs_of(tensor.logical for tensor in reading.record.tensors)
         tensors = self.memory(specs)
         wants = [[Wanted(n, s.box(p.size, p.index)) for n, s in specs.items()] for p in self.places]

@@ -1,5 +1,6 @@
 """Which tier a state comes back from, block by block, and what is told of the others."""
 
+import errno
 import json
 import shutil
 
@@ -7,10 +8,12 @@ import pytest
 from pyarrow import fs
 from remote_stores import Flaky
 
+from atoll.checkpoint import fs_sources, torch_restore
 from atoll.checkpoint.arrow_remote import Remote
 from atoll.checkpoint.fs_decisions import LinkDecisions
 from atoll.checkpoint.fs_futures import Ending
 from atoll.checkpoint.fs_retrying import Backoff
+from atoll.checkpoint.fs_sources import Unasked
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.fs_uploader import Destination
 from atoll.checkpoint.retention import Retention
@@ -18,6 +21,7 @@ from atoll.checkpoint.torch_restore import Restore
 from atoll.checkpoint.torch_state import digest, flatten
 from atoll.errors import CheckpointError
 from atoll.schema.checkpoints import Tier
+from atoll.schema.messages import Rewound
 
 QUICK = Backoff(tries=3, first_s=0.001, most_s=0.002)
 
@@ -168,7 +172,97 @@ def test_store_that_fails_now_and_then_and_gives_little_at_once_is_read_whole(ru
     assert run.newest() == run.of(2)
 
 
+def test_store_that_fails_for_a_while_costs_no_step(run, monkeypatch):
+    shutil.rmtree(run.store.step_directory(2))
+    plain = run.remote.record
+
+    def record(one):
+        run.files.fail = 3 * (one.step == 2)
+        return plain(one)
+
+    monkeypatch.setattr(run.remote, "record", record)
+    with pytest.raises(Unasked, match="given up after 3 tries"):
+        run.newest()
+    monkeypatch.undo()
+    assert (run.to.decisions.withdrawn(2), run.newest()) == (frozenset(), run.of(2))
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_disk_that_fails_for_a_while_costs_no_step_and_its_blocks_come_from_elsewhere(run, code, monkeypatch):
+    plain = fs_sources.read_at
+
+    def read_at(path, view, offset):
+        if "step-00000002" in str(path):
+            raise OSError(code, "the disk gives nothing")
+        return plain(path, view, offset)
+
+    monkeypatch.setattr(fs_sources, "read_at", read_at)
+    with pytest.raises(Unasked, match="the disk gives nothing"):
+        run.newest(to=None)
+    assert run.newest() == run.of(2)
+    assert (run.told, run.store.committed_steps()) == ([], [1, 2])
+
+
+def test_folder_that_is_not_mounted_is_no_damage(run):
+    record = run.store.record(2)
+    run.store.step_directory(2).rename(run.store.directory / "elsewhere")
+    with pytest.raises(Unasked):
+        Restore(run.store, run="run", damaged=lambda *_: None).opened(record, [Tier.LOCAL])
+
+
+def test_damage_here_is_no_reason_to_go_back_while_the_store_cannot_be_asked(run):
+    flip(run.packs(2)[0])
+    run.files.fail = 10_000
+    with pytest.raises(Unasked, match="has checksum"):
+        run.newest()
+    assert run.store.committed_steps() == [1, 2]
+
+
+def test_step_saved_anew_after_a_return_counts_and_the_doubted_copy_of_it_never_does(run, crew, state):
+    doubted = Rewound(step=1, epoch=1).spoils
+    run.files.fail = 10_000
+    assert run.newest(doubted=doubted) == run.of(1)
+    run.files.fail = 0
+    again = crew(1, to=run.to, epoch=3)
+    (handle,) = again.save(flatten(state(5)), 2)
+    assert handle.remote.outcome(20).ending is Ending.DONE
+    assert run.newest(doubted=doubted) == run.of(5)
+    shutil.rmtree(run.store.step_directory(2))
+    assert run.newest(doubted=doubted) == run.of(5)
+
+
+def test_step_saved_anew_is_not_in_doubt_for_an_older_copy_of_the_same_step(run, crew, state):
+    run.store.set_aside(2)
+    (handle,) = crew(1, epoch=3).save(flatten(state(5)), 2)
+    assert handle.ended.wait(20)
+    assert run.newest(doubted=Rewound(step=1, epoch=1).spoils) == run.of(5)
+
+
+def test_store_that_hangs_holds_up_no_step_that_is_here(run, monkeypatch):
+    monkeypatch.setattr(torch_restore, "_BESIDE_S", 0.01)
+    run.files.free.clear()
+    try:
+        assert run.newest() == run.of(2)
+    finally:
+        run.files.free.set()
+
+
 def test_nothing_anywhere_is_an_answer(run, tmp_path):
     store = Store(tmp_path / "empty")
     assert Restore(store, run="run", damaged=lambda *_: None).newest() is None
     assert Restore(store, run="other", damaged=lambda *_: None, to=None).newest() is None
+
+
+def test_two_that_decide_at_once_both_hear_of_the_same_record(tmp_path, monkeypatch):
+    one, other = (LinkDecisions(tmp_path, run="run") for _ in range(2))
+    plain, heard = one.decided, []
+
+    def decided(step):
+        found = plain(step)
+        if not heard:
+            heard.append(other.decide(step, "theirs"))
+        return found
+
+    monkeypatch.setattr(one, "decided", decided)
+    assert (one.decide(7, "ours"), heard, other.decided(7)) == ("theirs", ["theirs"], "theirs")
+    assert one.steps() == {7}

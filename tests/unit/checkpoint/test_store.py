@@ -187,3 +187,11 @@ def test_tensors_of_one_epoch_open_whatever_the_number_of_ranks(crew, state, tmp
         found.add(digest(Store(made.directory).open()))
     assert found == {digest(flatten(state()))}
     assert torch.equal(unflatten(Store(tmp_path / "5").open())["model"]["tied"], state()["model"]["tied"])
+
+
+def test_folders_that_only_look_like_steps_are_none(tmp_path):
+    store = Store(tmp_path)
+    for name in ("step-5", "step-\N{SUPERSCRIPT TWO}", "step-000000005", "step-\N{ARABIC-INDIC DIGIT TWO}2345678"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000007").write_text("a file")
+    assert (store.uncommitted_steps(), store.complete("run", now=1.0)) == ([], [])
