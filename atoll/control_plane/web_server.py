@@ -137,6 +137,7 @@ def serve(app: ASGIApp, listener: socket.socket, beat: Path, tls: tuple[Path, Pa
         log_level="warning",
         access_log=False,  # a sign-in link carries the token
         server_header=False,
+        proxy_headers=False,  # anybody on this host can send X-Forwarded-For, and would choose its own address
         timeout_graceful_shutdown=_GRACE_S,
         ssl_certfile=tls[0] if tls else None,
         ssl_keyfile=tls[1] if tls else None,

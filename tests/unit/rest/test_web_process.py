@@ -3,9 +3,13 @@ import json
 import os
 import threading
 
+import httpx
 import pytest
 
 from atoll.control_plane import web_server
+from atoll.control_plane.rest_memory import MemoryControl, MemoryReader
+from atoll.control_plane.rest_people import People
+from atoll.control_plane.tries import BURST
 from atoll.errors import PortInUse
 
 
@@ -70,3 +74,28 @@ def test_web_process_whose_cluster_directory_is_gone_ends(tmp_path):
         beat.parent.rmdir()
         serving.join(10)
         assert not serving.is_alive()
+
+
+def test_forwarded_address_is_not_believed(tmp_path):
+    beat = tmp_path / "cluster" / "web.beat"
+    beat.parent.mkdir()
+    reader = MemoryReader()
+    app = web_server.create_app(reader, MemoryControl(reader), "t", dashboard=False, people=People("t"))
+    wrong = {"Authorization": "Bearer wrong"}
+    with web_server.bind("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        serving = threading.Thread(target=web_server.serve, args=(app, listener, beat))
+        serving.start()
+        try:
+            with httpx.Client(base_url=url, timeout=10) as client:
+                answers = [
+                    client.get("/api/me", headers={**wrong, "X-Forwarded-For": f"10.9.{n}.1"}).status_code
+                    for n in range(int(BURST) + 5)
+                ]
+                lines = client.get("/api/audit", headers={"Authorization": "Bearer t"}).json()
+        finally:
+            beat.unlink()
+            beat.parent.rmdir()
+            serving.join(10)
+    assert answers[-1] == 429
+    assert {line["source"] for line in lines} == {"127.0.0.1"}
