@@ -7,6 +7,7 @@ before it is answered.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sys
 from collections.abc import Callable
@@ -103,6 +104,8 @@ class People:
         self._directory = Directory(key=ids.derived_key(secret or random(32)))
         self._store.load(self._directory, self._clock.now())
         self._directory.own(token)
+        # What is read, judged, written and then put in memory is one change: two at once would undo one another.
+        self._changing = asyncio.Lock()
 
     def close(self) -> None:
         """Close the file."""
@@ -188,62 +191,68 @@ class People:
 
     async def add(self, wish: UserWish) -> TokenGiven:
         """A new user and the first token. Raises `SpecError`."""
-        if not is_safe_name(wish.name):
-            raise SpecError(f"name={wish.name!r}: letters, digits, '_', '.' and '-' only")
-        if wish.name in self._directory.users:
-            raise AlreadyThere(
-                f"name={wish.name!r}: there is such a user; `atoll users rotate {wish.name}` makes a token"
-            )
-        if wish.team is not None and wish.team not in self._directory.teams:
-            known = ", ".join(sorted(self._directory.teams)) or "none"
-            raise SpecError(f"team={wish.team!r}: no such team; there are: {known} (`atoll users team NAME --queue Q`)")
-        user = User(name=wish.name, role=wish.role, team=wish.team, made_at=self._clock.now())
-        token, given = self._new_token(wish.name, wish.days)
-        await run_in_threadpool(self._store.put, user, [token])
-        self._directory.users[user.name] = user
-        self._directory.tokens[token.token_id] = token
-        return given
+        async with self._changing:
+            if not is_safe_name(wish.name):
+                raise SpecError(f"name={wish.name!r}: letters, digits, '_', '.' and '-' only")
+            if wish.name in self._directory.users:
+                raise AlreadyThere(
+                    f"name={wish.name!r}: there is such a user; `atoll users rotate {wish.name}` makes a token"
+                )
+            if wish.team is not None and wish.team not in self._directory.teams:
+                known = ", ".join(sorted(self._directory.teams)) or "none"
+                raise SpecError(
+                    f"team={wish.team!r}: no such team; there are: {known} (`atoll users team NAME --queue Q`)"
+                )
+            user = User(name=wish.name, role=wish.role, team=wish.team, made_at=self._clock.now())
+            token, given = self._new_token(wish.name, wish.days)
+            await run_in_threadpool(self._store.put, user, [token])
+            self._directory.users[user.name] = user
+            self._directory.tokens[token.token_id] = token
+            return given
 
     async def rotate(self, name: str, wish: RotateWish) -> TokenGiven:
         """A new token for a user; the old ones end after `grace_s`. Raises `NotFoundError`, `SpecError`."""
-        self._known(name)
-        if not 0 <= wish.grace_s <= _DAY_S * MOST_DAYS:
-            raise SpecError(f"grace_s={wish.grace_s}: seconds, 0 or more")
-        token, given = self._new_token(name, wish.days)
-        old = ids.ended(self._directory.tokens, name, self._clock.now() + wish.grace_s)
-        await run_in_threadpool(self._store.put, None, [*old, token])
-        self._directory.tokens |= {t.token_id: t for t in (*old, token)}
-        return given
+        async with self._changing:
+            self._known(name)
+            if not 0 <= wish.grace_s <= _DAY_S * MOST_DAYS:
+                raise SpecError(f"grace_s={wish.grace_s}: seconds, 0 or more")
+            token, given = self._new_token(name, wish.days)
+            old = ids.ended(self._directory.tokens, name, self._clock.now() + wish.grace_s)
+            await run_in_threadpool(self._store.put, None, [*old, token])
+            self._directory.tokens |= {t.token_id: t for t in (*old, token)}
+            return given
 
     async def revoke(self, name: str, wish: RevokeWish) -> None:
         """End a token, or a user with all tokens. Raises `NotFoundError`, `SpecError`."""
-        self._known(name)
-        now = self._clock.now()
-        ended = ids.ended(self._directory.tokens, name, now, wish.token)
-        if wish.token is not None and not ended:
-            raise NotFoundError(f"{name} has no token {wish.token!r} that is good; `atoll users ls` lists them")
-        if wish.token is None:
-            await run_in_threadpool(self._store.remove, name, ended)
-            del self._directory.users[name]
-        else:
-            await run_in_threadpool(self._store.put, None, ended)
-        self._directory.tokens |= {t.token_id: t for t in ended}
+        async with self._changing:
+            self._known(name)
+            now = self._clock.now()
+            ended = ids.ended(self._directory.tokens, name, now, wish.token)
+            if wish.token is not None and not ended:
+                raise NotFoundError(f"{name} has no token {wish.token!r} that is good; `atoll users ls` lists them")
+            if wish.token is None:
+                await run_in_threadpool(self._store.remove, name, ended)
+                del self._directory.users[name]
+            else:
+                await run_in_threadpool(self._store.put, None, ended)
+            self._directory.tokens |= {t.token_id: t for t in ended}
 
     async def set_team(self, team: str, queues: tuple[str, ...]) -> TeamView:
         """The queues of a team; none: the team is gone. Raises `SpecError`."""
-        wrong = [name for name in (team, *queues) if not is_safe_name(name)]
-        if wrong:
-            raise SpecError(f"{wrong[0]!r}: letters, digits, '_', '.' and '-' only")
-        held = sorted(user.name for user in self._directory.users.values() if user.team == team)
-        if not queues and held:
-            raise SpecError(f"queues=(): team {team} has members ({', '.join(held)}); revoke them first")
-        kept = tuple(sorted(set(queues)))
-        await run_in_threadpool(self._store.set_team, team, kept)
-        if kept:
-            self._directory.teams[team] = kept
-        else:
-            self._directory.teams.pop(team, None)
-        return TeamView(team=team, queues=kept)
+        async with self._changing:
+            wrong = [name for name in (team, *queues) if not is_safe_name(name)]
+            if wrong:
+                raise SpecError(f"{wrong[0]!r}: letters, digits, '_', '.' and '-' only")
+            held = sorted(user.name for user in self._directory.users.values() if user.team == team)
+            if not queues and held:
+                raise SpecError(f"queues=(): team {team} has members ({', '.join(held)}); revoke them first")
+            kept = tuple(sorted(set(queues)))
+            await run_in_threadpool(self._store.set_team, team, kept)
+            if kept:
+                self._directory.teams[team] = kept
+            else:
+                self._directory.teams.pop(team, None)
+            return TeamView(team=team, queues=kept)
 
     def _known(self, name: str) -> User:
         if name == CLUSTER_USER:

@@ -1,8 +1,11 @@
+import asyncio
+import threading
+
 import pytest
 
 from atoll.control_plane.rest_people import People
 from atoll.control_plane.sql_identity import IdentityStore
-from atoll.errors import AuthError, ClusterError, KeyReused
+from atoll.errors import AlreadyThere, AuthError, ClusterError, KeyReused
 from atoll.schema.people import AuditLine, RevokeWish, RotateWish, UserWish
 
 SECRET = b"s" * 32
@@ -37,8 +40,6 @@ def reopened(tmp_path, clock):
 
 
 def run(work):
-    import asyncio
-
     return asyncio.run(work)
 
 
@@ -92,6 +93,45 @@ def test_revoked_token_stays_revoked_and_a_removed_user_has_none(reopened):
         people.by_token(given.token, "here")
     run(people.revoke("ann", RevokeWish()))
     assert [u.name for u in reopened().users()] == ["admin"]
+
+
+def test_revocation_during_a_slow_rotation_stands(reopened):
+    people = reopened()
+    store, put = people._store, people._store.put
+    given = run(people.add(UserWish(name="ann")))
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slow(user, tokens):
+        writing.set()
+        assert go_on.wait(10)
+        put(user, tokens)
+
+    async def both():
+        store.put = slow
+        rotation = asyncio.create_task(people.rotate("ann", RotateWish(grace_s=3600)))
+        assert await asyncio.to_thread(writing.wait, 10)
+        store.put = put
+        revocation = asyncio.create_task(people.revoke("ann", RevokeWish(token=given.token_id)))
+        await asyncio.wait({revocation}, timeout=0.05)
+        go_on.set()
+        await asyncio.gather(rotation, revocation)
+
+    run(both())
+    for known in (people, reopened()):
+        with pytest.raises(AuthError):
+            known.by_token(given.token, "here")
+
+
+def test_one_of_two_adds_of_a_name_at_once_is_refused(reopened):
+    people = reopened()
+
+    async def both():
+        wishes = (UserWish(name="bob"), UserWish(name="bob"))
+        return await asyncio.gather(*(people.add(wish) for wish in wishes), return_exceptions=True)
+
+    first, second = run(both())
+    assert first.user == "bob"
+    assert isinstance(second, AlreadyThere)
 
 
 def test_same_key_gives_the_run_of_the_first_submission_and_another_job_under_it_is_refused(reopened):
