@@ -137,10 +137,20 @@ class Committer:
         if leading:
             self._decide(handle, overdue=overdue)
         elif self._store.is_committed(handle.step):
-            self._end(handle, committed=True)
-            handle.remote.set("the rank that commits sees to it")
+            other = self._not_ours(handle, self._store.record(handle.step))
+            if self._end(handle, committed=not other, problem=other) and not other:
+                handle.remote.set("the rank that commits sees to it")
         elif overdue:
             self._end(handle, problem="never committed by rank 0")
+
+    def _not_ours(self, handle: Handle, record: CommitRecord | format1.CommitRecord) -> str:
+        """Empty where the record is of this very save: the same step of another epoch may differ in its last bits."""
+        if (record.run, record.epoch) == (self._run, handle.epoch):
+            return ""
+        return (
+            f"step {handle.step} stands as epoch {record.epoch} of run {record.run} saved it; this save of epoch "
+            f"{handle.epoch} is not kept"
+        )
 
     def _decide(self, handle: Handle, *, overdue: bool) -> None:
         # Asked before storage is: whoever was gone by then had written all that it ever will.
@@ -152,6 +162,8 @@ class Committer:
             return
         handle.seen = seen
         match self._store.try_commit(handle.step, handle.epoch, handle.size, run=self._run, now=now, gone=gone):
+            case Commit(record=record) if other := self._not_ours(handle, record):
+                self.fail(handle, other)
             case Commit(record=record, odd=odd):
                 self._committed(handle, record, odd)
             case Refuse(why=why, detail=detail):

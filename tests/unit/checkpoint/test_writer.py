@@ -228,14 +228,29 @@ def test_step_that_another_run_committed_in_the_same_folder_is_not_replaced(crew
     assert digest(store.open(1)) == digest(flatten(state(1)))
 
 
-def test_same_step_saved_again_by_a_later_epoch_counts_as_committed(crew, state):
+def test_same_step_saved_again_by_a_later_epoch_is_told_not_to_be_kept(crew, state):
     first = crew(2)
     first.save_and_wait(flatten(state(1)), 1)
     again = crew(3, directory=first.directory, epoch=2)
-    again.save_and_wait(flatten(state(1)), 1)
+    handles = again.save(flatten(state(2)), 1)
+    assert all(h.ended.wait(10) for h in handles)
     again.finish()
-    assert steps_of(again.told, CheckpointCommitted) == [1]
+    assert not any(h.committed for h in handles)
+    why = "step 1 stands as epoch 1 of run run saved it; this save of epoch 2 is not kept"
+    assert {h.problem for h in handles} == {why}
+    assert [f"{f.step}: {f.problem}" for f in again.told] == [f"1: {why}"]
+    assert again.writers[0].memory() == []
     assert {p.name[:2] for p in first.directory.glob("step-00000001/e*")} == {"e1"}
+
+
+def test_step_of_another_run_is_no_save_of_a_rank_that_does_not_commit(crew, state):
+    first = crew(1, run="first")
+    first.save_and_wait(flatten(state(1)), 1)
+    second = crew(2, run="second")
+    handles = second.save(flatten(state(2)), 1)
+    assert all(h.ended.wait(10) for h in handles)
+    assert not any(h.committed for h in handles)
+    assert handles[1].problem.startswith("step 1 stands as epoch 1 of run first saved it")
 
 
 def test_checkpoint_that_does_not_read_back_is_told_and_older_ones_stay(crew, state):
