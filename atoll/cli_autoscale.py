@@ -127,7 +127,9 @@ class RestCluster:
             self._offer_at = SystemClock().monotonic() + OFFER_S
         runs = [replace(run, spec=self._spec(run)) for run in self._client.runs() if not run.state.ended]
         self._specs = {run.run: run.spec for run in runs if run.spec is not None}
-        nodes = tuple(standing(node, runs) for node in self._client.nodes() if node.alive)
+        seen = [(node, standing(node, runs)) for node in self._client.nodes()]
+        # Ray may have lost a node on which everything goes on: its word alone ends no machine.
+        nodes = tuple(found for node, found in seen if node.alive or node.agent or found.trainers)
         return Sight(nodes=nodes, asks=tuple(asks(runs)))
 
     def _spec(self, run: RunView) -> JobSpec | None:
@@ -167,7 +169,7 @@ def asks(runs: list[RunView]) -> list[Ask]:
 
 
 def standing(node: NodeView, runs: list[RunView]) -> Standing:
-    """A node with what is free on it. On a drained one nothing counts as free for others, so it is reckoned up here."""
+    """A node with what is free on it. Of a drained or dead one nothing counts as free for others, so it is reckoned up here."""
     from atoll.control_plane.arbiter.model import Amount  # noqa: PLC0415 - as above
     from atoll.control_plane.autoscaling.facts import Standing  # noqa: PLC0415 - as above
 
@@ -179,7 +181,7 @@ def standing(node: NodeView, runs: list[RunView]) -> Standing:
     ]
     total = Amount(cpus=_units(node.cpus), gpus=_units(node.gpus))
     cpus = total.cpus - sum(_units(spec.cpus_per_worker) for spec in here)
-    if node.drain is None:
+    if node.drain is None and node.alive:
         cpus = min(cpus, _units(node.cpus_free))  # a seat may be held before its trainer is there
     free = Amount(cpus=max(cpus, 0), gpus=max(total.gpus - sum(_units(s.gpus_per_worker) for s in here), 0))
     return Standing(
@@ -191,6 +193,7 @@ def standing(node: NodeView, runs: list[RunView]) -> Standing:
         leaving_at=None if node.drain is None else monotonic(node.drain.until),
         noticed=node.drain is not None and node.drain.reason.startswith("a notice"),
         left=node.drain is not None and node.drain.left,
+        alive=node.alive,
     )
 
 

@@ -28,7 +28,7 @@ KINDS = st.lists(
 EVENTS = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 12), st.integers(0, 1), st.integers(0, 1)),
     st.tuples(st.just("odd"), st.integers(1, 4), st.just(0), st.just(0)),
-    st.tuples(st.sampled_from(["finish", "kill", "notice", "restart", "deaf"]), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["finish", "kill", "notice", "unsee", "restart", "deaf"]), st.integers(0, 5)),
     st.tuples(st.sampled_from(["sold", "mute"]), st.sampled_from(NAMES)),
 )
 HISTORY = st.lists(st.tuples(EVENTS, st.sampled_from([1, 3, 10, 40])), max_size=25)
@@ -60,10 +60,13 @@ class Story:
                 runs = [*world.running, *(a.run for a in world.waiting)]
                 if runs:
                     world.finish(runs[rest[0] % len(runs)])
-            case "kill" | "notice":
+            case "kill" | "notice" | "unsee":
                 names = [m for m in world.machines if world.machines[m].node]
                 if names and what == "kill":
                     world.kill(names[rest[0] % len(names)])
+                elif names and what == "unsee":
+                    machine = world.machines[names[rest[0] % len(names)]]
+                    machine.unseen = not machine.unseen
                 elif names:
                     world.notice(names[rest[0] % len(names)], 15)
             case "restart":
@@ -86,6 +89,8 @@ def test_limits_hold_and_at_the_end_only_what_is_needed_stands(kinds, budget, hi
     for run in [*world.running, *(a.run for a in world.waiting)]:
         world.finish(run)
     world.deaf = False
+    for machine in world.machines.values():
+        machine.unseen = False
     world.sold_out.clear()
     world.mute.clear()
     world.go(600, look_s=5.0)

@@ -44,6 +44,7 @@ class Mach:
     leaving_at: float | None = None
     noticed: bool = False
     dead: bool = False
+    unseen: bool = False  # Ray has lost it, and its trainers work on
 
 
 @dataclass
@@ -149,8 +150,9 @@ class World:
 
     def _rooms(self):
         rooms = []
+        unseen = {m.node for m in self.machines.values() if m.unseen}
         for node, total, labels, leaving in self._nodes():
-            if leaving is None:
+            if leaving is None and node not in unseen:
                 free = self._free(node, total)
                 rooms.append(Room(key=node, labels=labels, cpus=free.cpus, gpus=free.gpus))
         return rooms
@@ -184,6 +186,7 @@ class World:
                     leaving_at=leaving,
                     noticed=machine is not None and machine.noticed,
                     left=leaving is not None and trainers == 0,
+                    alive=machine is None or not machine.unseen,
                 )
             )
         machines = tuple(facts.Machine(instance=m.instance, kind=m.kind.name) for m in self.machines.values())

@@ -79,6 +79,8 @@ class Autoscaler:
         by_node = {machine.node: machine for machine in self.fleet.held.values() if machine.node is not None}
         rooms = []
         for node in look.nodes:
+            if not node.alive:
+                continue
             machine = by_node.get(node.node)
             ours = machine is not None and machine.phase is Phase.DRAINING and isinstance(machine.reason, cmd.Idle)
             if (node.leaving_at is not None and not (ours and not node.noticed)) or (

@@ -17,7 +17,8 @@ class Standing:
     """A node of the cluster. `trainers`: processes of runs there, spares included, and seats that are held for some.
 
     `leaving_at`: when it is to be empty, if it is drained; `noticed`: it said so itself, so its provider takes it.
-    `left`: everybody's end is proven.
+    `left`: everybody's end is proven. `alive`: Ray sees it; of one that it does not see trainers still work or the agent is
+    attached, or it would not be in a look at all. Nothing is placed there, and its machine is not ended as a lost one.
     """
 
     node: NodeId
@@ -28,6 +29,7 @@ class Standing:
     leaving_at: float | None = None
     noticed: bool = False
     left: bool = False
+    alive: bool = True
 
     @property
     def empty(self) -> bool:

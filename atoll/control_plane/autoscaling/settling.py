@@ -70,7 +70,8 @@ class Settling:
         found: list[cmd.Command] = []
         if look.machines is not None:
             found += self._listed(look.machines, now)
-        by_instance = {n.labels[INSTANCE]: n for n in look.nodes if INSTANCE in n.labels}
+        nodes = sorted(look.nodes, key=lambda n: n.alive)  # of a machine that came back as another node, that one
+        by_instance = {n.labels[INSTANCE]: n for n in nodes if INSTANCE in n.labels}
         by_node = {n.node: n for n in look.nodes}
         for machine in list(self._fleet.held.values()):
             node = by_instance.get(machine.instance) or (by_node.get(machine.node) if machine.node else None)
@@ -138,6 +139,7 @@ class Settling:
         ]
 
     def _lost(self, machine: Held, now: float) -> list[cmd.Command]:
+        """Called where no node of it is in the look: Ray does not see it, no trainer is there, its agent is detached."""
         away = now - machine.seen_at
         return [self.end(machine, cmd.Vanished(after_s=away), now)] if away >= LOST_S else []
 

@@ -275,6 +275,21 @@ def test_dead_machine_is_forgotten_when_its_provider_lists_it_no_more():
     assert w.running.keys() == {"r"}
 
 
+def test_machine_that_ray_has_lost_stands_while_its_trainers_work_and_takes_no_gang():
+    w = world(kind("small", cpus=4))
+    w.submit(ask("r", workers=2))
+    w.go(10)
+    w.machines["small-x1"].unseen = True
+    w.go(200)
+    assert w.ended == []
+    w.submit(ask("s", workers=2))
+    w.go(10)
+    assert w.running["s"][1] == {"n-small-x2": 2}
+    w.finish("r")
+    w.go(1200)
+    assert "small-x1" in w.ended
+
+
 def test_node_that_a_person_drains_is_left_to_that_person():
     w = world(kind("small", cpus=4))
     w.submit(ask("r", workers=4))

@@ -19,6 +19,7 @@ from atoll.schema.ids import NodeId, RunId, TrainerId
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.views import DrainView, NodeView, RunState, RunView, TrainerView
 
+LOST = (("works", False), ("attached", True), ("silent", False))
 FILE = """
 cluster = "c"
 provider = "{provider}"
@@ -150,6 +151,15 @@ def test_drained_node_counts_its_trainers_itself_and_gone_ones_not():
     assert (seen.trainers, seen.free.cpus, seen.noticed, seen.left) == (1, 25_000, True, False)
     left = DrainView(until=0.0, reason="asked by `atoll drain`", trainers=0, left=True)
     assert standing(node(cpus_free=0.0, drain=left), []).empty
+
+
+def test_look_keeps_a_node_that_ray_has_lost_while_its_agent_or_a_trainer_is_there(cluster, file):
+    lost = [replace(node(alive=False, agent=agent, cpus_free=0.0), node=NodeId(name)) for name, agent in LOST]
+    cluster.reader.hosts.extend(lost)
+    cluster.reader.views["r"] = run("r", RunState.RUNNING, [("works", "worker"), ("silent", "gone")])
+    with Client(cluster.url, "cli-test-token") as client:
+        seen = {n.node: n for n in RestCluster(client, read_scaling(file)).look().nodes if not n.alive}
+    assert {name: found.empty for name, found in seen.items()} == {"works": False, "attached": True}
 
 
 def test_look_asks_for_the_spec_of_a_run_once(cluster, file, monkeypatch):
