@@ -8,6 +8,7 @@ before it is answered.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import sys
 from collections.abc import Callable
@@ -101,6 +102,7 @@ class People:
         self._clock = clock or SystemClock()
         self._random = random
         self._tries = tries or Tries()
+        self._told = Tries()
         self._directory = Directory(key=ids.derived_key(secret or random(32)))
         self._store.load(self._directory, self._clock.now())
         self._directory.own(token)
@@ -318,10 +320,13 @@ class People:
             _log(f"not in the audit log ({error}): line {entry.seq} was answered {status} {code}")
 
     async def tell(self, scope: Scope, caller: Caller | None, status: int, code: str) -> None:
-        """Write down what was refused, or who signed in."""
+        """Write down what was refused, or who signed in: so many lines of one user, or of one address of nobody known."""
+        teller = caller.user if caller else f"@{source_of(scope)}"  # no user's name has an @
+        if self._told.failed(teller, self._clock.now()) > 0:
+            return
         line = replace(self._line(scope, caller), status=status, code=code)
         try:
-            await run_in_threadpool(self._store.begin, line)
+            await run_in_threadpool(functools.partial(self._store.begin, line, changes=False))
         except AtollError as error:
             _log(f"not in the audit log ({error}): {line}")
 

@@ -2,7 +2,8 @@
 
 The web process alone writes it, each change durable before it returns: a token that was shown is kept, a revoked one stays
 revoked, and a line of the audit log is there before what it tells of is done. Tokens are kept as `identity` says, never
-themselves. The audit log holds the last million lines.
+themselves. The audit log holds the last million changes, and apart from them the last of what was refused or signed in, so
+that nobody pushes out the lines of changes by calls that change nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from atoll.schema.people import AuditLine, Role
 
 # At a wish a second, day and night, the last twelve days; some 200 MB.
 AUDIT_KEPT = 1_000_000
+TOLD_KEPT = 100_000
 _PRUNE_EVERY = 1_000
 _WAIT_S = 5.0
 _TABLES = (
@@ -38,11 +40,18 @@ _TABLES = (
     "CREATE INDEX IF NOT EXISTS audit_by_name ON audit (name, seq)",
     "CREATE TABLE IF NOT EXISTS wishes (name TEXT, key TEXT, digest TEXT, run TEXT, at REAL, PRIMARY KEY (name, key))",
 )
+# A file of before has lines without it; all count as changes.
+_SORTED = "ALTER TABLE audit ADD COLUMN changes INTEGER NOT NULL DEFAULT 1"
+_BY_SORT = "CREATE INDEX IF NOT EXISTS audit_by_sort ON audit (changes, seq)"
 _USER = "INSERT OR REPLACE INTO users VALUES (:name, :role, :team, :made_at)"
 _TOKEN = "INSERT OR REPLACE INTO tokens VALUES (:token_id, :name, :salt, :digest, :made_at, :expires_at, :ended_at)"  # noqa: S105 - SQL
 _AUDIT = (
-    "INSERT INTO audit (at, name, role, source, method, path, status, code, note)"
-    " VALUES (:at, :user, :role, :source, :method, :path, :status, :code, :note)"
+    "INSERT INTO audit (at, name, role, source, method, path, status, code, note, changes)"
+    " VALUES (:at, :user, :role, :source, :method, :path, :status, :code, :note, :changes)"
+)
+_PRUNE = (
+    "DELETE FROM audit WHERE changes = :changes AND seq <="
+    " (SELECT seq FROM audit WHERE changes = :changes ORDER BY seq DESC LIMIT 1 OFFSET :kept)"
 )
 
 
@@ -65,6 +74,9 @@ class IdentityStore:
             self._connection = self._engine.connect()
             for table in _TABLES:
                 self._connection.execute(text(table))
+            if "changes" not in {row.name for row in self._connection.execute(text("PRAGMA table_info(audit)"))}:
+                self._connection.execute(text(_SORTED))
+            self._connection.execute(text(_BY_SORT))
         except DatabaseError as error:
             self._engine.dispose()
             raise ClusterError(f"users cannot be read from {path}: {error.orig}") from None
@@ -116,13 +128,14 @@ class IdentityStore:
 
     # -- audit -------------------------------------------------------------------------------------------------------
 
-    def begin(self, line: AuditLine) -> int:
-        """Write a line; its number."""
-        row = {name: getattr(line, name) for name in AuditLine.__slots__ if name != "seq"}
+    def begin(self, line: AuditLine, *, changes: bool = True) -> int:
+        """Write a line; its number. `changes`: something is about to be changed, rather than was refused."""
+        row = {name: getattr(line, name) for name in AuditLine.__slots__ if name != "seq"} | {"changes": changes}
         with self._lock:
             seq = int(self._execute(_AUDIT, row).lastrowid)
             if seq % _PRUNE_EVERY == 0:
-                self._execute("DELETE FROM audit WHERE seq <= :old", {"old": seq - AUDIT_KEPT})
+                self._execute(_PRUNE, {"changes": True, "kept": AUDIT_KEPT})
+                self._execute(_PRUNE, {"changes": False, "kept": TOLD_KEPT})
         return seq
 
     def finish(self, seq: int, status: int, code: str, note: str) -> None:

@@ -260,3 +260,17 @@ def test_cluster_token_cannot_be_rotated_or_revoked_over_rest(site):
         answer = site.post(f"/api/users/admin/{wish}", json={})
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
     assert site.post("/api/users/nobody/rotate", json={}).status_code == 404
+
+
+def test_refusals_of_one_user_are_written_down_so_often_and_no_more(site):
+    viewer, other = site.user("v", "viewer"), site.user("w", "viewer")
+    answers = {site.post("/api/users", token=viewer, json={}).status_code for _ in range(int(BURST) + 20)}
+    site.post("/api/users", token=other, json={})
+    assert answers == {403}
+    assert [line[0] for line in audited(site)] == ["w"] + ["v"] * int(BURST)
+
+
+def test_wrong_tokens_in_the_form_are_written_down_so_often_and_no_more(site):
+    for _ in range(int(BURST) + 20):
+        site.post("/login", token=None, data={"token": "wrong"})
+    assert len(audited(site)) == int(BURST)

@@ -1,4 +1,5 @@
 import asyncio
+import sqlite3
 import threading
 
 import pytest
@@ -165,6 +166,35 @@ def test_audit_log_forgets_its_oldest_lines(reopened, monkeypatch):
     for _ in range(20):
         store.begin(line)
     assert [a.seq for a in store.audit(0, 100, None)] == [20, 19, 18, 17, 16]
+
+
+def test_refusals_push_no_change_out_of_the_audit_log(reopened, monkeypatch):
+    from atoll.control_plane import sql_identity
+
+    monkeypatch.setattr(sql_identity, "TOLD_KEPT", 3)
+    monkeypatch.setattr(sql_identity, "_PRUNE_EVERY", 10)
+    store = reopened()._store
+    line = AuditLine(seq=0, at=1.0, user="ann", role="user", source="s", method="POST", path="/p", status=0)
+    store.begin(line)
+    for _ in range(19):
+        store.begin(line, changes=False)
+    assert [a.seq for a in store.audit(0, 100, None)] == [20, 19, 18, 1]
+
+
+def test_file_from_before_lines_were_told_apart_goes_on(tmp_path):
+    old = sqlite3.connect(tmp_path / "identity.sqlite")
+    old.execute(
+        "CREATE TABLE audit (seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL, name TEXT, role TEXT, source TEXT,"
+        " method TEXT, path TEXT, status INTEGER, code TEXT, note TEXT)"
+    )
+    old.execute("INSERT INTO audit VALUES (7, 1.0, 'ann', 'user', 's', 'POST', '/p', 201, '', '')")
+    old.commit()
+    old.close()
+    for count in (1, 2):
+        store = IdentityStore(tmp_path / "identity.sqlite")
+        store.begin(AuditLine(seq=0, at=2.0, user="", role="", source="s", method="GET", path="/q", status=401))
+        assert [a.seq for a in store.audit(0, 9, None)] == [*range(7 + count, 6, -1)]
+        store.close()
 
 
 def test_file_that_cannot_be_opened_is_named(tmp_path):
