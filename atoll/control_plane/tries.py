@@ -1,5 +1,4 @@
-"""How many wrong tokens an address may show, and how many refusals of one user are written down: a bucket each, that
-fills again with time.
+"""How many wrong tokens an address may show, or refusals of one user are written down: a bucket each, that fills with time.
 
 A good token is never held up: 256 random bits are not guessed at any rate, and an address may be that of many people (a
 forwarded port, a proxy), one of whom must not lock the others out. What the limit saves is the log, and the sign-in form,

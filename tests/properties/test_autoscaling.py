@@ -61,14 +61,7 @@ class Story:
                 if runs:
                     world.finish(runs[rest[0] % len(runs)])
             case "kill" | "notice" | "unsee":
-                names = [m for m in world.machines if world.machines[m].node]
-                if names and what == "kill":
-                    world.kill(names[rest[0] % len(names)])
-                elif names and what == "unsee":
-                    machine = world.machines[names[rest[0] % len(names)]]
-                    machine.unseen = not machine.unseen
-                elif names:
-                    world.notice(names[rest[0] % len(names)], 15)
+                self.befall_a_machine(what, rest[0])
             case "restart":
                 world.restart()
             case "deaf":
@@ -76,6 +69,19 @@ class Story:
             case _:
                 failing = world.sold_out if what == "sold" else world.mute
                 failing.symmetric_difference_update({rest[0]})
+
+    def befall_a_machine(self, what, number):
+        names = [m for m in self.world.machines if self.world.machines[m].node]
+        if not names:
+            return
+        name = names[number % len(names)]
+        match what:
+            case "kill":
+                self.world.kill(name)
+            case "notice":
+                self.world.notice(name, 15)
+            case _:
+                self.world.machines[name].unseen ^= True
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
