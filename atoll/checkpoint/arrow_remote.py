@@ -89,6 +89,10 @@ class Remote:
         found = (_RECORD.fullmatch(info.base_name) for info in self._list(step))
         return [RemoteRecord(step=step, epoch=int(m[1]), at=int(m[2]), digest=m[3]) for m in found if m]
 
+    def files(self, step: int) -> list[str]:
+        """All that lies there of a step."""
+        return [info.base_name for info in self._list(step) if info.type == fs.FileType.File]
+
     def record(self, record: RemoteRecord) -> CommitRecord:
         """What it says. Raises `CheckpointError` for a damaged one."""
         where = self.where(record.step, record.name)
@@ -139,13 +143,18 @@ class Remote:
         if held != total:
             raise RemoteError(f"{self.where(step, file)} has {held} bytes after {total} were written")
 
-    def delete(self, step: int) -> None:
-        """Remove a step: its records first, so that half a deletion is a leftover and no checkpoint."""
+    def delete(self, step: int, files: Iterable[str]) -> None:
+        """Remove `files` of a step: its records first, so that half a deletion is a leftover and no checkpoint.
+
+        What came there meanwhile stays; the folder goes where nothing did.
+        """
         with _failing(self.where(step)):
-            for record in self.records(step):
-                self._files().delete_file(self._path(step, record.name))
-            with suppress(FileNotFoundError):
-                self._files().delete_dir(self._path(step))
+            for file in sorted(files, key=lambda name: _RECORD.fullmatch(name) is None):
+                with suppress(FileNotFoundError):
+                    self._files().delete_file(self._path(step, file))
+            if not self.files(step):
+                with suppress(FileNotFoundError):
+                    self._files().delete_dir(self._path(step))
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,25 @@ class Claim:
 
     def remove(self, path: Path) -> None:
         """Have a file or folder gone, at once and durably, while the claim stands. Raises `Overtaken`."""
+        grave = self._buried(path)
+        if grave is None:
+            return
+        if grave.is_dir():
+            shutil.rmtree(grave, ignore_errors=True)
+        else:
+            grave.unlink(missing_ok=True)
+
+    def move(self, path: Path, to: Path) -> None:
+        """Give a file or folder another name, while the claim stands. Raises `Overtaken`."""
+        grave = self._buried(path)
+        if grave is not None:
+            # Where a higher epoch comes between the two, it clears the claim away, with what lies in it.
+            with suppress(FileNotFoundError):
+                grave.rename(to)
+                sync_directory(to.parent)
+
+    def _buried(self, path: Path) -> Path | None:
+        """Where in the claim `path` lies now; None: it was not there. Raises `Overtaken`."""
         self.hold()
         grave = self._mine / f"{path.name}.{os.urandom(4).hex()}"
         failpoint("before-removal")
@@ -81,13 +100,10 @@ class Claim:
         except FileNotFoundError:
             if path.exists():
                 raise self._overtaken(path) from None
-            return
+            return None
         sync_directory(path.parent)
         failpoint("after-removal")
-        if grave.is_dir():
-            shutil.rmtree(grave, ignore_errors=True)
-        else:
-            grave.unlink(missing_ok=True)
+        return grave
 
     def _epochs(self) -> list[int]:
         names = (_CLAIM.fullmatch(p.name) for p in self._all.glob("epoch-*.claim"))

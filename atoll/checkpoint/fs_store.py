@@ -6,7 +6,7 @@
         e3-r0of4-1f0c2a9b.json                  its word: checksums of its blocks, digests of what it wrote and holds
         e3-r2of4-1f0c2a9b-by0.*                 what rank 0 wrote in the place of rank 2
         e3-r2of4-1f0c2a9b.request               the leader's request for it
-        model-e3-1f0c2a9b.safetensors           the weights, filled by all ranks
+        model-e3-1f0c2a9b-aacb3f19.safetensors  the weights, filled by all ranks
         model.safetensors.index.json            what makes the folder one for Hugging Face's readers; with config.json
         commit.json                             the commit record: there, whole, or the step does not count
     claims-1f0c2a9b/                            which epoch of a run may commit and delete here (`fs_claims`)
@@ -246,18 +246,23 @@ class Store:
         failpoint("before-judging")
         judgement = judge(told, size=size, held=self._held(step, told), now=now, gone=gone)
         if isinstance(judgement, Commit) and isinstance(judgement.record, CommitRecord):
-            directory = self.step_directory(step)
-            self._put_beside(directory, judgement.record)
             failpoint("before-record")
-            if not self._publish(directory / COMMIT, seal(judgement.record)):
+            if not self._publish(self.step_directory(step) / COMMIT, seal(judgement.record)):
                 return self._committed(step, run)
             failpoint("after-record")
+            # Not before: whose record it is, theirs are the files, and another run may have been faster.
+            self._put_beside(judgement.record)
         return judgement
 
-    def _put_beside(self, directory: Path, record: CommitRecord) -> None:
-        """The small files for other programs' readers; those of a save that never counted are replaced."""
-        for name, text in record.beside.items():
-            self._put(directory / name, text.encode())
+    def _put_beside(self, record: AnyRecord) -> None:
+        """The small files for other programs' readers; the record has them, so whoever comes next can make up for them."""
+        directory = self.step_directory(record.step)
+        for name, text in record.beside.items() if isinstance(record, CommitRecord) else ():
+            data, there = text.encode(), b""
+            with suppress(FileNotFoundError):
+                there = (directory / name).read_bytes()
+            if there != data:
+                self._put(directory / name, data)
 
     def _put(self, path: Path, data: bytes) -> None:
         """Have `path` hold `data`, whatever it held before."""
@@ -274,20 +279,31 @@ class Store:
 
     def complete(self, run: str, *, now: float) -> Sequence[int]:
         """Commit the saves of `run` whose parts are all there but whose writers ended before the record was made."""
-        from atoll.checkpoint.commit import Commit  # noqa: PLC0415 - Arrow, as above
-
+        for step in self.committed_steps():
+            # The files beside a record come after it, so a writer may have ended between the two.
+            with suppress(OSError, CheckpointError):
+                record = self._record(step)
+                if record.run == run:
+                    self._put_beside(record)
         done = []
         for step in self.uncommitted_steps():
-            names = [_WORD.fullmatch(p.name) for p in self.step_directory(step).iterdir()]
-            saves = {(int(m[1]), int(m[2])) for m in names if m and m[3] == run_tag(run)}
-            # The newest epoch first: what it wrote is what the run went on from. Nobody writes any more: what is not
-            # there will not come, but others may have written it.
-            judged = (
-                self.try_commit(step, epoch, size, run=run, now=now, gone=frozenset(range(size)))
-                for epoch, size in sorted(saves)[::-1]
-            )
-            done += [step] if any(isinstance(j, Commit) for j in judged) else []
+            # A step that fails here is no checkpoint; it keeps nobody from those that are.
+            with suppress(OSError):
+                done += [step] if self._completed(step, run, now) else []
         return done
+
+    def _completed(self, step: int, run: str, now: float) -> bool:
+        from atoll.checkpoint.commit import Commit  # noqa: PLC0415 - Arrow, as above
+
+        names = [_WORD.fullmatch(p.name) for p in self.step_directory(step).iterdir()]
+        saves = {(int(m[1]), int(m[2])) for m in names if m and m[3] == run_tag(run)}
+        # The newest epoch first: what it wrote is what the run went on from. Nobody writes any more: what is not
+        # there will not come, but others may have written it.
+        judged = (
+            self.try_commit(step, epoch, size, run=run, now=now, gone=frozenset(range(size)))
+            for epoch, size in sorted(saves)[::-1]
+        )
+        return any(isinstance(j, Commit) for j in judged)
 
     def _committed(self, step: int, run: str) -> Judgement:
         from atoll.checkpoint.commit import Commit, Refusal, Refuse  # noqa: PLC0415 - Arrow, as above
@@ -331,10 +347,12 @@ class Store:
     def set_aside(self, step: int) -> None:
         """Have `step` count no more without deleting what is left of it: it cannot be read whole."""
         directory = self.step_directory(step)
+        to = directory.with_name(f"damaged-{directory.name}-{os.urandom(4).hex()}")
         if self._claim is not None:
-            self._claim.hold()
+            self._claim.move(directory, to)
+            return
         with suppress(FileNotFoundError):
-            directory.rename(directory.with_name(f"damaged-{directory.name}-{os.urandom(4).hex()}"))
+            directory.rename(to)
             sync_directory(self.directory)
 
     def strays(self, step: int, run: str) -> Sequence[Path]:
@@ -351,7 +369,10 @@ class Store:
                 path.unlink(missing_ok=True)
             else:
                 self._claim.remove(path)
-        rest = {p.name for p in directory.iterdir() if not p.name.startswith(".")}
+        try:
+            rest = {p.name for p in directory.iterdir() if not p.name.startswith(".")}
+        except FileNotFoundError:
+            return  # another did it
         if not self.is_committed(step) and rest <= BESIDE:
             self._remove(directory)
 

@@ -246,11 +246,13 @@ class Uploader:
             self._again(lambda found=record: read_back(self._remote, found))  # type: ignore[misc]
         for step in (*surplus, *littered):
             failpoint("before-remote-removal")
+            # What lies there now and no more: a later epoch may save the step anew while this one deletes.
+            files = step, self._again(lambda gone=step: self._remote.files(gone))  # type: ignore[misc]
             self._still_lead()
             if step in there:
                 self._decisions.withdraw(step, there[step])
             failpoint("after-withdrawal")
-            self._again(lambda gone=step: self._remote.delete(gone))  # type: ignore[misc]
+            self._again(lambda gone=files: self._remote.delete(*gone))  # type: ignore[misc]
             self._say(step, TierState.GONE, "")
 
     def _counting(self, step: int) -> tuple[str, str]:

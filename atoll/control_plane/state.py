@@ -300,8 +300,9 @@ def _apply_copy(run: Run, record: r.CopyDecided | r.CopyWithdrawn) -> None:
         return
     if run.copied.get(record.step) == record.record:
         del run.copied[record.step]
-    run.withdrawn[record.step] = (*run.withdrawn.get(record.step, ()), record.record)
-    for old in sorted(run.withdrawn)[:-_WITHDRAWN_KEPT]:
+    # Put last: those go that were withdrawn longest ago, for after a return low steps are withdrawn after high ones.
+    run.withdrawn[record.step] = (*run.withdrawn.pop(record.step, ()), record.record)
+    for old in list(run.withdrawn)[:-_WITHDRAWN_KEPT]:
         del run.withdrawn[old]
 
 

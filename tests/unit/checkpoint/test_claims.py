@@ -215,3 +215,50 @@ def test_writer_frozen_anywhere_in_a_save_and_woken_after_the_next_epoch_saved_l
     committed = [f.step for f in zombie.told if isinstance(f, CheckpointCommitted)]
     assert committed in ([1], [1, 2])
     assert set(committed) - {1} <= set(before)
+
+
+def test_step_is_set_aside_by_nobody_whose_epoch_is_over(tmp_path, state):
+    crew = Crew(1, directory=tmp_path)
+    crew.save_and_wait(flatten(state()), 1)
+    crew.finish(DEADLINE_S)
+    stale = claim(tmp_path, 2)
+    freezer, ended = Freezer("before-removal"), []
+
+    def run():
+        try:
+            Store(tmp_path).under(stale).set_aside(1)
+        except Overtaken:
+            ended.append("overtaken")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    freezer.frozen()
+    claim(tmp_path, 3).hold()
+    freezer.wake()
+    thread.join(DEADLINE_S)
+    assert (ended, Store(tmp_path).committed_steps()) == (["overtaken"], [1])
+
+
+def test_files_beside_a_step_are_those_of_the_run_whose_record_it_is(tmp_path, state):
+    slow, fast = (Crew(1, directory=tmp_path, run=run) for run in ("slow", "fast"))
+    freezer = Freezer("before-record")
+    (handle,) = slow.save(flatten(state()), 5, weights="model")
+    freezer.frozen()
+    fast.save_and_wait(flatten(state(2.0)), 5, weights="model")
+    freezer.wake()
+    assert handle.ended.wait(DEADLINE_S)
+    assert (handle.committed, Store(tmp_path).verify(5).ok) == (False, True)
+    for crew in (slow, fast):
+        crew.finish(DEADLINE_S)
+
+
+def test_files_beside_a_record_whose_writer_ended_after_it_are_made_up_for(tmp_path, state):
+    crew = Crew(1, directory=tmp_path)
+    crew.save_and_wait(flatten(state()), 5, weights="model")
+    crew.finish(DEADLINE_S)
+    store = Store(tmp_path)
+    for name in store.record(5).beside:
+        (store.step_directory(5) / name).unlink()
+    assert not store.verify(5).ok
+    store.complete("run", now=1.0)
+    assert store.verify(5).ok

@@ -106,7 +106,7 @@ def test_store_below_another_holds_copies_too(tmp_path):
     found = Remote(lambda: (below, "kept"), run="run", uri="inner")
     found.write(1, "a", [b"x"], lambda _: None)
     assert found.read(1, "a") == b"x"
-    found.delete(1)
+    found.delete(1, found.files(1))
     assert found.steps() == []
 
 
@@ -167,7 +167,7 @@ def test_what_is_there_is_compared_and_not_sent_again(copying):
     assert kept.copy(1).ending is Ending.DONE
     assert kept.files.written == sent
     first = kept.store.record(1).segments[0].file
-    kept.remote.delete(1)
+    kept.remote.delete(1, kept.remote.files(1))
     kept.remote.write(1, first, [bytes((kept.store.step_directory(1) / first).stat().st_size)], lambda _: None)
     assert kept.copy(1).ending is Ending.DONE
     read_back(kept.remote, kept.remote.records(1)[0])
@@ -330,3 +330,22 @@ def test_failed_deletion_is_told_and_no_failed_copy(copying):
     uploader.finish(10)
     assert any(isinstance(f, CheckpointFailed) and "older copies stay" in f.problem for f in kept.told)
     assert kept.states(2) == [TierState.WHOLE]
+
+
+def test_leader_that_wakes_in_a_deletion_leaves_what_a_later_epoch_copied_meanwhile(copying):
+    kept = copying(keep=1)
+    kept.copy(1)
+    there, go = threading.Event(), threading.Event()
+
+    def hold():
+        there.set()
+        assert go.wait(20)
+
+    arm("after-withdrawal", hold)
+    uploader = kept.uploader()
+    kept.copy(2, uploader=uploader)
+    assert there.wait(20)
+    kept.remote.write(1, "e3-r0of1-12345678.json", [b"of a later epoch"], lambda _: None)
+    go.set()
+    uploader.finish(10)
+    assert kept.remote.files(1) == ["e3-r0of1-12345678.json"]

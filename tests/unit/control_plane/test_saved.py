@@ -150,6 +150,13 @@ def test_run_remembers_the_withdrawn_copies_of_its_last_steps(world):
     assert sorted(run.withdrawn) == list(range(36, 100))
 
 
+def test_copy_withdrawn_last_is_remembered_however_low_its_step(world):
+    for step in range(100, 200):
+        withdrawn(world, step, f"r{step}")
+    withdrawn(world, 10, "one")
+    assert proposed(world, 10, "one") == [m.CopyDecided(step=10, record="", withdrawn=("one",))]
+
+
 def test_trainer_that_begins_is_told_what_is_decided_also_after_a_restart(world):
     proposed(world, 10, "one")
     proposed(world, 20, "two")
