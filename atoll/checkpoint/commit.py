@@ -11,6 +11,7 @@ told of the same box by several ranks must agree: where it does not, the majorit
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,6 +193,21 @@ def _mixed(words: Sequence[Word], size: int) -> Refuse | None:
             detail=f"ranks {unlike} hold other tensor names, types or shapes than rank {first.by}; manage the same on all "
             "ranks",
         )
+    others = sorted({w.by for w in words if (w.weights, w.export) != (first.weights, first.export)})
+    if others:
+        return Refuse(
+            why=Refusal.UNLIKE_STATES,
+            detail=f"ranks {others} name another first module than rank {first.by}; manage in one order on all ranks",
+        )
+    return _overlapping(words)
+
+
+def _overlapping(words: Sequence[Word]) -> Refuse | None:
+    """Bytes of a file that two wrote: they are what came last."""
+    segments = sorted((s.file, s.begin, s.begin + s.bytes, s.rank) for w in words for s in w.segments)
+    for (file, _, end, one), (other_file, begin, _, other) in itertools.pairwise(segments):
+        if file == other_file and begin < end:
+            return Refuse(why=Refusal.UNLIKE_STATES, detail=f"ranks {one} and {other} wrote the same bytes of {file}")
     return None
 
 
@@ -298,6 +314,7 @@ def _record(
 ) -> CommitRecord:
     words = [t.word for t in parts]
     first = words[0]
+    torn = _torn(words)
     digests: dict[str, list[int]] = {name: [] for name in logicals}
     for word in words:
         for key, digest in word.wrote.items():
@@ -319,7 +336,18 @@ def _record(
         ),
         tree=tree,
         words=tuple(f"{pack_stem_of(w)}.json" for w in words),
-        weights=first.weights,
-        export=first.export,
-        beside=next((w.beside for w in words if w.beside), {}),
+        weights="" if torn else first.weights,
+        export=torn or first.export,
+        beside={} if torn else next((w.beside for w in words if w.beside), {}),
     )
+
+
+def _torn(words: Sequence[Word]) -> str:
+    """Why the shared file of weights lacks something; empty where it does not.
+
+    Who stands in writes a file of its own: a rank that is taken for lost may still write its ranges of the shared one.
+    """
+    stood_in = next((w for w in words if w.by != w.rank), None)
+    if stood_in is None or not words[0].weights:
+        return ""
+    return f"rank {stood_in.by} wrote the part of rank {stood_in.rank} into a file of its own; export makes the file"

@@ -1,7 +1,7 @@
 """Where everything that one rank writes of a save lies: in its files, and in the slab that holds their image.
 
 A *duty* is what one rank has to write: its own, or that of a rank that this one stands in for. Each duty is a pack, which
-is a safetensors file of its own, and ranges of the shared weights file, whose header and offsets follow from the whole
+is a safetensors file of its own, and the own one is ranges of the shared weights file, too, whose header and offsets follow from the whole
 tensors alone, so that several ranks fill one file without a word between them. The slab holds all of it as the bytes
 that the files get, own duty first: staging a box is one copy, and writing and checksums read straight on.
 
@@ -126,10 +126,14 @@ def shared_weights(file: str, logicals: Iterable[Logical], prefix: str) -> Weigh
 
 
 def draw(duties: Sequence[tuple[int, str, Sequence[Piece]]], weights: Weights | None = None) -> Image:
-    """The image of these duties: (rank, file of its pack, what it writes). Raises `CheckpointError` for a type."""
+    """The image of these duties: (rank, file of its pack, what it writes). Raises `CheckpointError` for a type.
+
+    Only the first, a rank's own, has ranges of the shared file.
+    """
     at, drawn = 0, list[Duty]()
     texts: list[tuple[int, bytes]] = []
-    for rank, file, pieces in duties:
+    for number, (rank, file, pieces) in enumerate(duties):
+        weights = weights if number == 0 else None
         shared = [p for p in pieces if weights is not None and weights.takes(*p)]
         packed = [p for p in pieces if weights is None or not weights.takes(*p)]
         runs, places = list[Run](), list[Place]()

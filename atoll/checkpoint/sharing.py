@@ -1,7 +1,8 @@
 """Who writes what of one save, and who stands by for whom: what follows from the layouts of all ranks, for one of them.
 
 A rank stages its own part and those boxes of others for which it is the second holder. What it stages for others is
-drawn as the very files that it would write in their place.
+drawn as the very files that it would write in their place. These are its own: a rank that is taken for lost may write its
+ranges of the shared file long after.
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ class Save:
         """What the files of a rank's part begin with."""
         return pack_stem(run=self.run, epoch=self.epoch, rank=rank, size=self.size, by=by)
 
-    @property
-    def weights(self) -> str:
-        """The file of weights that all ranks fill."""
-        return f"model-e{self.epoch}-{run_tag(self.run)}.safetensors"
+    def weights(self, module: str) -> str:
+        """The file of weights that all ranks fill which name this module: others would put other tensors there."""
+        return f"model-e{self.epoch}-{run_tag(self.run)}-{run_tag(module)}.safetensors"
 
 
 class Sharing:
@@ -96,7 +96,9 @@ class Sharing:
 
     def shared(self, save: Save) -> Weights | None:
         """The shared file of weights of a save, where it has one."""
-        return None if self.export else shared_weights(save.weights, self.logicals.values(), self._prefix)
+        if self.export:
+            return None
+        return shared_weights(save.weights(self._prefix), self.logicals.values(), self._prefix)
 
     def image(self, save: Save, rank: int) -> Image:
         """What `rank` stages: its own part first. All saves of an epoch have the same names, so they share one."""
