@@ -14,7 +14,7 @@ from atoll.control_plane.arbiter.decisions import Decisions
 from atoll.control_plane.arbiter.model import Usage
 from atoll.control_plane.events import NodeSeen
 from atoll.control_plane.ledger import Ledger
-from atoll.control_plane.placement import Room, units
+from atoll.control_plane.placement import Room, needs, units
 from atoll.control_plane.probes import Probes
 from atoll.control_plane.records import CLUSTER_RECORDS, Record
 from atoll.control_plane.state import Cluster, Run, Trainer
@@ -144,11 +144,13 @@ class Desk:
     def _room(self, node: Node) -> Room:
         seen = node.seen
         cpus, gpus = (units(seen.cpus), units(seen.gpus)) if seen is not None else (0, 0)
-        held = [run.spec for run in self.cluster.open_runs() for seat in run.seats.values() if seat.node == node.node]
+        held = [
+            needs(run.spec) for run in self.cluster.open_runs() for seat in run.seats.values() if seat.node == node.node
+        ]
         return Room(
             node=node.node,
             cpus=cpus,
             gpus=gpus,
-            cpus_free=cpus - sum(units(spec.cpus_per_worker) for spec in held),
-            gpus_free=gpus - sum(units(spec.gpus_per_worker) for spec in held),
+            cpus_free=cpus - sum(amounts[0] for amounts in held),
+            gpus_free=gpus - sum(amounts[1] for amounts in held),
         )

@@ -1,7 +1,8 @@
 """Which nodes hold the seats that a run is short of: first the nodes with most room, filled one after another.
 
 Whole gangs are placed by the arbiter; this is for a run that lost a seat with its node, or gets its spares later. The
-arithmetic is in ten-thousandths of a device, as Ray's is: five seats of 0.4 CPU fill two cores exactly.
+arithmetic is in ten-thousandths of a device, as Ray's is: five seats of 0.4 CPU fill two cores exactly. A seat that asks
+for less than 1/64 of a device counts as that, so that nobody can have a host start processes without number.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ from atoll.schema.ids import NodeId
 from atoll.schema.spec import JobSpec
 
 UNIT = 10_000
+LEAST = UNIT // 64
 
 
 def units(amount: float) -> int:
     """`amount` of a device in Ray's smallest unit."""
     return round(amount * UNIT)
+
+
+def needs(spec: JobSpec) -> tuple[int, int]:
+    """CPUs and GPUs that each seat of `spec` counts for, in units."""
+    cpus, gpus = units(spec.cpus_per_worker), units(spec.gpus_per_worker)
+    if spec.gpus_per_worker > 0:
+        return cpus, max(gpus, LEAST)
+    return max(cpus, LEAST), 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +42,8 @@ class Room:
 
 def seats_in(spec: JobSpec, cpus: int, gpus: int) -> int:
     """How many seats of `spec` these units hold."""
-    limits = [
-        have // need
-        for have, need in ((cpus, units(spec.cpus_per_worker)), (gpus, units(spec.gpus_per_worker)))
-        if need > 0
-    ]
-    return max(min(limits), 0) if limits else spec.seats()
+    limits = [have // need for have, need in zip((cpus, gpus), needs(spec), strict=True) if need > 0]
+    return max(min(limits), 0)
 
 
 def place(spec: JobSpec, rooms: list[Room], *, least: int, most: int) -> list[NodeId] | None:

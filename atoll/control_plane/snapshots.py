@@ -16,7 +16,7 @@ from statistics import median
 
 from atoll.control_plane.arbiter import model as m
 from atoll.control_plane.desk import Desk, Node
-from atoll.control_plane.placement import units
+from atoll.control_plane.placement import needs, units
 from atoll.control_plane.state import Run
 from atoll.schema.ids import NodeId, RunId, SeatId
 from atoll.schema.queues import QueueWish, QuotaWish, Sharing
@@ -61,7 +61,8 @@ def ask(
 ) -> m.Ask:
     """What a job asks for; `run` where it was submitted."""
     most = spec.workers if run is None else run.most
-    amount = m.Amount(cpus=units(spec.cpus_per_worker), gpus=units(spec.gpus_per_worker))
+    cpus, gpus = needs(spec)
+    amount = m.Amount(cpus=cpus, gpus=gpus)
     return m.Ask(
         run=run.run if run is not None else RunId(spec.run_id or spec.name),
         queue=spec.queue,
@@ -193,8 +194,9 @@ def _taken(runs: list[Run]) -> dict[NodeId, m.Amount]:
     gpus: Counter[NodeId] = Counter()
     for run in runs:
         for seat in run.seats.values():
-            cpus[seat.node] += units(run.spec.cpus_per_worker)
-            gpus[seat.node] += units(run.spec.gpus_per_worker)
+            amounts = needs(run.spec)
+            cpus[seat.node] += amounts[0]
+            gpus[seat.node] += amounts[1]
     return {node: m.Amount(cpus=cpus[node], gpus=gpus[node]) for node in cpus.keys() | gpus.keys()}
 
 

@@ -15,8 +15,19 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from atoll.schema.sharing import PRIORITIES
-from atoll.schema.spec import AUTO, EVICT, ROLLBACK, SKIP, STOP, JobKind, JobSpec
+from atoll.schema.sharing import MOST_ALTERNATIVES, MOST_SIZES, PRIORITIES
+from atoll.schema.spec import (
+    AUTO,
+    EVICT,
+    MOST_SPARES,
+    MOST_STOP_GRACE_S,
+    MOST_WORKERS,
+    ROLLBACK,
+    SKIP,
+    STOP,
+    JobKind,
+    JobSpec,
+)
 
 # Given by whoever submits, not by the file.
 NOT_IN_FILES = frozenset({"run_id", "working_dir_uri", "owner"})
@@ -35,6 +46,7 @@ class Note:
     least: float | None = None
     above: float | None = None
     most: float | None = None
+    items: int | None = None
     among: tuple[str, ...] = ()
     pattern: str = ""
 
@@ -51,18 +63,23 @@ NOTES: dict[str, Note] = {
     "workers": Note(
         text="Trainers with a rank: 4, or elastic: '2..16' (any number from 2 to 16) or '2,4,8' (one of these).",
         least=1,
+        most=MOST_WORKERS,
         pattern=r"^\s*\d+(\.\.\d+|(\s*,\s*\d+)*)\s*$",
     ),
     "min_workers": Note(text="With how many workers it can do; `workers = '2..16'` says the same.", least=1),
     "worker_sizes": Note(
-        text="The only numbers of workers it can run with, ascending; `workers = '2,4,8'` says the same."
+        text="The only numbers of workers it can run with, ascending; `workers = '2,4,8'` says the same.",
+        items=MOST_SIZES,
     ),
-    "spares": Note(text="Warm trainers without a rank.", least=0),
+    "spares": Note(text="Warm trainers without a rank.", least=0, most=MOST_SPARES),
     "queue": Note(text="The queue in which it waits."),
     "team": Note(text="Who is charged for it."),
     "priority": Note(text="Larger is served first within its queue.", least=PRIORITIES.start, most=PRIORITIES.stop - 1),
     "expected_s": Note(text="How long it will take, as far as its owner knows.", above=0),
-    "alternatives": Note(text="Ways to place its workers, the dearest first; wherever there is room unless given."),
+    "alternatives": Note(
+        text="Ways to place its workers, the dearest first; wherever there is room unless given.",
+        items=MOST_ALTERNATIVES,
+    ),
     "speeds": Note(text="Samples a second of one worker alone, by device, until they are measured."),
     "cpus_per_worker": Note(text="CPUs that each trainer holds.", least=0),
     "gpus_per_worker": Note(text="GPUs that each trainer holds.", least=0),
@@ -83,7 +100,11 @@ NOTES: dict[str, Note] = {
         text="Steps between comparisons of replicas; 0 for never, left out: as often as is cheap.", least=0
     ),
     "corrupt": Note(text="What becomes of the steps that a corrupt replica had a part in.", among=(EVICT, ROLLBACK)),
-    "stop_grace_s": Note(text="How long a stopped run may take to its next step boundary; then it is ended.", least=0),
+    "stop_grace_s": Note(
+        text="How long a stopped run may take to its next step boundary; then it is ended.",
+        least=0,
+        most=MOST_STOP_GRACE_S,
+    ),
     "chaos": Note(text="Trainers may be hurt on purpose."),
     "detach": Note(text="The run outlives the command that submits it."),
 }
@@ -166,6 +187,8 @@ def _narrowed(form: dict[str, Any], note: Note) -> dict[str, Any]:
     if form["type"] in {"integer", "number"}:
         bounds = {"minimum": note.least, "exclusiveMinimum": note.above, "maximum": note.most}
         return form | {name: bound for name, bound in bounds.items() if bound is not None}
+    if form["type"] == "array" and note.items is not None:
+        return form | {"maxItems": note.items}
     if form["type"] == "string" and note.pattern:
         return {**form, "pattern": note.pattern}
     if form["type"] == "string" and note.among:

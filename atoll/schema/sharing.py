@@ -22,6 +22,9 @@ DEFAULT_QUEUE = "default"
 # Larger is served first. Who says nothing is in the middle.
 PRIORITIES = range(101)
 DEFAULT_PRIORITY = 50
+# Each costs a search at every decision while the run waits.
+MOST_ALTERNATIVES = 32
+MOST_SIZES = 1_024
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -79,6 +82,11 @@ def sharing_rules(spec: JobSpec) -> Sequence[tuple[bool, str]]:
         (
             not sizes or (sorted(set(sizes)) == list(sizes) and sizes[0] == least and sizes[-1] == spec.workers),
             f"worker_sizes={list(sizes)}: ascending, from min_workers={least} to workers={spec.workers}",
+        ),
+        (len(sizes) <= MOST_SIZES, f"worker_sizes: {len(sizes)} of them, at most {MOST_SIZES}"),
+        (
+            len(spec.alternatives) <= MOST_ALTERNATIVES,
+            f"alternatives: {len(spec.alternatives)} of them, at most {MOST_ALTERNATIVES}",
         ),
         (is_safe_name(spec.queue), f"queue={spec.queue!r}: use letters, digits, '_', '.' and '-' only"),
         (spec.team is None or is_safe_name(spec.team), f"team={spec.team!r}: letters, digits, '_', '.' and '-' only"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,11 @@ AUTO = "auto"
 _REMOTE = re.compile(r"(?:(?:s3|gs|gcs|hdfs|viewfs|abfs|abfss)://[^/\s]+|file:///)\S*\Z")
 # Ray gives a stopped job 3 s; a step of a large model takes longer. `stop_grace_s` of a spec asks for more.
 STOP_GRACE_S = 20.0
+# Who may say any number can make one decision take as long as he likes. More workers than any cluster has devices.
+MOST_WORKERS = 65_536
+# A spare replaces one lost worker, and places for spares are sought one by one.
+MOST_SPARES = 1_024
+MOST_STOP_GRACE_S = 3600.0
 # What a step with a loss or gradient that is not finite does to its run.
 STOP, SKIP = "stop", "skip"
 # What becomes of the steps that a corrupt replica had a part in: they stand, or the run goes back before them.
@@ -113,17 +119,17 @@ class JobSpec:
         """Whether it runs with fewer workers than it wants."""
         return self.least < self.workers
 
-    def sizes(self) -> tuple[int, ...]:
+    def sizes(self) -> Sequence[int]:
         """The numbers of workers with which it runs, ascending."""
-        return self.worker_sizes or tuple(range(self.least, self.workers + 1))
+        return self.worker_sizes or range(self.least, self.workers + 1)
 
 
 def check_spec(spec: JobSpec) -> JobSpec:
     """`spec` itself, or a `SpecError` that names the first field at fault, its value and what would be right."""
     rules = [
         (is_safe_name(spec.name), f"name={spec.name!r}: use letters, digits, '_', '.' and '-' only"),
-        (spec.workers >= 1, f"workers={spec.workers}: at least 1"),
-        (spec.spares >= 0, f"spares={spec.spares}: 0 or more"),
+        (1 <= spec.workers <= MOST_WORKERS, f"workers={spec.workers}: at least 1, at most {MOST_WORKERS}"),
+        (0 <= spec.spares <= MOST_SPARES, f"spares={spec.spares}: 0 or more, at most {MOST_SPARES}"),
         *sharing_rules(spec),
         (0 <= spec.cpus_per_worker < math.inf, f"cpus_per_worker={spec.cpus_per_worker}: a number, 0 or more"),
         (0 <= spec.gpus_per_worker < math.inf, f"gpus_per_worker={spec.gpus_per_worker}: a number, 0 or more"),
@@ -138,7 +144,10 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
         (spec.keep_every >= 0, f"keep_every={spec.keep_every}: steps, 0 for none"),
         (0 <= spec.keep_for_s < math.inf, f"keep_for_s={spec.keep_for_s}: seconds, 0 for none"),
-        (0 <= spec.stop_grace_s < math.inf, f"stop_grace_s={spec.stop_grace_s}: seconds, 0 for at once"),
+        (
+            0 <= spec.stop_grace_s <= MOST_STOP_GRACE_S,
+            f"stop_grace_s={spec.stop_grace_s}: seconds, 0 for at once, at most {MOST_STOP_GRACE_S:.0f}",
+        ),
         (spec.nonfinite in {STOP, SKIP}, f"nonfinite={spec.nonfinite!r}: {STOP!r} or {SKIP!r}"),
         (
             spec.compare_every is None or spec.compare_every >= 0,

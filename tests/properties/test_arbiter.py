@@ -77,7 +77,7 @@ def make_ask(rng, run, now):
 def play(shell, rng, states, steps):
     for n in range(steps):
         shell.now += rng.choice([0.5, 3.0, 11.0, 40.0])
-        match rng.choice(["ask", "ask", "ask", "end", "lose", "drain", "tick"]):
+        match rng.choice(["ask", "ask", "ask", "end", "lose", "drain", "queue", "tick"]):
             case "ask":
                 shell.submit(make_ask(rng, f"r{n}", shell.now))
             case "end" if shell.grants:
@@ -88,6 +88,9 @@ def play(shell, rng, states, steps):
             case "drain" if shell.nodes:
                 old = shell.nodes[rng.choice(sorted(shell.nodes))]
                 shell.put(replace(old, drained=not old.drained))
+            case "queue":
+                name = rng.choice("pqr")
+                shell.drop_queue(name) if name in shell.queues else shell.restore_queue(name)
         yield shell.tick()
 
 

@@ -55,6 +55,9 @@ class Shell:
         self.nodes = {}
         self.flavors = tuple(flavors)
         self.queues = {q.name: q for q in (queues or (QueueSpec(name="default"),))}
+        # queues that were taken away, and cohorts that may hold more than is theirs since then
+        self.gone = {}
+        self.loose = set()
         self.grants = {}
         self.asks = {}
         self.due = []
@@ -77,6 +80,16 @@ class Shell:
     def put(self, state):
         self.nodes[state.node] = state
         self.do(ev.NodeCameOrChanged(node=state))
+
+    def drop_queue(self, name):
+        """The queue is none any more: its runs go on, and of its cohort all may hold what was its own."""
+        self.gone[name] = self.queues.pop(name)
+        self.loose.add(cohort_of(self.gone[name]))
+        self.do(ev.QueueGone(queue=name))
+
+    def restore_queue(self, name):
+        self.queues[name] = self.gone.pop(name)
+        self.do(ev.QueueChanged(queue=self.queues[name]))
 
     def submit(self, one):
         self.asks[one.run] = one
@@ -194,33 +207,39 @@ class Shell:
                 used[grant.ask.queue, self.flavor(name), "gpus"] += each.gpus
         for (name, what), n in held.items():
             assert n <= getattr(self.nodes[name].kind.total, what), f"{what} of {name} are owned twice"
-        for what in ("cpus", "gpus"):
-            self.check_quotas(used, what)
+        for cohort in {cohort_of(q) for q in self.queues.values() if q.quotas}:
+            problems = [problem for what in ("cpus", "gpus") for problem in self.beyond_quotas(cohort, used, what)]
+            assert not problems or cohort in self.loose, problems
+            if not problems and cohort not in map(cohort_of, self.gone.values()):
+                self.loose.discard(cohort)
 
     def flavor(self, name):
         labels = labels_of(self.nodes[name].kind)
         return next((f.name for f in self.flavors if selects(f.selector, labels)), OTHER_FLAVOR)
 
-    def check_quotas(self, used, what):
-        cohorts = {q.cohort or f"alone {q.name}" for q in self.queues.values() if q.quotas}
-        names = {f.name for f in self.flavors} | {OTHER_FLAVOR}
-        for cohort in cohorts:
-            members = [q for q in self.queues.values() if q.quotas and (q.cohort or f"alone {q.name}") == cohort]
-            for flavor in names:
-                pool = borrowed = 0
-                for queue in members:
-                    quota = next((x for x in queue.quotas if x.flavor == flavor), None)
-                    own = getattr(quota.own, what) if quota else 0
-                    lend = own if quota is None or quota.lend is None else getattr(quota.lend, what)
-                    borrow = 0 if quota is None or not queue.cohort else ALL
-                    if borrow and quota.borrow is not None:
-                        borrow = getattr(quota.borrow, what)
-                    uses = used[queue.name, flavor, what]
-                    assert uses <= own + borrow, f"{queue.name} uses more than its own and what it may borrow"
-                    safe = max(own - lend, 0)
-                    pool += own - safe
-                    borrowed += max(uses - safe, 0)
-                assert borrowed <= pool, f"cohort {cohort} uses more of {flavor} than it has"
+    def beyond_quotas(self, cohort, used, what):
+        members = [q for q in self.queues.values() if q.quotas and cohort_of(q) == cohort]
+        for flavor in sorted({f.name for f in self.flavors} | {OTHER_FLAVOR}):
+            pool = borrowed = 0
+            for queue in members:
+                quota = next((x for x in queue.quotas if x.flavor == flavor), None)
+                own = getattr(quota.own, what) if quota else 0
+                lend = own if quota is None or quota.lend is None else getattr(quota.lend, what)
+                borrow = 0 if quota is None or not queue.cohort else ALL
+                if borrow and quota.borrow is not None:
+                    borrow = getattr(quota.borrow, what)
+                uses = used[queue.name, flavor, what]
+                if uses > own + borrow:
+                    yield f"{queue.name} uses more than its own and what it may borrow"
+                safe = max(own - lend, 0)
+                pool += own - safe
+                borrowed += max(uses - safe, 0)
+            if borrowed > pool:
+                yield f"cohort {cohort} uses more of {flavor} than it has"
+
+
+def cohort_of(queue):
+    return queue.cohort or f"alone {queue.name}"
 
 
 def replayed(log, settings):

@@ -83,8 +83,8 @@ class Accounts:
         self._allowed.pop(flavor, None)
 
     def bounded(self, queue: str) -> bool:
-        """Whether the queue has quotas."""
-        return bool(self.queues[queue].quotas)
+        """Whether the queue has quotas. One that was taken away has none, though its runs may still run."""
+        return queue in self.queues and bool(self.queues[queue].quotas)
 
     # -- uses --------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ A move needs the same with the cost of a start, and `move_gain` times the presen
 
 from __future__ import annotations
 
+import bisect
 import heapq
 
 from atoll.control_plane.arbiter import speed
@@ -62,6 +63,9 @@ def grow(turn: Turn) -> None:
 def _may(turn: Turn, run: RunId, holding: Holding) -> bool:
     if run not in turn.starts and turn.now - holding.changed_at < turn.state.settings.grow_after_s:
         return False
+    if holding.ask.queue not in turn.state.accounts.queues:
+        # Its queue was taken away: it keeps what it has, and no quota says that it may have more.
+        return False
     sizes = holding.sizes
     return bool(sizes) and sizes[-1] > len(holding.nodes) and len(holding.drawn) >= len(holding.nodes)
 
@@ -79,9 +83,10 @@ def _step_up(turn: Turn, run: RunId, before: list[NodeId]) -> bool:
     if choice is None:
         return False
     here = nodes_of(state, holding.nodes)
-    size = next((n for n in choice.sizes if n > len(here)), None)
-    if size is None:
+    larger = bisect.bisect_right(choice.sizes, len(here))
+    if larger == len(choice.sizes):
         return False
+    size = choice.sizes[larger]
     for shape, room in _shapes(state, holding, choice, here):
         extra = size - len(here)
         if room < extra:

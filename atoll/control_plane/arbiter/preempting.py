@@ -16,6 +16,7 @@ What is freed is kept for the run (a claim) until it starts.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -55,7 +56,7 @@ class _Victim:
 
     holding: Holding
     least: int
-    sizes: tuple[int, ...]
+    sizes: Sequence[int]
     whole: bool
     beyond: bool
     reclaim: bool
@@ -175,7 +176,7 @@ def _victim(trial: _Trial, candidate: Candidate) -> _Victim | None:
     beyond = lent and (bool(holding.spares) or (bool(holding.sizes) and holding.sizes[0] < size))
     if not whole and not beyond:
         return None
-    sizes = tuple(n for n in holding.sizes if n < size) if lent else ()
+    sizes = holding.sizes[: bisect.bisect_left(holding.sizes, size)] if lent else ()
     least = sizes[0] if sizes else size
     return _Victim(holding=holding, least=least, sizes=sizes, whole=whole, beyond=beyond, reclaim=reclaim)
 

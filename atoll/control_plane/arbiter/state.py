@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from atoll.control_plane.arbiter.accounts import Accounts, Pair
@@ -27,7 +28,7 @@ class Choice:
     index: int
     option: Option
     name: str
-    sizes: tuple[int, ...]
+    sizes: Sequence[int]
     ways: list[Way]
 
 
@@ -66,7 +67,7 @@ class Holding:
     drawn: list[Node] = field(default_factory=list)
     version: tuple[int, int] = (-1, -1)
     choices: list[Choice] = field(default_factory=list)
-    sizes: tuple[int, ...] = ()
+    sizes: Sequence[int] = ()
     spread: Spread | None = None
     # when a better place is looked for again
     looked_at: float = 0.0
@@ -174,8 +175,8 @@ def grant_of(holding: Holding) -> Grant:
     )
 
 
-def legal_sizes(ask: Ask, option: Option) -> tuple[int, ...]:
-    """Numbers of workers that the option allows, from the least up."""
+def legal_sizes(ask: Ask, option: Option) -> Sequence[int]:
+    """Numbers of workers that the option allows, from the least up; where it is any number, none of them is written out."""
     least = ask.least if option.least is None else option.least
     most = ask.most if option.most is None else option.most
     sizes = option.sizes or ask.sizes
@@ -183,7 +184,7 @@ def legal_sizes(ask: Ask, option: Option) -> tuple[int, ...]:
     if sizes:
         return tuple(sorted({n for n in sizes if least <= n <= most and n % group == 0}))
     first = -(-max(least, 1) // group) * group
-    return tuple(range(first, most + 1, group))
+    return range(first, most + 1, group)
 
 
 def choices(state: State, ask: Ask) -> list[Choice]:
@@ -213,7 +214,7 @@ def _ways(state: State, ask: Ask, option: Option) -> list[Way]:
 
 def _found_ways(state: State, ask: Ask, option: Option, *, speeds: bool) -> list[Way]:
     catalog, cluster = state.catalog, state.cluster
-    bounded = ask.queue in state.accounts.queues and state.accounts.bounded(ask.queue)
+    bounded = state.accounts.bounded(ask.queue)
     kinds = catalog.matching(option.flavors, option.selector)
     groups: dict[tuple[str | None, str | None], set[int]] = {}
     quotas = {q.flavor for q in state.accounts.queues[ask.queue].quotas} if bounded else set()

@@ -37,5 +37,7 @@ def test_run_waits_while_its_workers_do_not_fit_now():
     assert place(spec(3), [room("a", 2, free=0.8)], least=3, most=4) is None
 
 
-def test_seats_without_resources_always_fit():
-    assert place(spec(2, cpus=0.0), [room("a", 0)], least=2, most=3) == ["a"] * 3
+def test_seats_that_ask_for_nothing_are_sixty_four_to_a_device():
+    assert place(spec(64, cpus=0.0), [room("a", 1)], least=64, most=100) == ["a"] * 64
+    assert place(spec(65, cpus=0.0), [room("a", 1)], least=65, most=65) is None
+    assert place(spec(9, gpus=1e-9, cpus=0.0), [room("a", 1, gpus=1)], least=1, most=100) == ["a"] * 64

@@ -104,6 +104,52 @@ def test_job_beyond_its_queues_quota_is_refused_though_the_cluster_could_hold_it
     assert "the queue may never have more than 2 CPU" in cluster.answer.problem.problem
 
 
+@pytest.mark.parametrize("changes", [{}, {"min_workers": 1}, {"spares": 1_024, "workers": 1}])
+def test_seats_that_ask_for_nothing_are_bounded_by_the_nodes(changes):
+    cluster = Cluster()
+    run = cluster.submit(**({"workers": 20_000, "cpus_per_worker": 0.0} | changes))
+    assert sum(len(run.seats) for run in cluster.desk.cluster.open_runs()) <= 4 * 64
+    assert (run is None) == (changes == {})
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        {"workers": 65_537, "min_workers": 1},
+        {"spares": 1_025},
+        {"alternatives": (Alternative(),) * 33},
+        {"workers": 2_000, "min_workers": 1, "worker_sizes": tuple(range(1, 2_001))},
+        {"stop_grace_s": 3_601.0},
+    ],
+)
+def test_job_with_numbers_beyond_all_reason_is_refused_when_submitted_and_when_planned(beyond):
+    cluster = Cluster()
+    assert cluster.submit(**beyond) is None
+    assert cluster.answer.problem.code == "invalid-spec"
+    with pytest.raises(SpecError):
+        plan(cluster.desk, job(**beyond))
+
+
+def test_sizes_of_an_elastic_job_are_never_written_out():
+    assert check_spec(job(workers=65_536, min_workers=1)).sizes() == range(1, 65_537)
+
+
+def test_run_whose_queue_was_taken_away_goes_on_and_neither_it_nor_the_others_end_the_core():
+    cluster = Cluster()
+    cluster.share(QueueWish(name="default"), QueueWish(name="lab"))
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    run = cluster.submit("mine", workers=1, queue="lab")
+    cluster.running(run)
+    cluster.submit("next", workers=4)
+    cluster.share(QueueWish(name="default"))
+    cluster.reply(ev.DrainAsked(request="d", node=next(iter(run.seats.values())).node, within_s=30, reason="asked"))
+    cluster.tick(2)
+    again = Cluster(cluster.records, 2)
+    again.tick(2)
+    assert again.desk.cluster.runs["mine"].state is RunState.RUNNING
+
+
 def test_queues_outlive_a_restart_and_bad_ones_are_refused():
     cluster = Cluster()
     assert "flavor 'gone'" in cluster.share(QueueWish(name="q", quota=(QuotaWish(flavor="gone"),))).problem.problem

@@ -218,7 +218,8 @@ VALUES += [
     "evict",
     "s3://b/f",
 ]
-# What no schema of one key can say: names and paths that must be of a form, elastic bounds that depend on one another.
+# What no schema of one key can say: names and paths that must be of a form, elastic bounds that depend on one another,
+# and a number of seconds with a unit (`2h`) that is beyond its bound.
 FORMS = {
     "name",
     "file",
@@ -230,6 +231,8 @@ FORMS = {
     "min_workers",
     "worker_sizes",
     "kind",
+    "stop_grace_s",
+    "stop_grace",
 }
 
 
