@@ -10,7 +10,7 @@ import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -30,6 +30,7 @@ class Slab:
         self.length = 0
         self.descriptor = os.memfd_create("atoll-slab", os.MFD_CLOEXEC)
         self._memory: mmap.mmap | None = None
+        self._unpin: weakref.finalize[[], Slab] | None = None
         self._image: Image | None = None
         self._places: dict[str, Place] = {}
         weakref.finalize(self, os.close, self.descriptor)
@@ -60,6 +61,11 @@ class Slab:
         """All of the memory, at least `length` bytes rounded up to pages."""
         return memoryview(self._reserve(self.length))
 
+    def pinned(self, unpin: Callable[[], object]) -> None:
+        """A device knows the memory by its address: `unpin` is called before the address may stand for other memory."""
+        self._unpin = weakref.finalize(self, unpin)
+        self._unpin.atexit = False  # the device is gone by then, and lets go of all itself
+
     # -- one pack of whole tensors ---------------------------------------------------------------------------------------
 
     def lay_out(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -76,6 +82,8 @@ class Slab:
     def _reserve(self, length: int) -> mmap.mmap:
         if self._memory is None or len(self._memory) < length:
             size = max(PAGE, -(-length // PAGE) * PAGE)
+            if self._unpin is not None:
+                self._unpin()
             os.ftruncate(self.descriptor, size)
             self._memory = mmap.mmap(self.descriptor, size)
             self._image = None

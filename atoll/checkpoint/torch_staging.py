@@ -172,8 +172,11 @@ class _Mover:
 def pin(slab: Slab) -> None:
     """Have the slab's pages pinned, so that copies from a GPU go straight into them. Without a right to it, not."""
     memory = torch.frombuffer(slab.view(), dtype=torch.uint8)
-    if not memory.is_pinned():
-        torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)  # type: ignore[no-untyped-call]
+    if memory.is_pinned():
+        return
+    cuda, address = torch.cuda.cudart(), memory.data_ptr()  # type: ignore[no-untyped-call]
+    if int(cuda.cudaHostRegister(address, memory.numel(), 0)) == 0:
+        slab.pinned(lambda: cuda.cudaHostUnregister(address))
 
 
 def storage_of(tensor: torch.Tensor) -> int:

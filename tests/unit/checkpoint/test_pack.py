@@ -11,6 +11,7 @@ from atoll.checkpoint.fs_check_1 import check_pack
 from atoll.checkpoint.fs_pack import Slab
 from atoll.checkpoint.manifest import BLOCK_BYTES
 from atoll.checkpoint.torch_read_1 import read_pack
+from atoll.checkpoint.torch_staging import pin
 from atoll.errors import CheckpointError
 
 DTYPES = [
@@ -160,3 +161,43 @@ def test_missing_pack_is_refused(written):
 def test_type_that_safetensors_cannot_hold_is_named():
     with pytest.raises(CheckpointError, match=r"tensor 'z' has type torch\.complex64"):
         Slab().lay_out({"z": torch.ones(1, dtype=torch.complex64)})
+
+
+def test_pinned_slab_that_grows_is_unpinned_once_before_its_memory_goes(monkeypatch):
+    calls = []
+
+    class Device:
+        def cudaHostRegister(self, address, size, flags):  # noqa: N802 - its name in CUDA
+            calls.append(("pin", address, size))
+            return 0
+
+        def cudaHostUnregister(self, address):  # noqa: N802 - likewise
+            calls.append(("unpin", address, slab.capacity))
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Device)
+    slab = Slab()
+    slab.lay_out({"w": torch.zeros(10)})
+    pin(slab)
+    [(_, first, size)] = calls
+    slab.lay_out({"w": torch.zeros(10_000)})
+    slab.lay_out({"w": torch.zeros(100_000)})
+    assert calls == [("pin", first, size), ("unpin", first, size)]
+
+
+def test_slab_that_a_device_would_not_pin_is_not_unpinned(monkeypatch):
+    calls = []
+
+    class Device:
+        def cudaHostRegister(self, *_):  # noqa: N802 - its name in CUDA
+            return 1
+
+        def cudaHostUnregister(self, address):  # noqa: N802 - likewise
+            calls.append(address)
+
+    monkeypatch.setattr(torch.cuda, "cudart", Device)
+    slab = Slab()
+    slab.lay_out({"w": torch.zeros(10)})
+    pin(slab)
+    slab.lay_out({"w": torch.zeros(10_000)})
+    assert calls == []
