@@ -209,7 +209,9 @@ def find(settings: Config, address: str | None, *, may_embed: bool, say: Say) ->
     if address or settings.address:
         return Found(target=config.locate(settings, address))
     if settings.ray_address:
-        return Found(target=_target(_bootstrap().ensure(settings.ray_address, settings.home, progress=say)))
+        info = _bootstrap().ensure(settings.ray_address, settings.home, progress=say)
+        # A driver may read the cluster's own token; one that was given a user's submits as that user.
+        return Found(target=_target(info, settings.token))
     for cluster in config.known_clusters(settings.home):
         target = Target(url=cluster.rest_url, token=config.read_token(settings))
         if _answers(target, explicit=settings.token is not None):
@@ -275,8 +277,8 @@ def _info(settings: Config, cluster: ClusterFile) -> ClusterInfo:
     return info
 
 
-def _target(info: ClusterInfo) -> Target:
-    return Target(url=config.as_url(info.rest_url), token=info.token)
+def _target(info: ClusterInfo, token: str | None = None) -> Target:
+    return Target(url=config.as_url(info.rest_url), token=token or info.token)
 
 
 def _answers(target: Target, *, explicit: bool) -> bool:

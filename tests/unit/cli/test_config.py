@@ -1,9 +1,10 @@
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from atoll import config
+from atoll import config, launch
 from atoll.config import Config, RayJob
 from atoll.errors import AuthError, ConnectError
 
@@ -85,3 +86,12 @@ def test_addresses_become_urls_and_cluster_keys():
     assert config.as_url("127.0.0.1:8440") == "http://127.0.0.1:8440"
     assert config.as_url("https://a/b/") == "https://a/b"
     assert config.cluster_key("127.0.0.1:6379") == "127-0-0-1-6379"
+
+
+@pytest.mark.parametrize(("given", "used"), [("anns", "anns"), (None, "clusters-own")])
+def test_driver_in_a_ray_cluster_submits_with_the_token_that_it_was_given(tmp_path, monkeypatch, given, used):
+    info = SimpleNamespace(rest_url="http://127.0.0.1:1", token="clusters-own")
+    bootstrap = SimpleNamespace(ensure=lambda *_, **__: info)
+    monkeypatch.setattr(launch, "_bootstrap", lambda: bootstrap)
+    found = launch.find(Config(home=tmp_path, token=given, ray_address="10.0.0.1:1"), None, may_embed=False, say=print)
+    assert found.target.token == used
