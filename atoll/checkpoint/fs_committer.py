@@ -24,6 +24,7 @@ from atoll.checkpoint.fs_uploader import Uploader
 from atoll.checkpoint.manifest import CommitRecord, Request, pack_stem
 from atoll.checkpoint.retention import Retention
 from atoll.clock import Clock
+from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
 from atoll.schema.ids import RunId, Step, TrainerId
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed, TrainerFact
@@ -137,11 +138,19 @@ class Committer:
         if leading:
             self._decide(handle, overdue=overdue)
         elif self._store.is_committed(handle.step):
-            other = self._not_ours(handle, self._store.record(handle.step))
-            if self._end(handle, committed=not other, problem=other) and not other:
-                handle.remote.set("the rank that commits sees to it")
+            self._notice(handle, overdue=overdue)
         elif overdue:
             self._end(handle, problem="never committed by rank 0")
+
+    def _notice(self, handle: Handle, *, overdue: bool) -> None:
+        try:
+            other = self._not_ours(handle, self._store.record(handle.step))
+        except CheckpointError as error:  # a disk that does not answer now may do so at the next look
+            if overdue:
+                self._end(handle, problem=str(error))
+            return
+        if self._end(handle, committed=not other, problem=other) and not other:
+            handle.remote.set("the rank that commits sees to it")
 
     def _not_ours(self, handle: Handle, record: CommitRecord | format1.CommitRecord) -> str:
         """Empty where the record is of this very save: the same step of another epoch may differ in its last bits."""
