@@ -12,6 +12,7 @@ from typing import Any
 from atoll.errors import SpecError
 from atoll.schema.ids import RunId, is_safe_name
 from atoll.schema.sharing import DEFAULT_PRIORITY, DEFAULT_QUEUE, Alternative, sharing_rules
+from atoll.schema.uris import without_secrets
 
 # 5 seats of 0.4 (four workers and a spare) fit a two-core machine; trainers share cores anyway on CPU.
 DEFAULT_CPUS_PER_WORKER = 0.4
@@ -137,6 +138,8 @@ def check_spec(spec: JobSpec) -> JobSpec:
             _is_interval(spec.checkpoint_every),
             f"checkpoint_every={spec.checkpoint_every!r}: steps, 0 for never, or 'auto'",
         ),
+        without_secrets("checkpoint_remote", spec.checkpoint_remote),
+        without_secrets("working_dir_uri", spec.working_dir_uri),
         (
             spec.checkpoint_remote is None or _REMOTE.match(spec.checkpoint_remote) is not None,
             f"checkpoint_remote={spec.checkpoint_remote!r}: a URI such as s3://bucket/folder, gs://, hdfs:// or file:///path",
