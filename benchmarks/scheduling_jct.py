@@ -2,7 +2,9 @@
 
 The law and the cluster are those of Gavel's evaluation (OSDI 2020, "continuous-multiple", 36 V100, 36 P100 and 36 K80); here four
 devices a host and one island for each type. Beside them, at the load of the bars, the same law on as many V100 alone, where
-types do not matter, and at that load `atoll-plain`: the arbiter with trainers that split and sum as plain Ray's do.
+types do not matter, and at that load `atoll-plain`: the arbiter with trainers that split and sum as plain Ray's do. And
+`atoll-as-asked`: the arbiter told what the control plane tells it so far, with and without declared speeds; `atoll` is told
+more, so it is what the arbiter can do and not what a cluster does today.
 Each seed draws the same jobs for all policies and loads. A figure is the median over seeds of a ratio or difference
 between policies on the same jobs.
 """
@@ -29,7 +31,17 @@ _JOBS, _QUICK_JOBS = 1000, 150
 _PLAIN = "atoll-plain"
 _PEERS = ("fifo", "fifo-backfill")
 _MIXED = "mixed"
-_POLICIES = ("atoll", _PLAIN, "fifo", "fifo-backfill")
+# Told what the control plane tells: with speeds that users declare, and without.
+_AS_ASKED = ("atoll-as-asked", "atoll-as-asked-no-speeds")
+_POLICIES = ("atoll", _PLAIN, *_AS_ASKED, "fifo", "fifo-backfill")
+# At the load of the bars alone.
+_ONCE = (_PLAIN, *_AS_ASKED)
+_MARKS = {
+    "atoll": "",
+    _PLAIN: "_plain_trainers",
+    "atoll-as-asked": "_as_asked",
+    "atoll-as-asked-no-speeds": "_as_asked_no_speeds",
+}
 CLUSTERS: dict[str, Callable[[], Cluster]] = {
     _MIXED: lambda: islands(27, types=("v100", "p100", "k80"), each=4, island_nodes=9),
     "uniform": lambda: islands(27, types=("v100",), each=4, island_nodes=9),
@@ -59,7 +71,7 @@ def _of_seed(seed: int, *, quick: bool) -> Found:
 def _simulated(found: Found, where: str, cluster: Cluster, load: float, seed: int, jobs: int) -> None:
     drawn = laws.generate(laws.Traffic(load=load, jobs=jobs), cluster, seed)
     for policy in _POLICIES:
-        if policy == _PLAIN and load != _LOAD:
+        if policy in _ONCE and load != _LOAD:
             continue
         got = measured(arena.simulate(policy, cluster, drawn))
         found.setdefault((where, load, policy), []).append(got)
@@ -80,7 +92,7 @@ def _figures(found: Found) -> list[Figure]:
             ratios = [b.mean_jct_s / a.mean_jct_s for a, b in zip(ours, theirs, strict=True)]
             gains = [a.utilisation - b.utilisation for a, b in zip(ours, theirs, strict=True)]
             at = "" if (where, load) == (_MIXED, _LOAD) else f"_{where}_{load:g}"
-            at += "" if policy == "atoll" else "_plain_trainers"
+            at += _MARKS[policy]
             bar = not at and other == "fifo"
             figures += [
                 Figure(

@@ -1,15 +1,17 @@
 """The real arbiter in a simulation: what happens is told to it as events, what it decides is carried out.
 
-It knows of a job what a user says and what was measured: sizes, samples/s of one worker on each type of device, samples and
-bytes of a step. It is not told how long a job lasts, so it promises nobody the end of another. A tick comes at most every
+It is told of a job sizes, samples/s of one worker on each type of device, samples and bytes of a step and what changes
+cost; with `Told.AS_ASKED` what the control plane tells it, which is less. It is not told how long a job lasts, so it promises nobody the end of another. A tick comes at most every
 `pause_s`; while runs wait or something changed it is asked again after a while, since calm and hysteresis end by time
 alone.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from atoll.control_plane.arbiter import decisions as decided
 from atoll.control_plane.arbiter import events, model
@@ -26,13 +28,36 @@ _PAUSE_S = 10.0
 _AGAIN_S = 300.0
 
 
+class Told(enum.StrEnum):
+    """How much of a job the arbiter is told.
+
+    ALL is what it can use. The control plane tells less so far (`atoll.control_plane.snapshots.ask`): no bytes of a sum, no
+    costs of changes but what is the default, the batch once a run has stepped, which is left out here, and speeds as far as
+    the user declares them.
+    """
+
+    ALL = "all"
+    AS_ASKED = "as asked"
+    NO_SPEEDS = "as asked, no speeds"
+
+
+_NAMES = {Told.ALL: "atoll", Told.AS_ASKED: "atoll-as-asked", Told.NO_SPEEDS: "atoll-as-asked-no-speeds"}
+
+
 class Arbitrated:
     """`Policy` over the arbiter's core."""
 
     def __init__(
-        self, cluster: Cluster, costs: Costs, *, plain_trainers: bool = False, pause_s: float = _PAUSE_S
+        self,
+        cluster: Cluster,
+        costs: Costs,
+        *,
+        plain_trainers: bool = False,
+        told: Told = Told.ALL,
+        pause_s: float = _PAUSE_S,
     ) -> None:
-        self.name = "atoll-plain" if plain_trainers else "atoll"
+        self.name = "atoll-plain" if plain_trainers else _NAMES[told]
+        self._told = told
         self.plain_trainers = plain_trainers
         self.pause_s = pause_s
         self._costs = costs
@@ -113,7 +138,7 @@ class Arbitrated:
 
     def _ask(self, run: Run) -> model.Ask:
         job = run.job
-        return model.Ask(
+        ask = model.Ask(
             run=job.id,
             queue=job.queue,
             user=job.user,
@@ -124,13 +149,18 @@ class Arbitrated:
             least=job.sizes[0],
             most=job.sizes[-1],
             sizes=job.sizes,
-            declared=dict(job.model.speeds),
+            declared={} if self._told is Told.NO_SPEEDS else dict(job.model.speeds),
+            disturbed=run.disturbed,
+            suspended=run.suspensions,
+        )
+        if self._told is not Told.ALL:
+            return ask
+        return replace(
+            ask,
             batch=job.batch,
             sync_bytes=job.model.sync_bytes,
             regroup_s=self._costs.grow_s,
             start_s=self._costs.start_s + self._costs.suspend_s,
-            disturbed=run.disturbed,
-            suspended=run.suspensions,
         )
 
     def _grant(self, run: Run) -> model.Grant:

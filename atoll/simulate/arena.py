@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from atoll.simulate.arbitrated import Arbitrated
+from atoll.simulate.arbitrated import Arbitrated, Told
 from atoll.simulate.cluster import Cluster
 from atoll.simulate.engine import Costs, Engine, Outcome
 from atoll.simulate.fifo import Backfill, Fifo
@@ -15,6 +15,8 @@ _COSTS = Costs()
 POLICIES: dict[str, Callable[[Cluster], Policy]] = {
     "atoll": lambda cluster: Arbitrated(cluster, _COSTS),
     "atoll-plain": lambda cluster: Arbitrated(cluster, _COSTS, plain_trainers=True),
+    "atoll-as-asked": lambda cluster: Arbitrated(cluster, _COSTS, told=Told.AS_ASKED),
+    "atoll-as-asked-no-speeds": lambda cluster: Arbitrated(cluster, _COSTS, told=Told.NO_SPEEDS),
     "fifo": lambda _: Fifo(),
     "fifo-backfill": lambda _: Backfill(_COSTS.start_s),
 }

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from atoll.simulate import arena
 from atoll.simulate.measures import Measures
 from benchmarks import scheduling, scheduling_first_step, scheduling_jct
 
@@ -40,6 +41,8 @@ def found():
         for policy, jct, used in (
             ("atoll", 10.0, 0.8),
             ("atoll-plain", 15.0, 0.75),
+            ("atoll-as-asked", 12.0, 0.78),
+            ("atoll-as-asked-no-speeds", 20.0, 0.7),
             ("fifo", 30.0, 0.6),
             ("fifo-backfill", 20.0, 0.7),
         )
@@ -54,12 +57,14 @@ def test_bars_stand_at_load_nine_tenths_on_the_mixed_cluster_against_fifo_alone(
     }
     assert figures["simulated_jct_vs_backfill_uniform_0.9"].value == pytest.approx(2.0)
     assert figures["simulated_jct_vs_fifo_plain_trainers"].value == pytest.approx(2.0)
+    assert figures["simulated_jct_vs_fifo_as_asked"].value == pytest.approx(2.5)
+    assert figures["simulated_jct_vs_fifo_as_asked_no_speeds"].value == pytest.approx(1.5)
     assert figures["simulated_utilisation_gain_vs_backfill_mixed_0.6"].value == pytest.approx(0.1)
 
 
 def test_every_policy_has_a_row_with_the_same_columns(found):
     rows = scheduling_jct._rows(found)
-    assert len(rows) == 12
+    assert len(rows) == 18
     assert len({tuple(row) for row in rows.values()}) == 1
 
 
@@ -78,5 +83,5 @@ def test_parts_are_those_that_the_page_names():
 def test_simulation_of_a_part_measures_all_policies_on_the_same_jobs():
     found: scheduling_jct.Found = {}
     scheduling_jct._simulated(found, "mixed", scheduling_jct.CLUSTERS["mixed"](), 0.9, 0, 20)
-    assert [policy for *_, policy in found] == ["atoll", "atoll-plain", "fifo", "fifo-backfill"]
+    assert [policy for *_, policy in found] == list(arena.POLICIES)
     assert len({one[0].jobs for one in found.values()}) == 1

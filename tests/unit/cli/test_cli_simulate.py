@@ -62,7 +62,7 @@ def test_record_is_simulated_in_place_of_a_law(tmp_path):
 @pytest.mark.parametrize(
     ("words", "error", "said"),
     [
-        (["--policy", "fifo,best"], SpecError, "--policy 'best': one of atoll, atoll-plain, fifo, fifo-backfill"),
+        (["--policy", "fifo,best"], SpecError, "--policy 'best': one of atoll, atoll-plain, atoll-as-asked"),
         (["--types", "v100,h100"], SpecError, "--types 'h100': one of v100, p100, k80"),
         (["--law", "zipf"], SpecError, "--law 'zipf': one of gavel, helios"),
         (["--policy", ","], SpecError, "--policy is empty"),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atoll.control_plane.snapshots import ask
 from atoll.schema.ids import RunId
-from atoll.simulate.arbitrated import Arbitrated
+from atoll.schema.spec import JobSpec
+from atoll.simulate.arbitrated import Arbitrated, Told
 from atoll.simulate.arena import simulate
 from atoll.simulate.cluster import Cluster, islands
 from atoll.simulate.engine import Costs, Engine, Outcome
 from atoll.simulate.jobs import Job, Model
 from atoll.simulate.laws import Traffic, generate
 from atoll.simulate.measures import measured
+from atoll.simulate.world import Run
 
 PLAIN = Model(name="plain", batch=64.0, speeds={"v100": 64.0, "k80": 8.0}, sync_bytes=0.0)
 
@@ -88,3 +93,22 @@ def test_jobs_end_sooner_than_with_gangs_in_order():
     jobs = generate(Traffic(jobs=120, load=0.9), cluster, 1)
     ours, theirs = (measured(simulate(policy, cluster, jobs)) for policy in ("atoll", "fifo"))
     assert ours.mean_jct_s < theirs.mean_jct_s
+
+
+def test_arbiter_as_asked_is_told_what_the_control_plane_tells():
+    cluster = islands(2, types=("v100", "k80"), each=2, island_nodes=1)
+    given = job("a", 0.0, 1, 2, seconds=60.0)
+    spec = JobSpec(name="a", working_dir="/w", file="f.py", workers=2, min_workers=1, spares=0, speeds=PLAIN.speeds)
+    for told, speeds in ((Told.AS_ASKED, PLAIN.speeds), (Told.NO_SPEEDS, {})):
+        policy = Arbitrated(cluster, Costs(), told=told)
+        mine = policy._ask(Run(job=given, waits_since=0.0))
+        theirs = ask(replace(spec, speeds=speeds))
+        for name in ("declared", "measured", "batch", "sync_bytes", "regroup_s", "start_s", "expected_s", "group"):
+            assert getattr(mine, name) == getattr(theirs, name), name
+
+
+def test_arbiter_as_asked_ends_all_jobs():
+    cluster = islands(2, types=("v100", "k80"), each=2, island_nodes=1)
+    jobs = generate(Traffic(load=0.9, jobs=20), cluster, 0)
+    for policy in ("atoll-as-asked", "atoll-as-asked-no-speeds"):
+        assert measured(simulate(policy, cluster, jobs)).jobs > 0
