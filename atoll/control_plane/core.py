@@ -24,7 +24,7 @@ from atoll.control_plane.leaving import drain_view
 from atoll.control_plane.projection import node_view, run_view
 from atoll.control_plane.queue import asked, queues_set, schedule
 from atoll.control_plane.records import Record
-from atoll.control_plane.settle import SEAT_RETRY_S, begin_stop, settle
+from atoll.control_plane.settle import SEAT_RETRY_S, begin_stop, settle, stop_now
 from atoll.control_plane.state import Cluster, Run
 from atoll.errors import NotFoundError
 from atoll.schema.ids import Incarnation, NodeId, RunId
@@ -154,7 +154,8 @@ class Core:
         self.desk.do(fx.Reply(request=request, value={"run": run.run, "state": run.state.value}))
 
     def _stop(self, run: Run, reason: str) -> None:
-        begin_stop(self.desk, run, RunState.STOPPED, reason or "asked to stop", STOPPED_BY_USER)
+        if not stop_now(self.desk, run):
+            begin_stop(self.desk, run, RunState.STOPPED, reason or "asked to stop", STOPPED_BY_USER)
 
     def _shutdown(self, request: str) -> None:
         desk = self.desk

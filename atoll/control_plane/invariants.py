@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from atoll.control_plane import effects as fx
-from atoll.control_plane.records import EpochRaised
+from atoll.control_plane.desk import Desk
+from atoll.control_plane.records import EpochRaised, SeatTaken
+from atoll.control_plane.rooms import Quotas, selected
 from atoll.control_plane.state import Cluster, Run
 from atoll.schema.messages import Membership, TellTrainer
 from atoll.schema.spec import JobKind
@@ -43,6 +45,19 @@ def _seats(run: Run) -> Iterator[str]:
         tenants = [t.trainer for t in run.trainers.values() if t.seat == seat and not (t.ended and t.gone)]
         if len(tenants) > 1:
             yield f"{run.run}: {seat} holds {tenants}"
+
+
+def taken_beyond(effects: list[fx.Effect], desk: Desk) -> list[str]:
+    """Seats that were taken now against the quota of their queue, or on nodes that the run's placement does not select."""
+    taken = [x for e in effects if isinstance(e, fx.Persist) for x in e.records if isinstance(x, SeatTaken)]
+    problems, quotas = [], Quotas(desk) if taken else None
+    for seat in taken:
+        run = desk.cluster.runs[seat.run]
+        if not selected(desk, run, seat.node):
+            problems.append(f"{seat.seat} is on {seat.node}, which the run's placement does not select")
+        if quotas is not None and quotas.exceeded(run, quotas.flavor(seat.node) or ""):
+            problems.append(f"{seat.seat} on {seat.node} is more than queue {run.spec.queue} may hold")
+    return problems
 
 
 def told_before_durable(effects: list[fx.Effect], cluster: Cluster) -> list[str]:

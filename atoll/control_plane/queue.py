@@ -6,7 +6,7 @@ their nodes, grow into others, give up seats, or leave all of them at a checkpoi
 refused when it is submitted; one that it could hold before, and cannot any more since nodes went, waits for nodes.
 
 Runs that lost a worker with its node get a seat as room appears, before others grow; spares are given out only when nobody
-waits.
+waits. Both keep within the same laws (`rooms`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import QueuesAsked, RunAsked
 from atoll.control_plane.leaving import shunned
 from atoll.control_plane.offers import offered_nodes
-from atoll.control_plane.placement import place
 from atoll.control_plane.resizing import give_up, resize
+from atoll.control_plane.rooms import seats_for
 from atoll.control_plane.settle import settle
 from atoll.control_plane.snapshots import ask, seats_by_part, snapshot
 from atoll.control_plane.state import Run
@@ -226,8 +226,7 @@ def _top_up(desk: Desk, run: Run, *, spares: bool) -> None:
     lacking = run.lacking(desk.cluster.drains) - (0 if spares else run.spec.spares)
     if run.state not in {RunState.PLACED, RunState.RUNNING} or run.finished() or lacking <= 0:
         return
-    shuns = shunned(desk, run)
-    nodes = place(run.spec, [room for room in desk.rooms() if room.node not in shuns], least=1, most=lacking)
+    nodes = seats_for(desk, run, lacking)
     if nodes:
         _take(desk, run, nodes)
         settle(desk, run)

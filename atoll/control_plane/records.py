@@ -83,6 +83,7 @@ class RunResized:
     """The run is to go on with so many workers. `leaving`: seats whose trainers go at the next step boundary.
 
     `yielded`: others wanted the seats, which counts as a disturbance. `bound`: it does not grow beyond that by itself.
+    `most`: it stays as it is, and may grow so far as soon as there is room.
     """
 
     run: RunId
@@ -92,6 +93,7 @@ class RunResized:
     at: float
     yielded: bool = False
     bound: bool = False
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 A smaller size is a record that names the seats to be left. Their members go with the next epoch, at once: the step in hand
 is tried again by the others, no committed step is lost, and the seats are free when the processes are proven gone. A
-larger size is a record alone: the queue finds seats, trainers start, learn the state beside the others' work and join.
+larger size that a person asks for is leave to grow: the arbiter decides when, after those who wait, and within the queue's
+quota; then seats are taken, trainers start, learn the state beside the others' work and join.
 
 Who goes, unless the arbiter says whose seats it needs: the highest ranks, so that the lower ones keep their places; of those
 without a rank, first who is not ready yet.
@@ -10,12 +11,15 @@ without a rank, first who is not ready yet.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.answers import problem
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import ResizeAsked
 from atoll.control_plane.settle import settle
+from atoll.control_plane.snapshots import stretch
 from atoll.control_plane.state import Run
 from atoll.errors import AtollError, NotFoundError, SpecError
 from atoll.schema.ids import SeatId
@@ -72,20 +76,43 @@ def asked(desk: Desk, event: ResizeAsked) -> None:
     if run is None or error is not None:
         desk.do(fx.Reply(request=event.request, problem=problem(error or NotFoundError(event.run))))
         return
-    resize(desk, run, event.workers, event.reason, bound=True)
+    if event.workers > run.size:
+        _let_grow(desk, run, event)
+    else:
+        resize(desk, run, event.workers, event.reason, bound=True)
     desk.do(fx.Reply(request=event.request, value={"run": run.run, "workers": event.workers}))
+
+
+def _let_grow(desk: Desk, run: Run, event: ResizeAsked) -> None:
+    if event.workers == run.most:
+        return
+    desk.record(
+        r.RunResized(run=run.run, workers=run.size, leaving=(), reason=event.reason, at=desk.now, most=event.workers)
+    )
+    desk.room_changed = True
 
 
 def _objection(run: Run | None, event: ResizeAsked) -> AtollError | None:
     if run is None:
         return NotFoundError(f"no run {event.run!r}; `atoll ls` lists all")
-    if event.workers not in run.spec.sizes():
+    if event.workers not in _legal(run):
         return SpecError(f"workers={event.workers}: run {run.run} runs with {_sizes(run)}")
     if run.state not in RESIZABLE or run.finished():
         return SpecError(f"run {run.run} is {run.state}: only one that was placed and goes on can be resized")
     return None
 
 
+def _legal(run: Run) -> Sequence[int]:
+    """Its sizes, by the alternative by which it was placed."""
+    spec = run.spec
+    if run.option >= len(spec.alternatives):
+        return spec.sizes()
+    least, most = stretch(spec, spec.alternatives[run.option])
+    return tuple(n for n in spec.worker_sizes if n <= most) or range(least, most + 1)
+
+
 def _sizes(run: Run) -> str:
-    sizes = run.spec.sizes()
+    sizes = _legal(run)
+    if len(sizes) == 1:
+        return str(sizes[0])
     return f"{sizes[0]} to {sizes[-1]}" if len(sizes) == sizes[-1] - sizes[0] + 1 else ", ".join(map(str, sizes))

@@ -34,6 +34,8 @@ FAILED_GRACE_S = 3.0
 FENCE_AGAIN_S = 5.0
 # By then the lifeline has ended a trainer that no agent of ours can reach.
 LIFELINE_S = 60.0
+# A request that got no answer is sent again: within this it is the same one.
+SAME_STOP_S = 1.0
 SEAT_RETRY_S = 5.0
 # How a member went that was not lost, in the reason of the epoch without it.
 HOW = {r.End.EVICTED: "evicted", r.End.LEFT: "sent away", r.End.REWOUND: "sent back"}
@@ -71,6 +73,16 @@ def begin_stop(desk: Desk, run: Run, goal: RunState, reason: str, exit_code: int
         for trainer in run.active():
             tell_stop(desk, run, trainer)
     _leave(desk, run)
+
+
+def stop_now(desk: Desk, run: Run) -> bool:
+    """Fence what is left of a run that was asked to stop before; False where it was not, or only a moment ago."""
+    stopping = run.state is RunState.STOPPING and run.stopping is not None and run.stopping.goal is RunState.STOPPED
+    if not stopping or desk.clock - run.stopping_at < SAME_STOP_S:
+        return False
+    run.impatient = True
+    _leave(desk, run)
+    return True
 
 
 def tell_stop(desk: Desk, run: Run, trainer: Trainer) -> None:
@@ -328,7 +340,7 @@ def _grace(run: Run, trainer: Trainer) -> float:
             r.End.FAILED: FAILED_GRACE_S,
         }
         return waits.get(trainer.ended.end, 0.0)
-    if trainer.trainer not in run.member_ids():
+    if trainer.trainer not in run.member_ids() or run.impatient:
         return 0.0
     # Where one member meets a fault all may, and the first to say so must not cut off the last words of the others.
     waits_for = {

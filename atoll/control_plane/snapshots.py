@@ -20,6 +20,7 @@ from atoll.control_plane.placement import needs, units
 from atoll.control_plane.state import Run
 from atoll.schema.ids import NodeId, RunId, SeatId
 from atoll.schema.queues import QueueWish, QuotaWish, Sharing
+from atoll.schema.sharing import Alternative
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.views import RunState
 
@@ -46,8 +47,8 @@ def snapshot(desk: Desk) -> m.Snapshot:
             if node.usable
         ),
         islands=islands,
-        flavors=tuple(m.Flavor(name=f.name, selector=dict(f.selector)) for f in sharing.flavor),
-        queues=tuple(_queue(queue) for queue in sharing.queue),
+        flavors=flavors(sharing),
+        queues=tuple(queue_spec(queue) for queue in sharing.queue),
         asks=tuple(ask(run.spec, run, devices) for run in runs if run.state is RunState.QUEUED and not run.held),
         grants=tuple(grant(run, devices) for run in granted),
         usage=tuple(desk.usage.values()),
@@ -92,7 +93,8 @@ def _options(spec: JobSpec, bound: int) -> tuple[m.Option, ...]:
         return (m.Option(),)
     found = []
     for i, wish in enumerate(spec.alternatives):
-        most = min(max(math.floor(spec.workers * wish.share), 1), bound)
+        least, most = stretch(spec, wish)
+        most = min(most, bound)
         labels = ", ".join(f"{k}={v}" for k, v in wish.labels.items())
         islands = f"on {wish.islands} island{'s' * (wish.islands > 1)}" if wish.islands else "anywhere"
         size = f"{wish.share:.0%} of the workers" if wish.share < 1 else ""
@@ -101,12 +103,18 @@ def _options(spec: JobSpec, bound: int) -> tuple[m.Option, ...]:
                 name=f"{i + 1}. " + ", ".join(part for part in (islands, labels, size) if part),
                 selector={key: (value,) for key, value in wish.labels.items()},
                 islands=wish.islands,
-                least=min(spec.least, most),
+                least=min(least, most),
                 most=most,
                 sizes=tuple(size for size in spec.worker_sizes if size <= most),
             )
         )
     return tuple(found)
+
+
+def stretch(spec: JobSpec, wish: Alternative) -> tuple[int, int]:
+    """With how few and how many workers a job runs that is placed so."""
+    most = max(math.floor(spec.workers * wish.share), 1)
+    return min(spec.least, most), most
 
 
 def grant(run: Run, devices: Mapping[NodeId, str] | None = None) -> m.Grant:
@@ -216,7 +224,13 @@ def _islands(desk: Desk) -> tuple[tuple[m.IslandState, ...], dict[NodeId, str]]:
 # -- queues ----------------------------------------------------------------------------------------------------------
 
 
-def _queue(wish: QueueWish) -> m.QueueSpec:
+def flavors(sharing: Sharing) -> tuple[m.Flavor, ...]:
+    """The cluster's flavors, in order."""
+    return tuple(m.Flavor(name=f.name, selector=dict(f.selector)) for f in sharing.flavor)
+
+
+def queue_spec(wish: QueueWish) -> m.QueueSpec:
+    """A queue as the arbiter knows it."""
     return m.QueueSpec(
         name=wish.name,
         weight=wish.weight,

@@ -143,6 +143,7 @@ class Run:
     beat_at: float = 0.0
     links_until: float | None = None
     stopping_at: float = 0.0
+    impatient: bool = False
     step: Step = NO_STEP
     last: MetricPoint | None = None
     told: dict[Step, Epoch] = field(default_factory=dict)
@@ -314,6 +315,9 @@ def _apply_size(run: Run, record: r.RunResized | r.RunMoved) -> None:
         return
     run.size = record.workers
     run.most = record.workers if record.bound else run.most
+    if record.most is not None:
+        # Whoever asked for it waits: it is not held against the run that it changed a moment ago.
+        run.most, run.changed_at = record.most, 0.0
     if record.yielded:
         run.disturbed = [*run.disturbed, record.at][-DISTURBANCES:]
 

@@ -52,6 +52,8 @@ def _run_line(record: r.RunSubmitted | r.RunPlaced | r.RunResized | r.RunMoved |
             return record.run, "submitted", f"{spec.kind} {spec.file}:{spec.function}, {_crew(spec)}"
         case r.RunPlaced():
             return record.run, "placed", record.reason
+        case r.RunResized() if record.most is not None:
+            return record.run, "resized", f"up to {record.most} workers as soon as there is room: {record.reason}"
         case r.RunResized():
             return record.run, "resized", f"{record.workers} worker{'s' * (record.workers != 1)}: {record.reason}"
         case r.RunServing():

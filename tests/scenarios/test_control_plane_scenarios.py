@@ -30,7 +30,7 @@ import pytest
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane.core import Core
-from atoll.control_plane.invariants import broken, told_before_durable
+from atoll.control_plane.invariants import broken, taken_beyond, told_before_durable
 from atoll.control_plane.records import RECORDS
 from atoll.schema import messages as m
 from atoll.schema.codec import encode
@@ -65,6 +65,7 @@ class World:
         effects = self.core.handle(event, now=self.now)
         assert broken(self.core.desk.cluster) == []
         assert told_before_durable(effects, self.core.desk.cluster) == []
+        assert taken_beyond(effects, self.core.desk) == []
         for effect in effects:
             if isinstance(effect, fx.Persist):
                 self.journal += [encode(r) for r in effect.records]

@@ -13,7 +13,7 @@ from imagined_faults import RUN, TICK_S, Faults, Host, Proc
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane.core import Core
-from atoll.control_plane.invariants import broken, told_before_durable
+from atoll.control_plane.invariants import broken, taken_beyond, told_before_durable
 from atoll.schema import messages as m
 from atoll.schema.codec import encode
 from atoll.schema.spec import JobSpec
@@ -70,6 +70,7 @@ class Cluster(Faults):
         cluster = self.core.desk.cluster
         assert broken(cluster) == []
         assert told_before_durable(effects, cluster) == []
+        assert taken_beyond(effects, self.core.desk) == []
         for effect in effects:
             match effect:
                 case fx.Persist():

@@ -275,7 +275,9 @@ def _least(trial: _Trial, taken: list[_Victim], scope: frozenset[str] | None) ->
     for victim in reversed(taken):
         size = len(victim.holding.nodes)
         keeps = [size, *sorted(victim.sizes, reverse=True)]
-        smaller = [_Part([], []), *(_down_to(trial, victim, scope, n) for n in keeps)]
+        spares = _down_to(trial, victim, scope, size).spares
+        some = [_Part([], spares[:n]) for n in range(len(spares))]
+        smaller = [*some, *(_down_to(trial, victim, scope, n) for n in keeps)]
         smaller = [part for part in smaller if len(part.names) < len(victim.gives.names)]
         # Who gives more leaves no less room: the first of them that is enough is found by halving.
         trial.release(victim.holding, victim.gives.names, sign=1)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane.core import Core
-from atoll.control_plane.invariants import broken, told_before_durable
+from atoll.control_plane.invariants import broken, taken_beyond, told_before_durable
 from atoll.control_plane.records import RECORDS, SeatTaken
 from atoll.schema import messages as m
 from atoll.schema.codec import encode
@@ -44,6 +44,7 @@ class Storm:
         cluster = self.core.desk.cluster
         assert broken(cluster) == []
         assert told_before_durable(effects, cluster) == []
+        assert taken_beyond(effects, self.core.desk) == []
         for effect in effects:
             if isinstance(effect, fx.Persist):
                 self.journal += [encode(r) for r in effect.records]
