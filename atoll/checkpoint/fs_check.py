@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from atoll.checkpoint.coverage import coverage_problem
+from atoll.checkpoint.extents import merged
 from atoll.checkpoint.fs_read import Reading, check_block, opened, read_block
 from atoll.checkpoint.manifest import CommitRecord, Word, unseal
 from atoll.checkpoint.report import BlockFinding, PackReport
@@ -17,6 +19,12 @@ def check_step(directory: Path, record: CommitRecord, told: Callable[[int], None
         reading = opened(directory, record)
     except CheckpointError as error:
         return [PackReport(file="the tables of extents", bytes=0, checked=0, problem=str(error))]
+    whole = [t.logical for t in record.tensors]
+    told_of = merged((reading.lying.extents,), whole)
+    strange = [one.name for one in told_of.logicals[len(whole) :]]
+    lacks = f"tensor {strange[0]!r} is no tensor of the step" if strange else coverage_problem(whole, told_of.boxes)
+    if lacks:
+        return [PackReport(file="the tables of extents", bytes=0, checked=0, problem=lacks)]
     files = [_check_file(reading, file, told) for file in dict.fromkeys(s.file for s in record.segments)]
     tables = [PackReport(file=t.file, bytes=t.bytes, checked=0) for t in record.tables]
     words = [_check_word(directory / name, record) for name in record.words]

@@ -121,20 +121,27 @@ class Reading:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="atoll-checkpoint-read") as pool:
             # Bounded by the number of threads: each holds one block, from its reading to its last piece.
             try:
-                for _ in pool.map(lambda block: self._give(numbered[block.segment], block.index, keys, deliver), todo):
-                    pass
+                given = sum(
+                    pool.map(lambda block: self._give(numbered[block.segment], block.index, keys, deliver), todo)
+                )
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        whole = sum(want.box.count for want in wanted.values())
+        if blocks is None and given != whole:
+            raise CheckpointError(f"{self.directory} has {given} of {whole} elements, or some of them twice")
         self.bytes_read += sum(_length(numbered[b.segment], b.index) for b in todo)
 
     def _give(
         self, segment: Segment, index: int, keys: Mapping[str, Sequence[tuple[Hashable, Box]]], deliver: Deliver
-    ) -> None:
+    ) -> int:
+        """How many elements it gave."""
         data = self._block(segment, index)
         begin = segment.begin + index * segment.block_bytes
-        for extent in self.lying.within(segment.file, begin, begin + len(data)):
+        return sum(
             self._cut(extent, begin, data, keys.get(extent.tensor, ()), deliver)
+            for extent in self.lying.within(segment.file, begin, begin + len(data))
+        )
 
     def _block(self, segment: Segment, index: int) -> memoryview:
         """The bytes of a block, from the first source where they are what was written."""
@@ -163,12 +170,12 @@ class Reading:
 
     def _cut(
         self, extent: Extent, begin: int, data: memoryview, wants: Sequence[tuple[Hashable, Box]], deliver: Deliver
-    ) -> None:
+    ) -> int:
         if not wants:
-            return
+            return 0
         size = self.logicals[extent.tensor].itemsize
         low, high = max(extent.offset, begin), min(extent.offset + extent.bytes, begin + len(data))
-        at = low
+        at, given = low, 0
         for box in flat_boxes(extent.box, (low - extent.offset) // size, (high - extent.offset) // size):
             values = np.frombuffer(data, dtype=_BITS[size], count=box.count, offset=at - begin).reshape(box.shape)
             at += box.count * size
@@ -176,6 +183,8 @@ class Reading:
                 part = overlap(box, want)
                 if part is not None:
                     deliver(key, part, values[part.within(box)])
+                    given += part.count
+        return given
 
     def named(self, segment: Segment, finding: BlockFinding) -> BlockFinding:
         """The finding with the rank that wrote the block and the tensors it belongs to."""
@@ -197,6 +206,8 @@ def opened(
     asked = tuple(sources) or (Folder(directory),)
     tell = damaged or _passed_over
     lying = Lying(extents=merged(_table(asked, table, tell) for table in record.tables))
+    if lacks := _volume_problem(record, lying.extents):
+        raise CheckpointError(f"{directory}: {lacks}")
     segments: dict[str, list[tuple[int, Segment]]] = defaultdict(list)
     for number, segment in enumerate(record.segments):
         segments[segment.file].append((number, segment))
@@ -209,6 +220,20 @@ def opened(
         sources=asked,
         damaged=tell,
     )
+
+
+def _volume_problem(record: CommitRecord, extents: Extents) -> str:
+    """Whether the tables tell of as many elements as the tensors have: what nobody wrote would be read as anything."""
+    if (wrong := extents.impossible()) is not None:
+        return f"its tables have {wrong.bytes} bytes for {wrong.tensor}{wrong.box}"
+    held = np.zeros(len(extents.logicals), dtype=np.int64)
+    np.add.at(held, extents.boxes.tensor, extents.boxes.volumes())
+    volumes = dict(zip((one.name for one in extents.logicals), held.tolist(), strict=True))
+    for tensor in record.tensors:
+        there, count = volumes.get(tensor.name, 0), tensor.logical.count
+        if there != count:
+            return f"its tables have {there} elements of tensor {tensor.name!r}, which has {count}"
+    return ""
 
 
 def all_blocks(reading: Reading) -> list[Block]:

@@ -16,12 +16,13 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import xxhash
 
 from atoll.checkpoint import format1
-from atoll.checkpoint.logical import Logical
+from atoll.checkpoint.logical import ITEMSIZES, Logical
 from atoll.errors import CheckpointError, SchemaError
 from atoll.schema.codec import from_plain, to_plain
 
@@ -194,9 +195,12 @@ def unseal(cls: type[T], data: bytes, where: str) -> T:
     if plain is None or problem:
         raise CheckpointError(f"{where} {problem}")
     try:
-        return from_plain(cls, plain)
+        found = from_plain(cls, plain)
     except (ValueError, KeyError, TypeError, SchemaError) as error:
         raise CheckpointError(f"{where} is not a readable record: {error}") from None
+    if wrong := _impossible(found):
+        raise CheckpointError(f"{where} is not a readable record: {wrong}")
+    return found
 
 
 def unseal_commit(data: bytes, where: str) -> CommitRecord | format1.CommitRecord:
@@ -211,7 +215,7 @@ def _opened(data: bytes) -> tuple[dict[str, Any] | None, str]:
     try:
         whole = json.loads(data)
         plain, written = whole["record"], str(whole["xxh3"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return None, f"is not a readable record: {error}"
     if not isinstance(plain, dict):
         return None, "is not a readable record: its record is no object"
@@ -222,6 +226,34 @@ def _opened(data: bytes) -> tuple[dict[str, Any] | None, str]:
     if plain.get("format") != format1.FORMAT and _text(whole) != data:
         return plain, "was changed after it was written: it means the same, but is written otherwise"
     return plain, ""
+
+
+def _impossible(record: CommitRecord | Word | Request | format1.CommitRecord) -> str:
+    """What no writer writes: names that lead out of the step's folder, numbers that no file has, unknown types.
+
+    The checksum only says that the record is as it was written, not by whom.
+    """
+    match record:
+        case CommitRecord():
+            parts: Iterable[Segment | Table | format1.PackRecord] = (*record.segments, *record.tables)
+            names: Iterable[str] = (*record.files, *filter(None, [record.weights]))
+            logicals = [one.logical for one in record.tensors]
+        case Word():
+            parts = (*record.segments, *([record.table] if record.table is not None else []))
+            names = (*(one.file for one in parts), *record.beside, *filter(None, [record.weights]))
+            logicals = list(record.logicals)
+        case format1.CommitRecord():
+            parts, names, logicals = record.packs, record.files, []
+        case _:
+            return ""
+    out = next((n for n in names if n in {"", ".", ".."} or PurePath(n).name != n or "\0" in n), None)
+    if out is not None:
+        return f"it names {out!r}, which is no file of its own folder"
+    numbers = (n for p in parts for n in (p.bytes, getattr(p, "begin", 0), getattr(p, "block_bytes", 1) - 1))
+    if any(n < 0 for n in numbers):
+        return "it has a part that begins, or is as long, as no file is"
+    odd = next((o for o in logicals if o.dtype not in ITEMSIZES or any(n < 0 for n in o.shape)), None)
+    return f"it has tensor {odd.name!r} of type {odd.dtype} and shape {list(odd.shape)}" if odd is not None else ""
 
 
 def _format_problem(plain: dict[str, Any], cls: type[Any]) -> str:

@@ -1,23 +1,30 @@
 """A directory that `torch.distributed.checkpoint` wrote, read without trusting it.
 
-DCP keeps what it knows of a checkpoint in a pickle, and a pickle can run anything. Here it may name the classes that DCP
-itself writes there and nothing else: all of them hold data. Tensors are read by torch's own reader, which loads them with
+DCP keeps what it knows of a checkpoint in a pickle, and a pickle can run anything. Here it may name what DCP itself writes
+there and nothing else, and it gets stand-ins that hold fields; DCP's own objects are made of these, field by field. Tensors are read by torch's own reader, which loads them with
 `weights_only`, and so are values, which torch's own planner would not.
 """
 
 from __future__ import annotations
 
-import enum
 import io
-import pickle  # noqa: TID251 - a machine that knows DCP's own data classes and nothing else
+import pickle  # noqa: TID251 - a machine that knows stand-ins of DCP's own data classes and nothing else
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
 from atoll.checkpoint.boxes import Box
@@ -27,52 +34,129 @@ from atoll.errors import CheckpointError
 _DESCRIPTION = ".metadata"
 
 
-def _member(of: object, name: object) -> enum.Enum:
-    """A member of an enumeration, and nothing else that `getattr` could reach."""
-    if not (isinstance(of, enum.EnumMeta) and isinstance(name, str) and name in of.__members__):
-        raise pickle.UnpicklingError(f"it asks {of!r} for {name!r}, which DCP does not write there")
-    member: enum.Enum = of.__members__[name]
-    return member
-
-
-_PLAIN: dict[tuple[str, str], Any] = {
-    **{
-        (metadata.__name__, name): getattr(metadata, name)
-        for name in (
-            "Metadata",
-            "MetadataIndex",
-            "TensorStorageMetadata",
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "TensorProperties",
-            "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        )
-    },
-    (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,  # noqa: SLF001 - by the name under which it is written
-    ("torch", "Size"): torch.Size,
-    # How Python before 3.11.4 writes a member of an enumeration.
-    ("builtins", "getattr"): _member,
-    # Looks a name up in a list of layouts.
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,  # noqa: SLF001 - likewise
-    # Where it once lay; a pure path touches no file.
-    ("pathlib", "PosixPath"): PurePosixPath,
-    ("pathlib", "PurePosixPath"): PurePosixPath,
-    ("pathlib", "WindowsPath"): PureWindowsPath,
-    ("collections", "OrderedDict"): dict,
-    **{("torch", name): getattr(torch, name) for name in ITEMSIZES if hasattr(torch, name)},
-}
+# DCP's own classes, each of which is written as an object with fields.
+_CLASSES = (
+    "Metadata",
+    "MetadataIndex",
+    "TensorStorageMetadata",
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "TensorProperties",
+    "StorageMeta",
+    "_StorageInfo",
+)
+_ENCODINGS = frozenset(metadata._MEM_FORMAT_ENCODING.__members__)  # noqa: SLF001 - by the name under which it is written
 
 
 class _Plain(pickle.Unpickler):
-    """Data of DCP's own classes."""
+    """Objects with fields in the place of DCP's own. Made anew for each file.
+
+    A pickle can set fields of whatever it names, also of a class, for the whole process; so nothing that it can name is
+    used anywhere else.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self.held = {name: type(name, (), {"__setstate__": _set}) for name in _CLASSES}
+        encoding = type("_MEM_FORMAT_ENCODING", (), {"__init__": lambda *_: None})
+
+        def member(of: object, name: object) -> None:
+            if of is not encoding or name not in _ENCODINGS:
+                raise pickle.UnpicklingError(f"it asks {of!r} for {name!r}, which DCP does not write there")
+
+        self._plain: dict[tuple[str, str], Any] = {
+            **{(metadata.__name__, name): self.held[name] for name in _CLASSES if name != "_StorageInfo"},
+            (filesystem.__name__, "_StorageInfo"): self.held["_StorageInfo"],
+            (metadata.__name__, "_MEM_FORMAT_ENCODING"): encoding,
+            # How Python before 3.11.4 writes a member of an enumeration.
+            ("builtins", "getattr"): member,
+            ("torch.serialization", "_get_layout"): lambda _: None,
+            # Where it once lay.
+            **{
+                ("pathlib", name): lambda *parts: "/".join(parts)
+                for name in ("PosixPath", "PurePosixPath", "WindowsPath")
+            },
+            # Classes and values of C, of which nothing can be set.
+            ("torch", "Size"): tuple,
+            ("collections", "OrderedDict"): dict,
+            **{("torch", name): getattr(torch, name) for name in ITEMSIZES if hasattr(torch, name)},
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         """Raises `UnpicklingError` for all else."""
         try:
-            return _PLAIN[module, name]
+            return self._plain[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which DCP does not write there") from None
+
+
+def _set(self: Any, state: Any) -> None:
+    """Fields as an object has them, or, of `TensorProperties`, in their order."""
+    fields = dict(zip(("dtype",), state, strict=False)) if isinstance(state, tuple) else state
+    self.__dict__["fields"] = dict(fields)
+
+
+def _described(data: bytes) -> Metadata:
+    """DCP's own objects with what a pickle says of them, each field of its own type."""
+    reader = _Plain(data)
+    held = reader.held
+
+    def fields(found: Any, name: str) -> dict[str, Any]:
+        given: dict[str, Any] = _is(found, held[name]).__dict__["fields"]
+        return given
+
+    def entry(found: Any) -> TensorStorageMetadata | BytesStorageMetadata:
+        if type(found) is held["BytesStorageMetadata"]:
+            return BytesStorageMetadata()
+        one = fields(found, "TensorStorageMetadata")
+        dtype = _is(fields(one["properties"], "TensorProperties")["dtype"], torch.dtype)
+        size = _numbers(one["size"])
+        chunks = [chunk(fields(each, "ChunkStorageMetadata"), size) for each in _is(one["chunks"], list)]
+        return TensorStorageMetadata(properties=TensorProperties(dtype=dtype), size=size, chunks=chunks)
+
+    def chunk(one: dict[str, Any], size: torch.Size) -> ChunkStorageMetadata:
+        offsets, sizes = _numbers(one["offsets"]), _numbers(one["sizes"])
+        if any(at + n > most for at, n, most in zip(offsets, sizes, size, strict=True)):
+            raise ValueError(f"a piece of {list(sizes)} at {list(offsets)} reaches out of its tensor of {list(size)}")
+        return ChunkStorageMetadata(offsets=offsets, sizes=sizes)
+
+    def index(found: Any) -> MetadataIndex:
+        one = fields(found, "MetadataIndex")
+        offset, at = one.get("offset"), one.get("index")
+        at = _is(at, int) if at is not None else None
+        return MetadataIndex(_is(one["fqn"], str), _numbers(offset) if offset is not None else None, at)
+
+    def lies(found: Any) -> filesystem._StorageInfo:
+        one = fields(found, "_StorageInfo")
+        given = {
+            name: _is(one[name], kind) for name, kind in (("relative_path", str), ("offset", int), ("length", int))
+        }
+        if one.get("transform_descriptors"):
+            given["transform_descriptors"] = [_is(each, str) for each in one["transform_descriptors"]]
+        return filesystem._StorageInfo(**given)  # noqa: SLF001 - as it is written
+
+    top = fields(reader.load(), "Metadata")
+    paths = {
+        _is(n, str): tuple(_is(k, str | int) for k in _is(p, tuple)) for n, p in (top["planner_data"] or {}).items()
+    }
+    return Metadata(
+        state_dict_metadata={_is(name, str): entry(one) for name, one in _is(top["state_dict_metadata"], dict).items()},
+        planner_data=paths,
+        storage_data={index(at): lies(one) for at, one in _is(top["storage_data"], dict).items()},
+        storage_meta=StorageMeta(),
+    )
+
+
+def _is(found: Any, kind: Any) -> Any:
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise TypeError(f"it has {found!r:.80} where DCP writes {getattr(kind, '__name__', kind)}")
+    return found
+
+
+def _numbers(found: Any) -> torch.Size:
+    if any(_is(n, int) < 0 for n in _is(found, tuple)):
+        raise ValueError(f"it has a size or place {found!r:.80}")
+    return torch.Size(found)
 
 
 class DcpFiles(FileSystemReader):
@@ -92,15 +176,13 @@ class DcpFiles(FileSystemReader):
         """The directory's description."""
         path = self.directory / _DESCRIPTION
         try:
-            found = _Plain(io.BytesIO(path.read_bytes())).load()
+            return _described(path.read_bytes())
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}; give a directory that DCP wrote") from None
-        except Exception as error:  # noqa: BLE001 - whatever bytes make a pickle machine say
+        except pickle.UnpicklingError as error:
             raise CheckpointError(f"{path} is not read: {error}") from None
-        if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
-            raise CheckpointError(f"{path} describes no checkpoint")
-        found.storage_meta = StorageMeta()
-        return found
+        except Exception as error:  # noqa: BLE001 - whatever bytes make a pickle machine say
+            raise CheckpointError(f"{path} describes no checkpoint: {error!r:.200}") from None
 
     def tensors(self) -> Iterator[tuple[Logical, Box]]:
         """The pieces of all tensors; one without elements has an empty one."""

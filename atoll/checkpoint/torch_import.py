@@ -34,7 +34,7 @@ from atoll.checkpoint.torch_dcp import plain_value
 from atoll.checkpoint.torch_dcp_files import DcpFiles
 from atoll.checkpoint.torch_state import bytes_of, flatten
 from atoll.checkpoint.trees import grown
-from atoll.errors import CheckpointError, NotFoundError, StateError
+from atoll.errors import AtollError, CheckpointError, NotFoundError, StateError
 
 # Where a program's model lies, unless it is said.
 MODEL = "model"
@@ -70,6 +70,17 @@ def import_step(
     """
     store = Store(target)
     free_step(store, heading.step)
+    try:
+        return _imported(store, source, kind, heading, under, told)
+    except AtollError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{source} cannot be imported: {error!r:.300}") from error
+
+
+def _imported(
+    store: Store, source: Path, kind: Kind, heading: Heading, under: str | None, told: Callable[[int, int], None]
+) -> CommitRecord:
     if not source.exists():
         raise NotFoundError(f"nothing is at {source.absolute()}; give what is to be imported")
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ import torch.distributed.checkpoint as dcp
 import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import metadata
 
 from atoll.checkpoint import format1
 from atoll.checkpoint.exchange import Form, Kind
@@ -290,3 +291,55 @@ def test_format_1_step_exports_as_any(tmp_path):
     into = {"model": {"w": torch.zeros(4)}}
     dcp.load(into, storage_reader=StorageReader(directory), no_dist=True)
     assert into["model"]["w"].tolist() == [0, 1, 2, 3]
+
+
+def test_description_that_sets_a_field_of_a_class_leaves_torch_as_it_is(tmp_path):
+    def named(name):
+        return f"c{metadata.__name__}\n{name}\n".encode()
+
+    before = metadata.MetadataIndex.__init__
+    (tmp_path / "dcp").mkdir()
+    hostile = b"\x80\x02" + named("MetadataIndex") + b"N}X\x08\x00\x00\x00__init__" + named("StorageMeta") + b"s\x86b."
+    (tmp_path / "dcp" / ".metadata").write_bytes(hostile)
+    try:
+        with pytest.raises(CheckpointError, match="describes no checkpoint"):
+            import_step(tmp_path / "dcp", Kind.DCP, tmp_path / "steps", HEADING)
+        assert metadata.MetadataIndex.__init__ is before
+    finally:
+        metadata.MetadataIndex.__init__ = before
+
+
+def described(**changes):
+    properties = metadata.TensorProperties(dtype=changes.get("dtype", torch.float32))
+    size = changes.get("size", torch.Size([2]))
+    chunk = metadata.ChunkStorageMetadata(
+        offsets=changes.get("offsets", torch.Size([0])), sizes=changes.get("sizes", torch.Size([2]))
+    )
+    one = metadata.TensorStorageMetadata(properties=properties, size=size, chunks=[chunk])
+    return metadata.Metadata(
+        state_dict_metadata=changes.get("entries", {"w": one}),
+        planner_data=changes.get("paths"),
+        storage_data=changes.get("places", {}),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "abc"},
+        {"size": None},
+        {"offsets": torch.Size([0, 0])},
+        {"offsets": torch.Size([-2])},
+        {"offsets": torch.Size([1])},
+        {"entries": [1]},
+        {"paths": {"w": 5}},
+        {"places": {1: 2}},
+        {"size": torch.Size([2**50]), "sizes": torch.Size([2**50])},
+    ],
+)
+def test_odd_description_is_refused_in_words(tmp_path, changes):
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(described(**changes)))
+    with pytest.raises(CheckpointError, match=r"describes no checkpoint|cannot be"):
+        import_step(tmp_path / "dcp", Kind.DCP, tmp_path / "steps", HEADING)
+    assert Store(tmp_path / "steps").list() == []

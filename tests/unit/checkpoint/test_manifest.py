@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import xxhash
@@ -95,3 +96,32 @@ def test_pack_names_differ_between_runs_that_share_a_folder():
     one, other = (pack_stem(run=run, epoch=3, rank=0, size=4) for run in ("a", "b"))
     assert one != other
     assert one.startswith("e3-r0of4-")
+
+
+@pytest.mark.parametrize("name", ["../../victim", "/etc/passwd", "..", ".", "", "a/b", "a\0b"])
+@pytest.mark.parametrize("where", ["beside", "segment", "table", "word"])
+def test_record_that_names_what_lies_elsewhere_is_refused(record, name, where):
+    changes = {
+        "beside": {"beside": {name: "owned"}},
+        "segment": {"segments": (replace(record.segments[0], file=name),)},
+        "table": {"tables": (replace(record.tables[0], file=name),)},
+        "word": {"words": (name,)},
+    }
+    with pytest.raises(CheckpointError, match="which is no file of its own folder"):
+        unseal_commit(seal(replace(record, **changes[where])), "here")
+
+
+@pytest.mark.parametrize("change", [{"block_bytes": 0}, {"begin": -4096}, {"bytes": -1}])
+def test_record_with_numbers_that_no_file_has_is_refused(record, change):
+    with pytest.raises(CheckpointError, match="as no file is"):
+        unseal_commit(seal(replace(record, segments=(replace(record.segments[0], **change),))), "here")
+
+
+def test_record_with_a_type_that_no_tensor_has_is_refused(record):
+    with pytest.raises(CheckpointError, match="of type nonsense"):
+        unseal_commit(seal(replace(record, tensors=(replace(record.tensors[0], dtype="nonsense"),))), "here")
+
+
+def test_record_that_is_nested_without_end_is_refused():
+    with pytest.raises(CheckpointError, match="is not a readable record"):
+        unseal_commit(b'{"record":' + b"[" * 200_000 + b"]" * 200_000 + b',"xxh3":"0"}', "here")

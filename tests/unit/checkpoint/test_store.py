@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from atoll.checkpoint.fs_files import reading
 from atoll.checkpoint.fs_inspect import list_checkpoints, verify
 from atoll.checkpoint.fs_retention import retain
 from atoll.checkpoint.fs_store import COMMIT, Store
+from atoll.checkpoint.manifest import seal, unseal_commit
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_state import digest, flatten, unflatten
 from atoll.errors import CheckpointError, NotFoundError
@@ -195,3 +197,12 @@ def test_folders_that_only_look_like_steps_are_none(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000007").write_text("a file")
     assert (store.uncommitted_steps(), store.complete("run", now=1.0)) == ([], [])
+
+
+def test_record_without_tables_gives_no_memory_that_nobody_wrote(three):
+    path = three.step_directory(3) / COMMIT
+    record = unseal_commit(path.read_bytes(), "here")
+    path.write_bytes(seal(replace(record, segments=(), tables=())))
+    with pytest.raises(CheckpointError, match="its tables have 0 elements of tensor"):
+        three.open(3)
+    assert not three.verify(3).ok
