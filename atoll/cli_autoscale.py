@@ -127,10 +127,7 @@ class RestCluster:
             self._offer_at = SystemClock().monotonic() + OFFER_S
         runs = [replace(run, spec=self._spec(run)) for run in self._client.runs() if not run.state.ended]
         self._specs = {run.run: run.spec for run in runs if run.spec is not None}
-        seen = [(node, standing(node, runs)) for node in self._client.nodes()]
-        # Ray may have lost a node on which everything goes on: its word alone ends no machine.
-        nodes = tuple(found for node, found in seen if node.alive or node.agent or found.trainers)
-        return Sight(nodes=nodes, asks=tuple(asks(runs)))
+        return Sight(nodes=standings(self._client.nodes(), runs), asks=tuple(asks(runs)))
 
     def _spec(self, run: RunView) -> JobSpec | None:
         """A run's spec, which lists do not hold and which never changes: asked for once."""
@@ -166,6 +163,21 @@ def asks(runs: list[RunView]) -> list[Ask]:
     return [
         replace(ask(run.spec), run=run.run, submitted_at=run.submitted_at) for run in waiting if run.spec is not None
     ]
+
+
+def standings(nodes: list[NodeView], runs: list[RunView]) -> tuple[Standing, ...]:
+    """The nodes that count: Ray may have lost one on which everything goes on, and its word alone ends no machine.
+
+    One that is not listed at all, as before the first list after a restart, counts while trainers of runs are said to be there.
+    """
+    known = {node.node for node in nodes}
+    used = {t.node for run in runs for t in run.trainers if t.role != _GONE}
+    bare = [
+        NodeView(node=name, address="", alive=False, cpus=0.0, gpus=0.0, cpus_free=0.0, agent=False)
+        for name in sorted(used - known)
+    ]
+    seen = [(node, standing(node, runs)) for node in [*nodes, *bare]]
+    return tuple(found for node, found in seen if node.alive or node.agent or node.node in used)
 
 
 def standing(node: NodeView, runs: list[RunView]) -> Standing:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from atoll import cli_autoscale
-from atoll.cli_autoscale import RestCluster, asks, offers_of, provider_of, standing
+from atoll.cli_autoscale import RestCluster, asks, offers_of, provider_of, standing, standings
 from atoll.cli_cluster import read_scaling
 from atoll.client import Client
 from atoll.control_plane.autoscaling.command_provider_runtime import CommandProvider
@@ -160,6 +160,12 @@ def test_look_keeps_a_node_that_ray_has_lost_while_its_agent_or_a_trainer_is_the
     with Client(cluster.url, "cli-test-token") as client:
         seen = {n.node: n for n in RestCluster(client, read_scaling(file)).look().nodes if not n.alive}
     assert {name: found.empty for name, found in seen.items()} == {"works": False, "attached": True}
+
+
+def test_node_that_is_not_listed_counts_while_a_run_has_trainers_there():
+    runs = [run("r", RunState.RUNNING, [("unlisted", "worker"), ("over", "gone")])]
+    (seen,) = standings([], runs)
+    assert (seen.node, seen.alive, seen.trainers, seen.empty) == ("unlisted", False, 1, False)
 
 
 def test_look_asks_for_the_spec_of_a_run_once(cluster, file, monkeypatch):
