@@ -117,7 +117,9 @@ def resize(
     """Make an elastic run smaller or larger, at a step boundary and without losing a step. It does not grow beyond that."""
     with _client() as client:
         client.resize(run, workers, reason)
-    typer.echo(f"{run} goes on with {workers} worker{'s' * (workers != 1)}")
+    typer.echo(
+        f"{run} goes on with {workers} worker{'s' * (workers != 1)}, with more than now as soon as there is room"
+    )
 
 
 def suspend(run: Run, reason: Reason = "asked by `atoll suspend`") -> None:

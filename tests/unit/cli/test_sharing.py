@@ -78,7 +78,9 @@ def test_top_once_shows_queues_runs_and_nodes(atoll, cluster):
 def test_wishes_reach_the_control_plane(atoll, cluster):
     cluster.control._submit(_spec())
     run = cluster.only_run
-    assert atoll("resize", run, "3")[1] == f"{run} goes on with 3 workers\n"
+    assert (
+        atoll("resize", run, "3")[1] == f"{run} goes on with 3 workers, with more than now as soon as there is room\n"
+    )
     assert atoll("suspend", run)[0] == 0
     assert atoll("resume", run, "--reason", "now")[0] == 0
     assert cluster.control.asked == [

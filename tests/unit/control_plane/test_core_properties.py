@@ -10,6 +10,8 @@ from atoll.control_plane.invariants import broken, taken_beyond, told_before_dur
 from atoll.control_plane.records import RECORDS, SeatTaken
 from atoll.schema import messages as m
 from atoll.schema.codec import encode
+from atoll.schema.queues import FlavorWish, QueueWish, QuotaWish, Sharing
+from atoll.schema.sharing import Alternative
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import RunState
 
@@ -20,7 +22,8 @@ MOVES = st.one_of(
     ),
     st.tuples(st.sampled_from(["drain", "undrain", "steps", "resize", "suspend", "resume", "left"]), SLOTS),
     st.tuples(
-        st.sampled_from(["tick", "seats", "attach", "detach", "restart", "stop", "submit", "unlist", "list"]), SLOTS
+        st.sampled_from(["tick", "seats", "attach", "detach", "restart", "stop", "submit", "unlist", "list", "share"]),
+        SLOTS,
     ),
 )
 
@@ -35,6 +38,7 @@ class Storm:
         self.now = 0.0
         self.asked = []
         self.count = 0
+        self.lab = False
         self.epochs = {}
         self.do(listed(alive=True))
         self.submit()
@@ -66,6 +70,8 @@ class Storm:
             min_workers=1,
             spares=self.count % 2,
             priority=20 * self.count,
+            queue="lab" if self.count == 2 and self.lab else "default",
+            alternatives=(Alternative(labels={"zone": "a"}), Alternative(share=0.5)) if self.count % 2 else (),
             detach=True,
         )
         self.do(ev.RunAsked(request="q", run=f"r{self.count}", spec=spec, run_dir="/d", secret="00"))
@@ -189,6 +195,13 @@ class Storm:
         if self.count < 4:
             self.submit()
 
+    def on_share(self, slot):
+        """A queue comes or goes, and what the other may hold changes: 0.8 CPU are two seats."""
+        self.lab = bool(slot & 1)
+        own = (QuotaWish(flavor="any", cpus=0.4 * (slot >> 1)),) if slot >> 1 else ()
+        queues = (QueueWish(name="default", quota=own), QueueWish(name="lab"))[: 1 + self.lab]
+        self.do(ev.QueuesAsked(request="q", sharing=Sharing(flavor=(FlavorWish(name="any"),), queue=queues), by="me"))
+
     def on_unlist(self, _):
         self.do(listed(alive=False))
 
@@ -208,7 +221,13 @@ class Storm:
 def listed(*, alive):
     nodes = tuple(
         ev.NodeSeen(
-            node=n, address="h", alive=alive or n == "b", cpus=2.0 if n == "a" else 0.8, gpus=0.0, local=n == "a"
+            node=n,
+            address="h",
+            alive=alive or n == "b",
+            cpus=2.0 if n == "a" else 0.8,
+            gpus=0.0,
+            local=n == "a",
+            labels={"zone": n},
         )
         for n in ("a", "b")
     )
