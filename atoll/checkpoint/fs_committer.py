@@ -26,7 +26,7 @@ from atoll.checkpoint.retention import Retention
 from atoll.clock import Clock
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
-from atoll.schema.ids import RunId, Step, TrainerId
+from atoll.schema.ids import Epoch, RunId, Step, TrainerId
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed, TrainerFact
 
 # A member whose pack is not there a minute after ours, and three times what ours took, is gone or its disk is.
@@ -226,6 +226,7 @@ class Committer:
                 path=str(self._store.step_directory(handle.step)),
                 bytes=record.size_bytes(),
                 seconds=self._clock.monotonic() - handle.began,
+                epoch=Epoch(record.epoch),
             )
         )
         if odd:

@@ -34,6 +34,10 @@ class End(enum.StrEnum):
     DISMISSED = "dismissed"
 
 
+# Who said it does not tell its epoch.
+_NO_EPOCH = Epoch(0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSubmitted:
     """A run was accepted into the queue. `secret` (hex) is for handshakes between its trainers."""
@@ -186,6 +190,7 @@ class CheckpointKept:
     step: Step
     path: str
     at: float
+    epoch: Epoch = _NO_EPOCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,9 +49,14 @@ def said(desk: Desk, run: Run, trainer: Trainer, fact: Said) -> None:
 
 
 def _committed(desk: Desk, run: Run, fact: m.CheckpointCommitted) -> None:
-    if run.checkpoint is not None and run.checkpoint.step >= fact.step:
+    last = run.checkpoint
+    if last is not None and (last.epoch, last.step) >= (fact.epoch, fact.step):
         return
-    desk.record(r.CheckpointKept(run=run.run, step=fact.step, path=fact.path, at=desk.now))
+    if last is not None and last.step >= fact.step:
+        # A later epoch went on from an older step, since those after it were damaged: they are set aside.
+        run.saved = None
+        run.copies = {step: view for step, view in run.copies.items() if step < fact.step}
+    desk.record(r.CheckpointKept(run=run.run, step=fact.step, path=fact.path, at=desk.now, epoch=fact.epoch))
     view = CheckpointView(
         run=run.run,
         step=fact.step,

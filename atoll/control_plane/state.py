@@ -325,7 +325,7 @@ def _apply_size(run: Run, record: r.RunResized | r.RunMoved) -> None:
 def _apply_checkpoint(run: Run, record: r.CheckpointKept | r.RunRewound) -> None:
     if isinstance(record, r.CheckpointKept):
         run.checkpoint = record
-        run.kept = [*run.kept, record][-run.spec.keep_checkpoints :]
+        run.kept = [*(k for k in run.kept if k.step < record.step), record][-run.spec.keep_checkpoints :]
         return
     same = run.rewound is not None and run.rewound.step == record.step
     run.rewinds = run.rewinds + 1 if same else 1

@@ -16,6 +16,9 @@ from atoll.schema.topology import Detour, Door, Observation, Topology
 # The metric of a committed step whose update was left out, since a loss or gradient was not finite.
 SKIPPED = "skipped"
 
+# Who said it does not tell its epoch.
+_NO_EPOCH = Epoch(0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
@@ -160,13 +163,14 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointCommitted:
-    """A durable checkpoint of `step` exists at `path`."""
+    """A durable checkpoint of `step`, saved in `epoch`, exists at `path`."""
 
     trainer: TrainerId
     step: Step
     path: str
     bytes: int
     seconds: float
+    epoch: Epoch = _NO_EPOCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,15 @@ def test_copy_of_an_older_step_that_ends_late_does_not_pass_for_the_newest():
     assert world.core.desk.cluster.runs["run"].saved.step == 20
 
 
+def test_lower_step_of_a_later_epoch_is_the_checkpoint_after_a_return(world):
+    for step, epoch in ((90, 1), (100, 1), (60, 2), (55, 2), (70, 2), (95, 1)):
+        path = f"/c/{step}"
+        world.say(m.CheckpointCommitted(trainer=T, step=step, path=path, bytes=5, seconds=0.1, epoch=epoch))
+    run = world.core.desk.cluster.runs["run"]
+    assert (run.checkpoint.path, run.saved.step) == ("/c/70", 70)
+    assert [one.step for one in run.kept] == [60, 70]
+
+
 def test_damage_is_told_even_of_a_step_that_nobody_remembers():
     told = World().copied(7, TierState.DAMAGED, "tensor 'w'", Tier.LOCAL)
     assert lines(told) == [("checkpoint-damaged", "step 7, local: tensor 'w'")]
