@@ -3,90 +3,24 @@
 import dataclasses
 
 import pytest
+from sharing_cluster import Cluster, hello, job, quota
 
-from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane.arbiter.decisions import Decisions, Move
 from atoll.control_plane.arbiter.reasons import Better
-from atoll.control_plane.core import Core
 from atoll.control_plane.explain import plan, queues, why
 from atoll.control_plane.queue import carry_out
 from atoll.control_plane.records import QueuesSet, RunPlaced, RunResized
 from atoll.control_plane.resizing import superfluous
-from atoll.control_plane.rooms import _promised
 from atoll.control_plane.snapshots import UNKNOWN_ISLAND, snapshot
 from atoll.control_plane.usage import account
 from atoll.errors import SpecError
 from atoll.schema import messages as m
 from atoll.schema.offers import MachineOffer
-from atoll.schema.queues import FlavorWish, QueueWish, QuotaWish, Sharing
+from atoll.schema.queues import QueueWish, QuotaWish
 from atoll.schema.sharing import Alternative
-from atoll.schema.spec import JobKind, JobSpec, check_spec
+from atoll.schema.spec import JobKind, check_spec
 from atoll.schema.views import RunState
-
-LABELS = {"a": {"zone": "x", "price": "2.5", "domain": "r1"}, "b": {"zone": "y", "ray.io/node-id": "77"}}
-
-
-class Cluster:
-    """A core with two hosts of two CPUs each."""
-
-    def __init__(self, records=(), incarnation=1, labels=LABELS):
-        self.core = Core(incarnation, records)
-        self.desk = self.core.desk
-        self.now = 1000.0
-        self.records = list(records)
-        self.nodes = tuple(
-            ev.NodeSeen(node=n, address=n, alive=True, cpus=2.0, gpus=0.0, local=n == "a", labels=labels[n])
-            for n in ("a", "b")
-        )
-        self.list()
-
-    def tell(self, event):
-        effects = self.core.handle(event, now=self.now)
-        self.records += [r for e in effects if isinstance(e, fx.Persist) for r in e.records]
-        return effects
-
-    def list(self):
-        seats = tuple(s for run in self.desk.cluster.open_runs() for s in run.seats)
-        self.tell(ev.ClusterListed(nodes=self.nodes, seats=seats))
-
-    def reply(self, event):
-        return next(e for e in self.tell(event) if isinstance(e, fx.Reply))
-
-    def tick(self, seconds=0.1):
-        for _ in range(round(seconds * 10)):
-            self.now += 0.1
-            self.tell(ev.Tick())
-
-    def submit(self, name="gpt", **changes):
-        wanted = job(name, **changes)
-        self.answer = self.reply(ev.RunAsked(request="s", run=name, spec=wanted, run_dir="/r", secret="00"))
-        return self.desk.cluster.runs.get(name)
-
-    def share(self, *queue):
-        flavor = (FlavorWish(name="any"),)
-        return self.reply(ev.QueuesAsked(request="q", sharing=Sharing(flavor=flavor, queue=queue), by="me"))
-
-    def running(self, run):
-        for trainer in run.active():
-            began = m.TrainerStarted(trainer=trainer.trainer, run=run.run, pid=1, start_ticks=1)
-            self.tell(ev.AgentSaid(node=trainer.node, fact=began))
-            fact = m.TrainerReady(trainer=trainer.trainer, host="h", port=1)
-            self.tell(ev.AgentSaid(node=trainer.node, fact=m.TrainerSaid(run=run.run, fact=fact)))
-        for trainer in run.active():
-            fact = m.EpochJoined(trainer=trainer.trainer, epoch=run.epoch, step=1)
-            self.tell(ev.AgentSaid(node=trainer.node, fact=m.TrainerSaid(run=run.run, fact=fact)))
-        assert run.state is RunState.RUNNING
-
-
-def job(name="gpt", **changes):
-    fields = {"working_dir": "/w", "file": "t.py", "cpus_per_worker": 1.0, "spares": 0, "detach": True}
-    return JobSpec(name=name, **(fields | changes))
-
-
-def quota(name, cpus, **changes):
-    return QueueWish(name=name, quota=(QuotaWish(flavor="any", cpus=cpus),), **changes)
-
 
 # -- what is taken in ------------------------------------------------------------------------------------------------
 
@@ -215,129 +149,6 @@ def test_what_a_run_gives_up_stays_its_own_until_its_processes_are_gone():
         (2, 2, True)
     ]
     assert run.disturbed == [cluster.now]
-
-
-def hello(node):
-    return m.AgentHello(
-        node=node,
-        pid=1,
-        address="h",
-        state_dir="/",
-        versions=m.Versions(atoll="0", protocol=1, python="3"),
-        last_incarnation=0,
-    )
-
-
-# -- seats without the arbiter ---------------------------------------------------------------------------------------
-
-
-def held(cluster, queue):
-    return sum(len(run.seats) for run in cluster.desk.cluster.open_runs() if run.spec.queue == queue)
-
-
-def attached(cluster):
-    for node in cluster.nodes:
-        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
-
-
-def test_spare_that_its_queues_quota_has_no_room_for_is_not_given_later_either():
-    cluster = Cluster()
-    cluster.share(quota("default", 2), quota("lab", 2))
-    cluster.submit("mine", workers=2, spares=2)
-    cluster.tick(3)
-    assert held(cluster, "default") == 2
-    assert cluster.submit("theirs", workers=2, queue="lab").state is RunState.PLACED
-
-
-def test_worker_on_a_drained_node_is_replaced_only_where_its_placement_selects():
-    cluster = Cluster()
-    run = cluster.submit(workers=1, alternatives=(Alternative(labels={"zone": "x"}),))
-    attached(cluster)
-    cluster.running(run)
-    cluster.reply(ev.DrainAsked(request="d", node="a", within_s=30, reason="asked"))
-    cluster.tick(2)
-    assert {seat.node for seat in run.seats.values()} == {"a"}
-
-
-def test_worker_on_a_drained_node_is_replaced_though_the_quota_is_used_up():
-    cluster = Cluster()
-    cluster.share(quota("default", 1))
-    run = cluster.submit(workers=1)
-    attached(cluster)
-    cluster.running(run)
-    (node,) = {seat.node for seat in run.seats.values()}
-    cluster.reply(ev.DrainAsked(request="d", node=node, within_s=30, reason="asked"))
-    assert sorted(seat.node for seat in run.seats.values()) == ["a", "b"]
-
-
-def test_lost_worker_is_not_replaced_by_what_others_gave_up_for_a_run_that_waits():
-    cluster = Cluster()
-    low = cluster.submit("low", workers=2, min_workers=1, priority=10)
-    mine = cluster.submit("mine", workers=2, priority=50)
-    attached(cluster)
-    cluster.running(low)
-    cluster.running(mine)
-    urgent = cluster.submit("urgent", workers=1, priority=90)
-    assert urgent.state is RunState.QUEUED
-    (claim,) = cluster.desk.decided.kept
-    assert _promised(cluster.desk) == {claim.nodes[0]: (10_000, 0)}
-
-
-def test_person_cannot_resize_a_run_past_its_quota_or_past_those_who_wait():
-    cluster = Cluster()
-    cluster.share(quota("default", 2), quota("lab", 2))
-    run = cluster.submit(workers=2, min_workers=1, priority=0)
-    attached(cluster)
-    cluster.running(run)
-    cluster.reply(ev.ResizeAsked(request="q", run="gpt", workers=1, reason="asked"))
-    for trainer in [t for t in run.trainers.values() if t.ended is not None]:
-        fact = m.TrainerExited(trainer=trainer.trainer, run="gpt", pid=1, exit_status=-9)
-        cluster.tell(ev.AgentSaid(node=trainer.node, fact=fact))
-    urgent = cluster.submit("urgent", workers=1, priority=100)
-    assert urgent.state is RunState.PLACED
-    cluster.reply(ev.ResizeAsked(request="q", run="gpt", workers=2, reason="asked"))
-    cluster.tick(2)
-    assert (run.size, run.most, held(cluster, "default")) == (1, 2, 2)
-    cluster.reply(ev.StopAsked(request="q", run="urgent", reason="over"))
-    for trainer in urgent.trainers.values():
-        fact = m.TrainerExited(trainer=trainer.trainer, run="urgent", pid=1, exit_status=0)
-        cluster.tell(ev.AgentSaid(node=trainer.node, fact=fact))
-    cluster.tick(30)
-    assert (run.size, held(cluster, "default")) == (2, 2)
-
-
-def test_run_placed_by_a_smaller_share_is_resized_within_it():
-    cluster = Cluster()
-    run = cluster.submit(workers=4, alternatives=(Alternative(share=0.5),))
-    attached(cluster)
-    cluster.running(run)
-    cluster.tick(20)
-    refused = cluster.reply(ev.ResizeAsked(request="q", run="gpt", workers=4, reason="asked"))
-    assert refused.problem.problem == "workers=4: run gpt runs with 2"
-    assert cluster.reply(ev.ResizeAsked(request="q", run="gpt", workers=2, reason="asked")).value["workers"] == 2
-
-
-def test_second_stop_ends_at_once_what_the_first_gave_an_hour():
-    cluster = Cluster()
-    run = cluster.submit(workers=2, stop_grace_s=3600.0)
-    attached(cluster)
-    cluster.running(run)
-    cluster.reply(ev.StopAsked(request="q", run="gpt", reason="asked"))
-    cluster.reply(ev.StopAsked(request="q", run="gpt", reason="asked"))
-    assert [t.ended for t in run.trainers.values()] == [None, None]
-    cluster.tick(2)
-    effects = cluster.tell(ev.StopAsked(request="q", run="gpt", reason="asked again"))
-    sent = [e.command for e in effects if isinstance(e, fx.Send)]
-    assert {c.trainer for c in sent if isinstance(c, m.FenceTrainer)} == set(run.trainers)
-
-
-def test_run_gives_up_one_spare_where_one_is_enough():
-    cluster = Cluster()
-    run = cluster.submit(workers=2, spares=2)
-    attached(cluster)
-    cluster.running(run)
-    cluster.submit("next", workers=1)
-    assert sum(seat.leaving for seat in run.seats.values()) == 1
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------
