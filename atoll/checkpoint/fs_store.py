@@ -6,7 +6,7 @@
         e3-r0of4-1f0c2a9b.json                  its word: checksums of its blocks, digests of what it wrote and holds
         e3-r2of4-1f0c2a9b-by0.*                 what rank 0 wrote in the place of rank 2
         e3-r2of4-1f0c2a9b.request               the leader's request for it
-        model-e3-1f0c2a9b-aacb3f19.safetensors  the weights, filled by all ranks
+        model-e3-1f0c2a9b-72347b00.safetensors  the weights, filled by all ranks
         model.safetensors.index.json            what makes the folder one for Hugging Face's readers; with config.json
         commit.json                             the commit record: there, whole, or the step does not count
     claims-1f0c2a9b/                            which epoch of a run may commit and delete here (`fs_claims`)
