@@ -114,7 +114,7 @@ def test_failed_run_shows_the_programs_traceback_and_one_line_with_the_next_step
         (["run", "nowhere.py"], 2, "nowhere.py; give the path"),
         (["run", "empty.py"], 2, "neither calls atoll.run nor has a function 'train'"),
         (["run", "empty.py:fit"], 2, "nor has a function 'fit'"),
-        (["submit", "train.py", "-w", "0"], 2, "workers=0: at least 1 (invalid-spec)"),
+        (["submit", "train.py", "-w", "0"], 2, "workers=0: at least 1, at most 65536 (invalid-spec)"),
         (["submit", "train.py", "--set", "lr"], 2, "write KEY=VALUE"),
         (["status", "nope"], 2, "no run 'nope'"),
         (["logs", "nope"], 2, "no run 'nope'"),
