@@ -246,12 +246,14 @@ class Store:
         failpoint("before-judging")
         judgement = judge(told, size=size, held=self._held(step, told), now=now, gone=gone)
         if isinstance(judgement, Commit) and isinstance(judgement.record, CommitRecord):
+            # Before the record, so that no step counts without them.
+            self._put_beside(judgement.record)
             failpoint("before-record")
             if not self._publish(self.step_directory(step) / COMMIT, seal(judgement.record)):
+                # Whose record it is, theirs are the files, and another run was faster.
+                self._put_beside(self.record(step))
                 return self._committed(step, run)
             failpoint("after-record")
-            # Not before: whose record it is, theirs are the files, and another run may have been faster.
-            self._put_beside(judgement.record)
         return judgement
 
     def _put_beside(self, record: AnyRecord) -> None:
@@ -280,7 +282,7 @@ class Store:
     def complete(self, run: str, *, now: float) -> Sequence[int]:
         """Commit the saves of `run` whose parts are all there but whose writers ended before the record was made."""
         for step in self.committed_steps():
-            # The files beside a record come after it, so a writer may have ended between the two.
+            # A writer that was not the first may have ended before it put the files of the first one back.
             with suppress(OSError, CheckpointError):
                 record = self._record(step)
                 if record.run == run:
