@@ -112,12 +112,8 @@ def play(text):
 
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.txt")), ids=lambda p: p.stem)
-def test_transcript_reads_as_kept(path, request):
-    text = path.read_text()
-    again = play(text)
-    if request.config.getoption("--rewrite", default=False):
-        path.write_text(again)
-    assert again == path.read_text()
+def test_transcript_reads_as_kept(path, reads_as_kept):
+    reads_as_kept(path, play)
 
 
 def test_transcripts_exist():

@@ -13,6 +13,10 @@ from atoll.control_plane.arbiter.model import Amount, device_words
 from atoll.schema.ids import RunId
 
 
+def _down_to(after: int) -> str:
+    return f"to {_workers(after)}" if after else "to none, at a checkpoint"
+
+
 def _workers(n: int) -> str:
     return f"{n} worker{'s' * (n != 1)}"
 
@@ -293,7 +297,7 @@ class YieldsTo:
 
     def words(self) -> str:
         """For people."""
-        to = f"to {_workers(self.after)}" if self.after else "to none, at a checkpoint"
+        to = _down_to(self.after)
         return (
             f"{self.run} (priority {self.priority}) needs its nodes: from {self.before} {to} (priority "
             f"{self.own_priority}), which costs it {span_words(self.cost_s)}"
@@ -315,7 +319,7 @@ class GivesBack:
 
     def words(self) -> str:
         """For people."""
-        to = f"to {_workers(self.after)}" if self.after else "to none, at a checkpoint"
+        to = _down_to(self.after)
         return (
             f"queue {self.borrower} borrowed flavor {self.flavor} of queue {self.owner}, which wants it for {self.run}: "
             f"from {self.before} {to}, which costs {span_words(self.cost_s)}"
