@@ -136,8 +136,9 @@ class Writer:
         self._kept: list[_Job] = []
         self._followed: list[_Job] = []
         self._sharing: tuple[object, str, int, Sharing] | None = None
-        # One value, so that the writing thread never takes a rank 0 for one of an epoch that it did not lead.
-        self._place = (0, 0)
+        # One value, so that the writing thread never takes a rank 0 for one of an epoch that it did not lead. Before the
+        # first save or regroup this is no rank at all: a writer that nobody has placed claims nothing.
+        self._place = (-1, 0)
         self.rehearsed = threading.Event()
         self._threads = [
             threading.Thread(target=self._stage_loop, name="atoll-checkpoint-stage", daemon=True),

@@ -376,6 +376,13 @@ def test_save_that_a_regroup_decided_leaves_this_rank_the_place_that_it_has_sinc
     assert list(made.directory.glob("claims-*/*")) == []
 
 
+def test_writer_that_nobody_has_placed_claims_nothing(crew):
+    made = crew(1)
+    made.directory.mkdir(parents=True)
+    made.finish(10.0)
+    assert list(made.directory.glob("claims-*/*")) == []
+
+
 def test_memory_is_told_while_a_slab_is_given_back(crew, state):
     made = crew(1)
     made.save_and_wait(flatten(state(1)), 1)
