@@ -3,8 +3,8 @@
 The law and the cluster are those of Gavel's evaluation (OSDI 2020, "continuous-multiple", 36 V100, 36 P100 and 36 K80); here four
 devices a host and one island for each type. Beside them, at the load of the bars, the same law on as many V100 alone, where
 types do not matter, and at that load `atoll-plain`: the arbiter with trainers that split and sum as plain Ray's do. And
-`atoll-as-asked`: the arbiter told what the control plane tells it so far, with and without declared speeds; `atoll` is told
-more, so it is what the arbiter can do and not what a cluster does today.
+`atoll-as-asked`: the arbiter told what the control plane tells it, with and without declared speeds; `atoll` is told more,
+so it is what the arbiter can do and not what a cluster does.
 Each seed draws the same jobs for all policies and loads. A figure is the median over seeds of a ratio or difference
 between policies on the same jobs.
 """

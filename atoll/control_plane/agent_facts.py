@@ -320,7 +320,7 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
         metrics=fact.metrics,
     )
     if run.last is None or (point.epoch, point.step) > (run.last.epoch, run.last.step):
-        run.last = point
+        run.last, run.sync_bytes = point, fact.sync_bytes
     desk.do(fx.ShowMetric(run=run.run, point=point))
     desk.touch(run)
 

@@ -25,6 +25,7 @@ from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.views import RunState
 
 UNKNOWN_ISLAND = "unmeasured"
+_MIB = 1 << 20
 # Labels that tell one node from the next.
 OF_ONE_NODE = frozenset({"ray.io/node-id", "ray.io/node-group", "island", "domain", "atoll-instance", "atoll-host"})
 DEVICE, SPOT, PRICE, DOMAIN = "ray.io/accelerator-type", "ray.io/market-type", "price", "domain"
@@ -82,7 +83,8 @@ def ask(
         expected_s=spec.expected_s,
         declared=dict(spec.speeds),
         measured=_measured(run, devices or {}) if run is not None else {},
-        batch=float(run.last.samples) if run is not None and run.last is not None else 0.0,
+        batch=float(run.last.samples if run is not None and run.last is not None else spec.batch),
+        sync_bytes=float(run.sync_bytes if run is not None and run.sync_bytes else spec.sync_mib * _MIB),
         disturbed=tuple(run.disturbed) if run is not None else (),
         suspended=run.suspensions if run is not None else 0,
     )

@@ -146,6 +146,7 @@ class Run:
     impatient: bool = False
     step: Step = NO_STEP
     last: MetricPoint | None = None
+    sync_bytes: int = 0
     told: dict[Step, Epoch] = field(default_factory=dict)
     saved: CheckpointView | None = None
     copies: dict[Step, CheckpointView] = field(default_factory=dict)

@@ -81,6 +81,8 @@ NOTES: dict[str, Note] = {
         items=MOST_ALTERNATIVES,
     ),
     "speeds": Note(text="Samples a second of one worker alone, by device, until they are measured."),
+    "batch": Note(text="Samples of a step, until its first one tells.", least=0),
+    "sync_mib": Note(text="MiB of gradients that its workers add up in a step, until the first one tells.", least=0),
     "cpus_per_worker": Note(text="CPUs that each trainer holds.", least=0),
     "gpus_per_worker": Note(text="GPUs that each trainer holds.", least=0),
     "threads_per_worker": Note(

@@ -98,6 +98,8 @@ def sharing_rules(spec: JobSpec) -> Sequence[tuple[bool, str]]:
             spec.expected_s is None or 0 < spec.expected_s < math.inf,
             f"expected_s={spec.expected_s}: seconds that the run will take, or nothing",
         ),
+        (spec.batch >= 0, f"batch={spec.batch}: samples of a step, or 0 for not known yet"),
+        (0 <= spec.sync_mib < math.inf, f"sync_mib={spec.sync_mib}: MiB that a step adds up, or 0 for not known yet"),
         *(
             (0 < speed < math.inf, f"speeds.{device}={speed}: samples a second, above 0")
             for device, speed in spec.speeds.items()

@@ -62,7 +62,8 @@ class JobSpec:
     `workers` is how many it wants; with `min_workers` it is elastic and runs with any number from there on, or with those of
     `worker_sizes` only. `queue`, `team`, `priority` (larger first) and `expected_s` (how long it will take, as far as its
     owner knows) are for the queue; `alternatives` for its placement, the dearest first: without any, wherever there is room.
-    `speeds`: samples a second of one worker alone, by device, until they are measured.
+    `speeds`: samples a second of one worker alone, by device, until they are measured; so are `batch`, samples a step, and
+    `sync_mib`, MiB of gradients that its workers add up in one.
     `owner` is who submitted it, "" for the cluster itself: the web server writes it in, and `team` too.
     """
 
@@ -86,6 +87,8 @@ class JobSpec:
     expected_s: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     speeds: dict[str, float] = field(default_factory=dict)
+    batch: int = 0
+    sync_mib: float = 0.0
     cpus_per_worker: float = DEFAULT_CPUS_PER_WORKER
     gpus_per_worker: float = 0.0
     threads_per_worker: int | None = None

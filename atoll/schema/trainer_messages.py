@@ -98,7 +98,8 @@ class StepCommitted:
 
     `grains` that this member computed, in `compute_s` seconds without what it waited for peers (`wait_s`). `grad_norm` of
     the averaged gradient; 0 where it was not measured. `again`: it was committed before, then all went back behind it.
-    `backup`: whom a step does not wait for, where that was chosen anew; `samples` are those that count.
+    `backup`: whom a step does not wait for, where that was chosen anew; `samples` are those that count. `sync_bytes`: of
+    gradients that the members add up.
     """
 
     trainer: TrainerId
@@ -114,6 +115,7 @@ class StepCommitted:
     grad_norm: float = 0.0
     again: bool = False
     backup: str = ""
+    sync_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
 """The real arbiter in a simulation: what happens is told to it as events, what it decides is carried out.
 
 It is told of a job sizes, samples/s of one worker on each type of device, samples and bytes of a step and what changes
-cost; with `Told.AS_ASKED` what the control plane tells it, which is less. It is not told how long a job lasts, so it promises nobody the end of another. A tick comes at most every
-`pause_s`; while runs wait or something changed it is asked again after a while, since calm and hysteresis end by time
-alone.
+cost; with `Told.AS_ASKED` what the control plane tells it, which is less. It is not told how long a job lasts, so it
+promises nobody the end of another. A tick comes at most every `pause_s`; while runs wait or something changed it is asked
+again after a while, since calm and hysteresis end by time alone.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _AGAIN_S = 300.0
 class Told(enum.StrEnum):
     """How much of a job the arbiter is told.
 
-    ALL is what it can use. The control plane tells less so far (`atoll.control_plane.snapshots.ask`): no bytes of a sum, no
-    costs of changes but what is the default, the batch once a run has stepped, which is left out here, and speeds as far as
-    the user declares them.
+    ALL is what it can use. The control plane tells less (`atoll.control_plane.snapshots.ask`): no costs of changes but what
+    is the default; of a run that has not stepped yet only speeds, as far as its user declares them; and then batch, bytes of
+    a sum and speeds on the devices where it ran, here as soon as it holds them.
     """
 
     ALL = "all"
@@ -64,6 +64,8 @@ class Arbitrated:
         self._settings = model.Settings()
         self._arbiter = Arbiter(self._settings)
         self._options: dict[RunId, int] = {}
+        self._devices = {node.name: node.device for node in cluster.nodes}
+        self._ran: dict[RunId, set[str]] = {}
         self._queues: set[str] = set()
         self._acted = False
         for event in opening(cluster):
@@ -88,6 +90,7 @@ class Arbitrated:
 
     def ended(self, run: Run, world: World) -> None:
         """It holds nothing any more."""
+        self._ran.pop(run.job.id, None)
         self._tell(events.GrantEnded(run=run.job.id), world)
 
     def _tell(self, event: events.Event, world: World) -> None:
@@ -154,7 +157,7 @@ class Arbitrated:
             suspended=run.suspensions,
         )
         if self._told is not Told.ALL:
-            return ask
+            return self._measured(ask, run)
         return replace(
             ask,
             batch=job.batch,
@@ -162,6 +165,15 @@ class Arbitrated:
             regroup_s=self._costs.grow_s,
             start_s=self._costs.start_s + self._costs.suspend_s,
         )
+
+    def _measured(self, ask: model.Ask, run: Run) -> model.Ask:
+        job = run.job
+        ran = self._ran.setdefault(job.id, set())
+        ran.update(self._devices[node] for node in run.nodes)
+        if not ran:
+            return ask
+        speeds = {device: job.model.speeds[device] for device in sorted(ran)}
+        return replace(ask, measured=speeds, batch=job.batch, sync_bytes=job.model.sync_bytes)
 
     def _grant(self, run: Run) -> model.Grant:
         return model.Grant(

@@ -43,6 +43,7 @@ class Outcome:
     foreign: bool = False
     again: bool = False
     backup: Told | None = None
+    sync_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ class Outcomes:
             grad_norm=outcome.grad_norm,
             again=outcome.again,
             backup=outcome.backup.words if outcome.backup is not None else "",
+            sync_bytes=outcome.sync_bytes,
         )
         self._shown.append(fact)
         self._host.tell(fact if around.leader else replace(fact, metrics={}))

@@ -422,6 +422,7 @@ class Engine:
             calls=step.calls,
             again=step.again,
             backup=step.backup,
+            sync_bytes=self._reducer.sync_bytes,
         )
         self._parts.outcomes.add(outcome, self._link.comm)
         failpoint("after-ack")

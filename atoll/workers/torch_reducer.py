@@ -84,6 +84,11 @@ class Reducer:
         self._header: torch.Tensor | None = None
         self._header_work: Pending | None = None
 
+    @property
+    def sync_bytes(self) -> int:
+        """Of gradients that a step adds up over the ranks, as they are sent without a codec."""
+        return sum(bucket.flat.nbytes for bucket in self._buckets)
+
     def close(self) -> None:
         """Take the hooks off the parameters."""
         for handle in self._handles:

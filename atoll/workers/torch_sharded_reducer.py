@@ -44,6 +44,11 @@ class ShardedReducer(Reducer):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
+    @property
+    def sync_bytes(self) -> int:
+        """Of gradients that a step adds up over the ranks, whole tensors whoever holds which shard."""
+        return sum(p.numel() * p.element_size() for p in self._all if p.requires_grad)
+
     def clear(self) -> None:
         """Drop all gradients."""
         super().clear()

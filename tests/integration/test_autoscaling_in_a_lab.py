@@ -2,9 +2,12 @@
 
 import lab_specs
 import pytest
-from lab_machines import machines
+from lab_machines import SCRIPTS, machines
 
+from atoll.schema.sharing import Alternative
+from atoll.schema.spec import JobSpec
 from atoll.schema.views import RunState
+from benchmarks import networks
 
 pytestmark = [
     pytest.mark.root,
@@ -53,6 +56,28 @@ idle_s = 30.0
 launch_s = 120.0
 settings.lab.hosts = ["s0", "s1"]
 """
+UNLIKE = """
+cluster = "machines"
+provider = "lab"
+patience_s = 0.5
+[types.slow]
+cpus = 1
+max = 3
+price_per_hour = 1.0
+nics = { wide = "50 Mbit/s" }
+idle_s = 5.0
+launch_s = 120.0
+settings.lab.hosts = ["z0", "z1", "z2"]
+[types.fast]
+cpus = 1
+max = 3
+price_per_hour = 3.0
+nics = { fast = "500 Mbit/s", wide = "50 Mbit/s" }
+labels = { fabric = "fast" }
+idle_s = 5.0
+launch_s = 120.0
+settings.lab.hosts = ["a0", "a1", "a2"]
+"""
 
 
 def running(here, run):
@@ -90,6 +115,32 @@ def test_machine_that_never_joins_is_given_up_and_a_spot_machine_is_replaced_bef
         assert running(here, run)
         story = [event.text for event in here.client.story("autoscaler")]
         assert [text for text in story if text.startswith("start spot-") and "in place of" in text]
+
+
+def test_gang_that_asks_for_fast_nics_gets_their_type_although_another_is_cheaper_and_it_goes_when_idle():
+    with machines(networks.islands([3], [networks.FAST], networks.SLOW, only_slow=3), UNLIKE) as here:
+        here.until(here.client.nodes)
+        spec = JobSpec(
+            name="gang",
+            working_dir=str(SCRIPTS),
+            file="tiny.py",
+            workers=3,
+            spares=0,
+            cpus_per_worker=1.0,
+            alternatives=(Alternative(labels={"fabric": "fast"}),),
+            config={"steps": 1_000_000, "pause_s": 0.2},
+            detach=True,
+        )
+        run = here.client.submit(spec)
+        here.until(lambda: running(here, run), 240)
+        assert set(here.machines()) == {"a0", "a1", "a2"}
+        assert len({t.node for t in here.client.run(run).trainers}) == 3
+        here.client.stop(run)
+        here.until(lambda: here.client.run(run).state.ended)
+        here.until(lambda: not here.machines(), 150)
+        assert {m.kind for m in here.lab.record.machines} == set()
+        assert not here.told("start slow")
+        assert len(here.told("start fast")) == 3
 
 
 def on(here, run):

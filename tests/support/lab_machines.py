@@ -31,6 +31,9 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "integration" / "scripts"
 
 
 def spec(names, cpus=1):
+    """Hosts of these names on one network; a `LabSpec` is taken as it is."""
+    if isinstance(names, LabSpec):
+        return replace(names, name="machines")
     nic = (NicSpec(name="net", network="lan"),)
     hosts = tuple(HostSpec(name=name, nics=nic, num_cpus=cpus) for name in names)
     return LabSpec(name="machines", networks=(Network(name="lan", rate=400e6),), hosts=hosts)

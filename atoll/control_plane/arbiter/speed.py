@@ -53,8 +53,11 @@ def rate(ask: Ask, nodes: list[Node], kinds: Kinds) -> float:
 
 
 def _sum_seconds(ask: Ask, by_island: dict[str, list[Node]]) -> float | None:
-    """What the slowest level takes for one sum; None where the run or a link says too little."""
-    if not ask.batch or not ask.sync_bytes:
+    """What the slowest level takes for one sum; None where the run or a link says too little.
+
+    Where nobody knows a speed the rest of a step is no time either, and seconds have nothing to be added to.
+    """
+    if not ask.batch or not ask.sync_bytes or not known(ask):
         return None
     times = [0.0]
     for nodes in by_island.values():

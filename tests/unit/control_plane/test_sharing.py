@@ -12,7 +12,7 @@ from atoll.control_plane.explain import plan, queues, why
 from atoll.control_plane.queue import carry_out
 from atoll.control_plane.records import QueuesSet, RunPlaced, RunResized
 from atoll.control_plane.resizing import superfluous
-from atoll.control_plane.snapshots import UNKNOWN_ISLAND, snapshot
+from atoll.control_plane.snapshots import UNKNOWN_ISLAND, ask, snapshot
 from atoll.control_plane.usage import account
 from atoll.errors import SpecError
 from atoll.schema import messages as m
@@ -323,10 +323,19 @@ def test_what_members_need_for_a_grain_becomes_their_devices_measured_speed():
     for step in range(1, 12):
         for member in run.members:
             told = {"epoch": 1, "step": step, "at": 1.0, "step_s": 1.1, "samples": 32, "grains": 4}
-            fact = m.StepCommitted(trainer=member.trainer, compute_s=1.0, wait_s=0.1, **told)
+            fact = m.StepCommitted(trainer=member.trainer, compute_s=1.0, wait_s=0.1, sync_bytes=4096, **told)
             cluster.tell(ev.AgentSaid(node=member.node, fact=m.TrainerSaid(run="gpt", fact=fact)))
     wish = snapshot(cluster.desk).grants[0].ask
     assert (wish.batch, wish.measured) == (32.0, {"cpu": pytest.approx(16.0)})
+    assert wish.sync_bytes == 4096
+
+
+def test_declared_batch_and_bytes_of_a_step_count_until_they_are_measured():
+    wish = ask(check_spec(job(workers=2, batch=64, sync_mib=1.5)))
+    assert (wish.batch, wish.sync_bytes) == (64.0, 1.5 * 2**20)
+    for field in ("batch", "sync_mib"):
+        with pytest.raises(SpecError, match=f"{field}=-1: "):
+            check_spec(job(**{field: -1}))
 
 
 def test_declared_speeds_choose_between_unlike_devices():

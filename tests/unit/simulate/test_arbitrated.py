@@ -107,6 +107,18 @@ def test_arbiter_as_asked_is_told_what_the_control_plane_tells():
             assert getattr(mine, name) == getattr(theirs, name), name
 
 
+def test_arbiter_as_asked_is_told_what_a_run_was_measured_to_do_once_it_ran():
+    cluster = islands(2, types=("v100", "k80"), each=2, island_nodes=1)
+    given = job("a", 0.0, 1, 2, seconds=60.0)
+    policy = Arbitrated(cluster, Costs(), told=Told.NO_SPEEDS)
+    on = next(node.name for node in cluster.nodes if node.device == "k80")
+    told = policy._ask(Run(job=given, waits_since=0.0, nodes=(on,)))
+    assert told.measured == {"k80": PLAIN.speeds["k80"]}
+    assert (told.batch, told.sync_bytes) == (given.batch, PLAIN.sync_bytes)
+    again = policy._ask(Run(job=given, waits_since=0.0))
+    assert again.measured == told.measured
+
+
 def test_arbiter_as_asked_ends_all_jobs():
     cluster = islands(2, types=("v100", "k80"), each=2, island_nodes=1)
     jobs = generate(Traffic(load=0.9, jobs=20), cluster, 0)

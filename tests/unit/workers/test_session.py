@@ -107,6 +107,7 @@ def test_lone_trainer_trains_as_plain_torch_does(lone_host, crew):
     assert losses_of(host) == pytest.approx(losses, rel=1e-5)
     assert [type(f) for f in host.told[:2]] == [TrainerReady, EpochJoined]
     assert host.told[-1] == TrainerFinished(trainer="a", step=8)
+    assert {f.sync_bytes for f in host.facts(StepCommitted)} == {4 * sum(p.numel() for p in make_model().parameters())}
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c"), ("a", "b", "c", "d", "e")])
