@@ -10,6 +10,7 @@ from rich.text import Text
 
 from atoll.schema.messages import Finding
 from atoll.schema.people import CLUSTER_USER
+from atoll.schema.sharing import DEFAULT_QUEUE
 from atoll.schema.views import CheckpointView, DrainView, EventView, NodeView, RunState, RunView
 
 _STYLES = {
@@ -53,8 +54,11 @@ def size(count: int) -> str:
 
 
 def runs(views: Sequence[RunView], now: float) -> Table:
-    """The list of runs."""
-    table = _table("RUN", "KIND", "STATE", "STEP", "LOSS", "MEMBERS", "EPOCH", "SUBMITTED")
+    """The list of runs. Owners and queues are shown where there is more than one to tell apart."""
+    owned = any(view.owner for view in views)
+    queued = any(view.queue != DEFAULT_QUEUE for view in views)
+    more = (*(["OWNER"] if owned else []), *(["QUEUE"] if queued else []))
+    table = _table("RUN", "KIND", "STATE", "STEP", "LOSS", "MEMBERS", "EPOCH", "SUBMITTED", *more)
     for view in views:
         loss = view.last.metrics.get("loss") if view.last else None
         table.add_row(
@@ -66,6 +70,8 @@ def runs(views: Sequence[RunView], now: float) -> Table:
             f"{view.members}/{view.workers_wanted}+{view.spares}",
             str(view.epoch),
             ago(view.submitted_at, now),
+            *([view.owner or CLUSTER_USER] if owned else []),
+            *([view.queue] if queued else []),
         )
     return table
 

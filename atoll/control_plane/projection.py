@@ -43,6 +43,8 @@ def run_view(run: Run) -> RunView:
         endpoint=",".join(f"http://{t.host}:{t.port}" for t in servers),
         exit_code=run.stopping.exit_code if run.stopping is not None and run.state.ended else None,
         held=run.held,
+        owner=run.spec.owner,
+        queue=run.spec.queue,
         spec=run.spec,
     )
 

@@ -223,5 +223,7 @@ def running(run: RunId, spec: JobSpec) -> RunView:
         last=None,
         checkpoint=None,
         trainers=trainers,
+        owner=spec.owner,
+        queue=spec.queue,
         spec=spec,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from atoll.schema.checkpoints import TierView
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
+from atoll.schema.sharing import DEFAULT_QUEUE
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.topology import Host, Trunk
 
@@ -84,7 +85,10 @@ class MetricPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One run as the list and the run page show it. `held`: suspended until somebody resumes it."""
+    """One run as the list and the run page show it. `held`: suspended until somebody resumes it.
+
+    `owner` is who submitted it, "" for the cluster itself; `queue` is where it waits, or waited. Lists leave `spec` out.
+    """
 
     run: RunId
     name: str
@@ -104,6 +108,8 @@ class RunView:
     endpoint: str = ""
     exit_code: int | None = None
     held: bool = False
+    owner: str = ""
+    queue: str = DEFAULT_QUEUE
     spec: JobSpec | None = None
 
 

@@ -146,7 +146,7 @@ def _run_row(run: RunView, *, now: float) -> RunRow:
         short=not ended and run.members < run.workers_wanted,
         epoch=str(run.epoch),
         checkpoint=f"step {run.checkpoint.step:,}" if run.checkpoint else NOTHING,
-        age=wording.ago(run.submitted_at, now=now),
+        age=wording.ago(run.submitted_at, now=now) + (f" by {run.owner}" if run.owner else ""),
     )
 
 

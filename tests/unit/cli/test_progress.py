@@ -9,7 +9,7 @@ from atoll._client_logs import LogPiece
 from atoll.cli_attach import LogLines, last_traceback
 from atoll.cli_progress import Display, Progress
 from atoll.cli_run import parse_settings, split_path
-from atoll.cli_tables import ago, size
+from atoll.cli_tables import ago, runs, size
 from atoll.control_plane.rest_memory import running
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import CheckpointView, EventView, MetricPoint, RunState
@@ -129,6 +129,17 @@ def test_settings_are_json_or_text():
 def test_sizes_and_ages_use_their_largest_unit():
     assert [size(n) for n in (12, 2048, 3 << 20, 5 << 40)] == ["12 B", "2.0 KiB", "3.0 MiB", "5.0 TiB"]
     assert [ago(0.0, now) for now in (5, 120, 7200, 200000)] == ["5 s ago", "2 min ago", "2 h ago", "2 d ago"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [({}, []), ({"owner": "anna"}, ["OWNER"]), ({"queue": "research"}, ["QUEUE"])],
+)
+def test_owners_and_queues_are_listed_where_there_is_more_than_one(changes, more):
+    table = runs([a_view(), a_view(**changes)], now=2.0)
+    assert [column.header for column in table.columns][8:] == more
+    cells = [list(column.cells) for column in table.columns[8:]]
+    assert cells == [["admin" if name == "OWNER" else "default", *changes.values()] for name in more]
 
 
 def test_checkpoint_is_shown_by_its_step():

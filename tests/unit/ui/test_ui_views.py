@@ -77,6 +77,11 @@ def test_the_members_tile_warns_while_one_is_missing(run):
     assert (tile.value, tile.note, tile.tone) == ("3 / 4", "one short of 4", Tone.CARE)
 
 
+def test_a_run_in_the_list_says_whose_it_is(run):
+    rows = views.run_rows([run(submitted_at=40.0), run("b", submitted_at=39.0, owner="anna")], now=100.0)
+    assert [row.age for row in rows] == ["1 min ago", "1 min ago by anna"]
+
+
 def test_a_serving_run_shows_its_endpoint(run):
     tiles = by_label(views.run_tiles(run(kind=JobKind.SERVE, endpoint="http://127.0.0.1:1/v1"), [], now=0.0))
     assert tiles["Answering at"].value == "http://127.0.0.1:1/v1"
