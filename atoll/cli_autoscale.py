@@ -161,7 +161,9 @@ def asks(runs: list[RunView]) -> list[Ask]:
     waiting = [run for run in runs if run.state is RunState.QUEUED and not run.held and run.spec is not None]
     waiting.sort(key=lambda run: (-(run.spec.priority if run.spec is not None else 0), run.submitted_at))
     return [
-        replace(ask(run.spec), run=run.run, submitted_at=run.submitted_at) for run in waiting if run.spec is not None
+        replace(ask(run.spec), run=run.run, submitted_at=run.submitted_at, measured=dict(run.measured))
+        for run in waiting
+        if run.spec is not None
     ]
 
 

@@ -45,6 +45,7 @@ def run_view(run: Run) -> RunView:
         held=run.held,
         owner=run.spec.owner,
         queue=run.spec.queue,
+        measured=dict(run.measured),
         spec=run.spec,
     )
 

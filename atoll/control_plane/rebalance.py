@@ -12,6 +12,7 @@ from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.leaving import AVOID_S, leaves
 from atoll.control_plane.settle import end_trainer, regroup, settle
+from atoll.control_plane.snapshots import measure
 from atoll.control_plane.state import Run, Trainer
 from atoll.fault import balance
 from atoll.fault.speeds import ENOUGH, LONG, WINDOW, Restored, SlowWorker, Spent
@@ -37,8 +38,10 @@ def committed(desk: Desk, run: Run, trainer: Trainer, fact: StepCommitted) -> No
                 desk.note(run.run, verdict.trainer, "keeps-up", verdict.evidence)
             case _:
                 assert_never(verdict)
-    if speeds.step > before and not run.finished():
-        _balance(desk, run)
+    if speeds.step > before:
+        measure(desk, run)
+        if not run.finished():
+            _balance(desk, run)
 
 
 def _balance(desk: Desk, run: Run) -> None:

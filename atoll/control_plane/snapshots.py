@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from statistics import median
 
 from atoll.control_plane.arbiter import model as m
@@ -39,7 +39,6 @@ def snapshot(desk: Desk) -> m.Snapshot:
     granted = [run for run in runs if run.state in HOLDING or run.suspending]
     others = _taken([run for run in runs if run not in granted])
     islands, places = _islands(desk)
-    devices = {node.node: node_class(node).device for node in desk.nodes.values()}
     return m.Snapshot(
         now=desk.now,
         nodes=tuple(
@@ -50,17 +49,15 @@ def snapshot(desk: Desk) -> m.Snapshot:
         islands=islands,
         flavors=flavors(sharing),
         queues=tuple(queue_spec(queue) for queue in sharing.queue),
-        asks=tuple(ask(run.spec, run, devices) for run in runs if run.state is RunState.QUEUED and not run.held),
-        grants=tuple(grant(run, devices) for run in granted),
+        asks=tuple(ask(run.spec, run) for run in runs if run.state is RunState.QUEUED and not run.held),
+        grants=tuple(grant(run) for run in granted),
         usage=tuple(desk.usage.values()),
         kept=desk.decided.kept if desk.decided is not None else (),
         settings=_settings(sharing),
     )
 
 
-def ask(
-    spec: JobSpec, run: Run | None = None, devices: Mapping[NodeId, str] | None = None, *, now: float = 0.0
-) -> m.Ask:
+def ask(spec: JobSpec, run: Run | None = None, *, now: float = 0.0) -> m.Ask:
     """What a job asks for; `run` where it was submitted."""
     most = spec.workers if run is None else run.most
     cpus, gpus = needs(spec)
@@ -82,7 +79,7 @@ def ask(
         preemptible=spec.kind is JobKind.TRAIN,
         expected_s=spec.expected_s,
         declared=dict(spec.speeds),
-        measured=_measured(run, devices or {}) if run is not None else {},
+        measured=dict(run.measured) if run is not None else {},
         batch=float(run.last.samples if run is not None and run.last is not None else spec.batch),
         sync_bytes=float(run.sync_bytes if run is not None and run.sync_bytes else spec.sync_mib * _MIB),
         disturbed=tuple(run.disturbed) if run is not None else (),
@@ -119,12 +116,12 @@ def stretch(spec: JobSpec, wish: Alternative) -> tuple[int, int]:
     return min(spec.least, most), most
 
 
-def grant(run: Run, devices: Mapping[NodeId, str] | None = None) -> m.Grant:
+def grant(run: Run) -> m.Grant:
     """What a run holds: a node for each worker by rank, those that it gives up among them, and one for each spare."""
     workers, spares = seats_by_part(run)
     leaving = [seat for seat in run.seats.values() if seat.leaving]
     return m.Grant(
-        ask=ask(run.spec, run, devices),
+        ask=ask(run.spec, run),
         nodes=tuple(run.seats[s].node for s in workers) + tuple(seat.node for seat in leaving),
         spares=tuple(run.seats[s].node for s in spares),
         since=run.placed_at,
@@ -136,17 +133,20 @@ def grant(run: Run, devices: Mapping[NodeId, str] | None = None) -> m.Grant:
     )
 
 
-def _measured(run: Run, devices: Mapping[NodeId, str]) -> dict[str, float]:
-    """Samples a second of one worker alone, by device, from what its members last needed for a grain."""
+def measure(desk: Desk, run: Run) -> None:
+    """Keep samples a second of one worker alone, by device, from what its members last needed for a grain.
+
+    What it once did on a device stands until it does otherwise there, also while it waits again after a suspension.
+    """
     if run.last is None or not run.speeds.grains:
-        return {}
+        return
     samples = run.last.samples / run.speeds.grains
     seen: dict[str, list[float]] = {}
     for trainer, pace in run.speeds.paces.items():
-        device = devices.get(run.trainers[trainer].node, "") if trainer in run.trainers else ""
-        if device and pace > 0:
-            seen.setdefault(device, []).append(samples / pace)
-    return {device: median(found) for device, found in seen.items()}
+        node = desk.nodes.get(run.trainers[trainer].node) if trainer in run.trainers else None
+        if node is not None and pace > 0:
+            seen.setdefault(node_class(node).device, []).append(samples / pace)
+    run.measured |= {device: median(found) for device, found in seen.items()}
 
 
 def seats_by_part(run: Run) -> tuple[list[SeatId], list[SeatId]]:

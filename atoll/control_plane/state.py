@@ -157,6 +157,8 @@ class Run:
     # Nodes that the members do not hear, and when that was last so: whoever lives there does not join.
     apart: dict[NodeId, float] = field(default_factory=dict)
     speeds: Speeds = field(default_factory=Speeds)
+    # Samples a second of one worker alone, by device.
+    measured: dict[str, float] = field(default_factory=dict)
     jumps: Jumps = field(default_factory=Jumps)
     comparisons: Comparisons = field(default_factory=Comparisons)
     rhythm: Rhythm = field(default_factory=Rhythm)

@@ -87,7 +87,8 @@ class MetricPoint:
 class RunView:
     """One run as the list and the run page show it. `held`: suspended until somebody resumes it.
 
-    `owner` is who submitted it, "" for the cluster itself; `queue` is where it waits, or waited. Lists leave `spec` out.
+    `owner` is who submitted it, "" for the cluster itself; `queue` is where it waits, or waited. `measured`: samples a second
+    of one of its workers alone, by device. Lists leave `spec` out.
     """
 
     run: RunId
@@ -110,6 +111,7 @@ class RunView:
     held: bool = False
     owner: str = ""
     queue: str = DEFAULT_QUEUE
+    measured: dict[str, float] = field(default_factory=dict)
     spec: JobSpec | None = None
 
 

@@ -135,6 +135,8 @@ def test_who_waits_is_in_order_of_priority_then_submission():
         run("on", RunState.RUNNING),
     ]
     assert [ask.run for ask in asks(runs)] == ["high", "early", "late"]
+    (seen,) = asks([replace(run("s", speeds={"a10g": 1.0}), measured={"a10g": 3.0})])
+    assert (seen.measured, seen.declared) == ({"a10g": 3.0}, {"a10g": 1.0})
     (elastic,) = asks([run("e", workers=6, min_workers=2, cpus_per_worker=0.5)])
     assert (elastic.least, elastic.most, elastic.each.cpus) == (2, 6, 5_000)
 

@@ -328,6 +328,16 @@ def test_what_members_need_for_a_grain_becomes_their_devices_measured_speed():
     wish = snapshot(cluster.desk).grants[0].ask
     assert (wish.batch, wish.measured) == (32.0, {"cpu": pytest.approx(16.0)})
     assert wish.sync_bytes == 4096
+    # It waits again, its trainers are gone, and what it did on which device is still known.
+    cluster.reply(ev.SuspendAsked(request="z", run="gpt", reason="for a while"))
+    for trainer in run.active():
+        ended = m.TrainerFinished(trainer=trainer.trainer, step=11, suspended=True)
+        cluster.tell(ev.AgentSaid(node=trainer.node, fact=m.TrainerSaid(run="gpt", fact=ended)))
+        gone = m.TrainerExited(trainer=trainer.trainer, run="gpt", pid=1, exit_status=0)
+        cluster.tell(ev.AgentSaid(node=trainer.node, fact=gone))
+    assert run.state is RunState.QUEUED
+    wish = ask(run.spec, run)
+    assert (wish.batch, wish.measured, wish.sync_bytes) == (32.0, {"cpu": pytest.approx(16.0)}, 4096)
 
 
 def test_declared_batch_and_bytes_of_a_step_count_until_they_are_measured():
