@@ -194,8 +194,11 @@ def dial(ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patie
             return _dial_once(way, greeting, secret, patience.at_most(way_s), patience.at_most(reach_s))
         except HandshakeError as error:
             raise HandshakeError(f"{where}: {error}") from None
-        except (OSError, PeerLost) as error:
+        except OSError as error:
             problem = error
+        except PeerLost as error:
+            # The last try may have begun with no time left: what one before it met says more.
+            problem = problem or error
         time.sleep(_RETRY_S)
     raise InternalError(f"no address of {greeting.to} is known")
 

@@ -151,6 +151,23 @@ def test_when_no_way_answers_the_peer_is_named(place):
         place.connect(whole, [None, listeners[1]], deadline_s=0.3)
 
 
+def test_a_last_try_without_time_left_does_not_hide_what_those_before_met(monkeypatch):
+    from atoll.collectives import tcp_transport
+    from atoll.collectives.tcp_handshake import Greeting, Patience
+
+    met = iter([ConnectionRefusedError(111, "Connection refused"), PeerLost("no answer in time")])
+
+    def dial_once(*_):
+        raise next(met)
+
+    monkeypatch.setattr(tcp_transport, "_dial_once", dial_once)
+    tries = iter([False, False, True])
+    patience = Patience(deadline=time.monotonic() + 60, cancelled=lambda: next(tries))
+    greeting = Greeting(run="r", epoch=3, rank=1, trainer="t1", to="t0")
+    with pytest.raises(PeerLost, match="t0 at 127.0.0.1:1 does not answer in epoch 3: .*Connection refused"):
+        tcp_transport.dial([Way("127.0.0.1", 1)], greeting, b"s", patience)
+
+
 def test_a_listener_has_a_door_at_each_nic(place):
     from atoll.collectives.tcp_transport import Listener
 
