@@ -164,7 +164,7 @@ def test_a_last_try_without_time_left_does_not_hide_what_those_before_met(monkey
     tries = iter([False, False, True])
     patience = Patience(deadline=time.monotonic() + 60, cancelled=lambda: next(tries))
     greeting = Greeting(run="r", epoch=3, rank=1, trainer="t1", to="t0")
-    with pytest.raises(PeerLost, match="t0 at 127.0.0.1:1 does not answer in epoch 3: .*Connection refused"):
+    with pytest.raises(PeerLost, match=r"t0 at 127.0.0.1:1 does not answer in epoch 3: .*Connection refused"):
         tcp_transport.dial([Way("127.0.0.1", 1)], greeting, b"s", patience)
 
 
