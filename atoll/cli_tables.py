@@ -10,7 +10,6 @@ from rich.text import Text
 
 from atoll.schema.messages import Finding
 from atoll.schema.people import CLUSTER_USER
-from atoll.schema.sharing import DEFAULT_QUEUE
 from atoll.schema.views import CheckpointView, DrainView, EventView, NodeView, RunState, RunView
 
 _STYLES = {
@@ -55,8 +54,8 @@ def size(count: int) -> str:
 
 def runs(views: Sequence[RunView], now: float) -> Table:
     """The list of runs. Owners and queues are shown where there is more than one to tell apart."""
-    owned = any(view.owner for view in views)
-    queued = any(view.queue != DEFAULT_QUEUE for view in views)
+    owned = len({view.owner for view in views}) > 1
+    queued = len({view.queue for view in views}) > 1
     more = (*(["OWNER"] if owned else []), *(["QUEUE"] if queued else []))
     table = _table("RUN", "KIND", "STATE", "STEP", "LOSS", "MEMBERS", "EPOCH", "SUBMITTED", *more)
     for view in views:

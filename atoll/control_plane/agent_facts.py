@@ -321,6 +321,8 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
     )
     if run.last is None or (point.epoch, point.step) > (run.last.epoch, run.last.step):
         run.last, run.sync_bytes = point, fact.sync_bytes
+        # A step that goes on without its slowest has fewer that count.
+        run.batch = max(run.batch, fact.samples)
     desk.do(fx.ShowMetric(run=run.run, point=point))
     desk.touch(run)
 

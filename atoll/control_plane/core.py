@@ -218,7 +218,7 @@ class Core:
 
     def _listed(self, event: ev.ClusterListed) -> None:
         desk = self.desk
-        before = [room.node for room in desk.rooms()]
+        before = desk.offering()
         for node in desk.nodes.values():
             if node.seen is not None:
                 node.seen = dataclasses.replace(node.seen, alive=False)
@@ -231,7 +231,7 @@ class Core:
                     # A lost seat is a fact, not a verdict: its trainer lives on while a new actor takes its name.
                     seat.alive = False
                     desk.note(run.run, seat.seat, "seat-lost", "Ray has lost it; it is made anew, its trainer goes on")
-        if before != [room.node for room in desk.rooms()]:
+        if before != desk.offering():
             desk.room_changed = True
 
     def _node_seen(self, seen: ev.NodeSeen) -> None:

@@ -6,6 +6,7 @@ before every other effect. Each record also becomes a line of the story under th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from atoll.collectives.islands import Island
@@ -139,18 +140,32 @@ class Desk:
 
     def rooms(self) -> list[Room]:
         """What each usable node that is not drained has, less what seats reserve."""
-        return [self._room(n) for n in self.nodes.values() if n.usable and n.node not in self.cluster.drains]
+        held = self._held()
+        return [_room(n, held) for n in self.nodes.values() if self._offers(n)]
 
-    def _room(self, node: Node) -> Room:
-        seen = node.seen
-        cpus, gpus = (units(seen.cpus), units(seen.gpus)) if seen is not None else (0, 0)
-        held = [
-            needs(run.spec) for run in self.cluster.open_runs() for seat in run.seats.values() if seat.node == node.node
-        ]
-        return Room(
-            node=node.node,
-            cpus=cpus,
-            gpus=gpus,
-            cpus_free=cpus - sum(amounts[0] for amounts in held),
-            gpus_free=gpus - sum(amounts[1] for amounts in held),
-        )
+    def room(self, node: Node) -> Room | None:
+        """The same of one node; None where it takes nobody."""
+        return _room(node, self._held()) if self._offers(node) else None
+
+    def offering(self) -> list[NodeId]:
+        """The nodes that take somebody, as far as there is room."""
+        return [node.node for node in self.nodes.values() if self._offers(node)]
+
+    def _offers(self, node: Node) -> bool:
+        return node.usable and node.node not in self.cluster.drains
+
+    def _held(self) -> dict[NodeId, tuple[int, int]]:
+        held: dict[NodeId, tuple[int, int]] = {}
+        for run in self.cluster.open_runs():
+            cpus, gpus = needs(run.spec)
+            for seat in run.seats.values():
+                before = held.get(seat.node, (0, 0))
+                held[seat.node] = (before[0] + cpus, before[1] + gpus)
+        return held
+
+
+def _room(node: Node, held: Mapping[NodeId, tuple[int, int]]) -> Room:
+    seen = node.seen
+    cpus, gpus = (units(seen.cpus), units(seen.gpus)) if seen is not None else (0, 0)
+    taken = held.get(node.node, (0, 0))
+    return Room(node=node.node, cpus=cpus, gpus=gpus, cpus_free=cpus - taken[0], gpus_free=gpus - taken[1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-from atoll.control_plane.arbiter.core import decide
+from atoll.control_plane.arbiter.core import decide, shares
 from atoll.control_plane.arbiter.decisions import Decisions, Shrink, Start, Suspend
 from atoll.control_plane.arbiter.model import Ask, Snapshot
 from atoll.control_plane.arbiter.reasons import Held, Rejected
@@ -43,18 +43,26 @@ def plan(desk: Desk, spec: JobSpec) -> PlanView:
     start = next((s for s in decisions.starts if s.run == PLANNED), None)
     if start is not None:
         return _starts(desk, spec, start)
-    return dataclasses.replace(_waits(spec, decisions), to_start=_to_start(desk, seen, wish))
+    return _with_machines(desk, seen, wish, _waits(spec, decisions))
 
 
-def _to_start(desk: Desk, seen: Snapshot, wish: Ask) -> dict[str, int]:
-    """The machines on offer that the job would be placed on if all of them stood, by type."""
+def _with_machines(desk: Desk, seen: Snapshot, wish: Ask, view: PlanView) -> PlanView:
+    """The view with the machines on offer that the job would be placed on if all of them stood, and what is foretold of it."""
     offered = {node.node: node.kind.name for node in offered_nodes(desk)}
-    if not offered:
-        return {}
     larger = dataclasses.replace(seen, nodes=(*seen.nodes, *offered_nodes(desk)), asks=(*seen.asks, wish))
-    start = next((s for s in decide(larger).starts if s.run == PLANNED), None)
-    used = {*start.nodes, *start.spares} if start is not None else set()
-    return dict(Counter(offered[node].removeprefix(OFFERED) for node in sorted(used) if node in offered))
+    start = next((s for s in decide(larger).starts if s.run == PLANNED), None) if offered else None
+    if start is None:
+        return view
+    used = {*start.nodes, *start.spares}
+    return dataclasses.replace(
+        view,
+        workers=len(start.nodes),
+        option=start.reason.option,
+        to_start=dict(Counter(offered[node].removeprefix(OFFERED) for node in sorted(used) if node in offered)),
+        step_s=start.reason.step_s,
+        samples_per_s=start.reason.samples_per_s,
+        price_per_hour=start.reason.price_per_hour,
+    )
 
 
 def _starts(desk: Desk, spec: JobSpec, start: Start) -> PlanView:
@@ -152,12 +160,12 @@ def _rejected(found: tuple[Rejected, ...]) -> tuple[RejectedView, ...]:
 
 def queues(desk: Desk) -> tuple[QueueView, ...]:
     """All queues, as they stand."""
-    sharing, decided = desk.cluster.sharing, decide(snapshot(desk))
-    shares = {share.queue: share for share in decided.shares}
+    sharing = desk.cluster.sharing
+    told = {share.queue: share for share in shares(snapshot(desk))}
     runs = desk.cluster.open_runs()
     found = []
     for wish in sharing.queue:
-        share = shares.get(wish.name)
+        share = told.get(wish.name)
         here = [run for run in runs if run.spec.queue == wish.name]
         waiting = sum(1 for run in here if run.state is RunState.QUEUED)
         found.append(

@@ -109,7 +109,8 @@ def devices_of(spec: JobSpec) -> float:
 def _attribute(ledger: Ledger, run: Run, devices: Mapping[NodeId, str], span: float) -> None:
     team, each = run.spec.team or "", devices_of(run.spec)
     if run.state is RunState.QUEUED:
-        ledger.add((run.run, team, ""), Use.QUEUED, span * each * run.most)
+        if not run.held:  # whom a person suspended waits for that person
+            ledger.add((run.run, team, ""), Use.QUEUED, span * each * run.most)
         return
     unsaved = ledger.progress[run.run].unsaved
     for seat in run.seats.values():

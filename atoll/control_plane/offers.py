@@ -6,13 +6,17 @@ autoscaler is gone, runs that only its machines could hold are refused again, an
 
 from __future__ import annotations
 
+from collections import Counter
+
 from atoll.control_plane import effects as fx
 from atoll.control_plane.arbiter.model import Amount, NodeClass, NodeState
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.events import MachinesOffered
 from atoll.control_plane.placement import units
+from atoll.control_plane.snapshots import price_of
+from atoll.schema.devices import device_of, is_spot
 from atoll.schema.ids import NodeId
-from atoll.schema.offers import MachineOffer
+from atoll.schema.offers import TYPE, MachineOffer
 
 # The loop says them again each ten seconds; a minute bears its restart.
 HOLDS_S = 60.0
@@ -35,21 +39,24 @@ def offered(desk: Desk, event: MachinesOffered) -> None:
 
 
 def offered_nodes(desk: Desk) -> tuple[NodeState, ...]:
-    """All machines that might stand, as empty nodes."""
+    """All machines that might stand beside those that do, as empty nodes."""
     if desk.clock >= desk.offered_until:
         return ()
-    return tuple(_node(offer, n) for offer in desk.offers for n in range(min(offer.most, _MOST)))
+    standing = Counter(
+        node.seen.labels.get(TYPE, "") for node in desk.nodes.values() if node.usable and node.seen is not None
+    )
+    return tuple(_node(offer, n) for offer in desk.offers for n in range(min(offer.most - standing[offer.kind], _MOST)))
 
 
 def _node(offer: MachineOffer, number: int) -> NodeState:
     total = Amount(cpus=units(offer.cpus), gpus=units(offer.gpus))
-    device = offer.labels.get("device") or ("gpu" if total.gpus else "cpu")
     kind = NodeClass(
         name=f"{OFFERED}{offer.kind}",
-        device=device,
+        device=device_of(offer.labels, total.gpus),
         total=total,
         labels=dict(offer.labels),
-        spot=offer.labels.get("market") == "spot",
+        price_per_hour=price_of(offer.labels),
+        spot=is_spot(offer.labels),
     )
     name = f"{OFFERED}{offer.kind}:{number}"
     return NodeState(node=NodeId(name), kind=kind, island=offer.labels.get("island") or f"{OFFERED}{offer.kind}")

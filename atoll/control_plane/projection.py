@@ -83,7 +83,7 @@ def _trainer_state(run: Run, trainer: Trainer) -> str:
 def node_view(desk: Desk, node: Node) -> NodeView:
     """The host as the list shows it."""
     seen = node.seen
-    room = next((r for r in desk.rooms() if r.node == node.node), None)
+    room = desk.room(node)
     return NodeView(
         node=node.node,
         address=seen.address if seen else "",

@@ -1,7 +1,7 @@
 """The queue: who enters it, who is refused at once, and what the arbiter's decisions become.
 
-Whenever room, runs or queues changed, and each second while somebody waits or may grow, the arbiter is asked with a
-snapshot of the cluster (`snapshots`). Its decisions are carried out as records with its reasons: runs start in seats of
+Whenever room, runs or queues changed, each second while somebody waits or may grow, and each minute while somebody may
+move, the arbiter is asked with a snapshot of the cluster (`snapshots`). Its decisions are carried out as records with its reasons: runs start in seats of
 their nodes, grow into others, give up seats, or leave all of them at a checkpoint. A run that the cluster can never hold is
 refused when it is submitted; one that it could hold before, and cannot any more since nodes went, waits for nodes.
 
@@ -35,11 +35,13 @@ from atoll.control_plane.usage import LOOK_S, account
 from atoll.errors import AtollError, CapacityError, ClusterError, SpecError
 from atoll.schema.ids import NodeId, SeatId
 from atoll.schema.queues import check_sharing
-from atoll.schema.spec import JobSpec, check_spec
+from atoll.schema.spec import JobKind, JobSpec, check_spec
 from atoll.schema.views import RunState
 
 # Waits, budgets and hysteresis are of seconds; one decision of a large cluster takes half of one.
 DECIDE_S = 1.0
+# Beyond that, where nobody waits or may grow: for a better place the links and the others must have changed.
+MOVES_S = 60.0
 
 
 def asked(desk: Desk, event: RunAsked) -> None:
@@ -71,7 +73,7 @@ def _objection(desk: Desk, event: RunAsked, known: Run | None) -> AtollError | N
     if event.spec.queue not in queues:
         return SpecError(f"queue={event.spec.queue!r}: there is no such queue; the cluster has {', '.join(queues)}")
     # While Ray starts anew there is no node at all for a moment: that is no reason to refuse.
-    never = refusal(desk, event.spec) if desk.rooms() else None
+    never = refusal(desk, event.spec) if desk.offering() else None
     return CapacityError(f"{never.words()}; ask for fewer or smaller workers") if never is not None else None
 
 
@@ -79,7 +81,9 @@ def refusal(desk: Desk, spec: JobSpec) -> Never | None:
     """Why the cluster, or its queue, can never hold such a run; None where it can."""
     wish = ask(spec, now=desk.now)
     seen = snapshot(desk)
-    empty = dataclasses.replace(seen, asks=(wish,), grants=(), nodes=(*seen.nodes, *offered_nodes(desk)))
+    # A node that is drained may be taken back: that it takes nobody now is no reason for ever.
+    nodes = tuple(dataclasses.replace(node, drained=False) for node in seen.nodes)
+    empty = dataclasses.replace(seen, asks=(wish,), grants=(), nodes=(*nodes, *offered_nodes(desk)))
     return next((refuse.reason for refuse in decide(empty).refusals if refuse.run == wish.run), None)
 
 
@@ -101,7 +105,9 @@ def queues_set(desk: Desk, event: QueuesAsked) -> None:
 
 def tick(desk: Desk) -> None:
     """Ask again where time alone may change the answer."""
-    if desk.clock >= desk.decide_at and _anything_to_decide(desk):
+    if (desk.clock >= desk.decide_at and _anything_to_decide(desk)) or (
+        desk.clock >= desk.decide_at + MOVES_S and _may_move(desk)
+    ):
         desk.room_changed = True
     elif desk.clock >= desk.accounted_at:
         desk.accounted_at = desk.clock + LOOK_S
@@ -111,7 +117,7 @@ def tick(desk: Desk) -> None:
 def schedule(desk: Desk) -> None:
     """Have the arbiter decide, and do what it says."""
     desk.room_changed, desk.decide_at = False, desk.clock + DECIDE_S
-    if not desk.closing and desk.rooms() and _anything_to_decide(desk):
+    if not desk.closing and desk.offering() and (_anything_to_decide(desk) or _may_move(desk)):
         account(desk)
         decisions = decide(snapshot(desk))
         carry_out(desk, decisions)
@@ -129,6 +135,13 @@ def _anything_to_decide(desk: Desk) -> bool:
 
 def _may_grow(run: Run) -> bool:
     return run.spec.elastic and run.size < run.most and run.state is RunState.RUNNING
+
+
+def _may_move(desk: Desk) -> bool:
+    """Whether anybody could have a better place; who waits or may grow is asked about more often anyway."""
+    return len(desk.nodes) > 1 and any(
+        run.state is RunState.RUNNING and run.spec.kind is JobKind.TRAIN for run in desk.cluster.open_runs()
+    )
 
 
 def carry_out(desk: Desk, decisions: Decisions) -> None:
@@ -187,10 +200,15 @@ def _suspend(desk: Desk, wish: Suspend) -> None:
 
 def _grow(desk: Desk, grow: Grow) -> None:
     run = desk.cluster.runs[grow.run]
-    if run.state is not RunState.RUNNING or run.finished() or not shunned(desk, run).isdisjoint(grow.adds):
+    if run.state is not RunState.RUNNING or run.finished():
         return
-    _take(desk, run, grow.adds)
-    resize(desk, run, grow.to, grow.reason.words())
+    # The arbiter knows nothing of nodes where this run was slow or lost workers: it grows by the others.
+    shuns, before = shunned(desk, run), grow.to - len(grow.adds)
+    adds = [node for node in grow.adds if node not in shuns]
+    to = max((size for size in run.spec.sizes() if size <= before + len(adds)), default=before)
+    if to > before:
+        _take(desk, run, adds[: to - before])
+        resize(desk, run, to, grow.reason.words())
 
 
 def _move(desk: Desk, move: Move) -> None:

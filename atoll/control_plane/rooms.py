@@ -17,9 +17,10 @@ from atoll.control_plane.arbiter.model import Amount
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.leaving import shunned
 from atoll.control_plane.placement import Room, needs, place
-from atoll.control_plane.snapshots import HOLDING, flavors, node_class, queue_spec
+from atoll.control_plane.snapshots import flavors, node_class, queue_spec
 from atoll.control_plane.state import Run
 from atoll.schema.ids import NodeId
+from atoll.schema.views import RunState
 
 # Any number: the shares of queues are none of this module's business, only what their quotas leave.
 _HALF_LIFE_S = 1.0
@@ -36,7 +37,7 @@ class Quotas:
         for wish in desk.cluster.sharing.queue:
             self.accounts.put_queue(queue_spec(wish))
         for run in desk.cluster.open_runs():
-            if run.state in HOLDING or run.suspending:
+            if run.state is not RunState.QUEUED:
                 self._charge(desk, run)
 
     def _flavor(self, desk: Desk, node: NodeId) -> str:

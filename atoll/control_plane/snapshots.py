@@ -4,20 +4,20 @@ Everything follows from the core's state, so that a decision can be asked for ag
 (`atoll plan`). Times are the wall clock's, since records bear them. Until links are measured all nodes count as one island.
 
 Nodes are of one class where they have the same amounts and labels, but for those that name the node itself. The labels
-`price` (an hour) and `domain` (what fails together) are read; Ray's own say device and spot.
+`price` (an hour) and `domain` (what fails together) are read, and those that say device and spot (`atoll.schema.devices`).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from statistics import median
 
 from atoll.control_plane.arbiter import model as m
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.placement import needs, units
 from atoll.control_plane.state import Run
+from atoll.schema.devices import by_device, device_of, is_spot
 from atoll.schema.ids import NodeId, RunId, SeatId
 from atoll.schema.queues import QueueWish, QuotaWish, Sharing
 from atoll.schema.sharing import Alternative
@@ -28,7 +28,7 @@ UNKNOWN_ISLAND = "unmeasured"
 _MIB = 1 << 20
 # Labels that tell one node from the next.
 OF_ONE_NODE = frozenset({"ray.io/node-id", "ray.io/node-group", "island", "domain", "atoll-instance", "atoll-host"})
-DEVICE, SPOT, PRICE, DOMAIN = "ray.io/accelerator-type", "ray.io/market-type", "price", "domain"
+PRICE, DOMAIN = "price", "domain"
 HOLDING = frozenset({RunState.PLACED, RunState.RUNNING})
 
 
@@ -36,13 +36,13 @@ def snapshot(desk: Desk) -> m.Snapshot:
     """All that a decision rests upon, now."""
     sharing = desk.cluster.sharing
     runs = desk.cluster.open_runs()
-    granted = [run for run in runs if run.state in HOLDING or run.suspending]
-    others = _taken([run for run in runs if run not in granted])
+    # Who is ending holds what it has until its processes are gone, and gives it back then: no less than who is suspended.
+    granted = [run for run in runs if run.state is not RunState.QUEUED]
     islands, places = _islands(desk)
     return m.Snapshot(
         now=desk.now,
         nodes=tuple(
-            _node(node, places.get(node.node, UNKNOWN_ISLAND), others, desk.cluster.drains)
+            _node(node, places.get(node.node, UNKNOWN_ISLAND), desk.cluster.drains)
             for node in desk.nodes.values()
             if node.usable
         ),
@@ -78,9 +78,9 @@ def ask(spec: JobSpec, run: Run | None = None, *, now: float = 0.0) -> m.Ask:
         options=_options(spec, most),
         preemptible=spec.kind is JobKind.TRAIN,
         expected_s=spec.expected_s,
-        declared=dict(spec.speeds),
+        declared=by_device(spec.speeds),
         measured=dict(run.measured) if run is not None else {},
-        batch=float(run.last.samples if run is not None and run.last is not None else spec.batch),
+        batch=float(run.batch if run is not None and run.batch else spec.batch),
         sync_bytes=float(run.sync_bytes if run is not None and run.sync_bytes else spec.sync_mib * _MIB),
         disturbed=tuple(run.disturbed) if run is not None else (),
         suspended=run.suspensions if run is not None else 0,
@@ -129,7 +129,7 @@ def grant(run: Run) -> m.Grant:
         option=run.option,
         checkpoint_at=run.checkpoint.at if run.checkpoint is not None else None,
         leaving=tuple(seat.node for seat in leaving),
-        suspending=run.suspending,
+        suspending=run.state is RunState.STOPPING,
     )
 
 
@@ -138,9 +138,9 @@ def measure(desk: Desk, run: Run) -> None:
 
     What it once did on a device stands until it does otherwise there, also while it waits again after a suspension.
     """
-    if run.last is None or not run.speeds.grains:
+    if not run.batch or not run.speeds.grains:
         return
-    samples = run.last.samples / run.speeds.grains
+    samples = run.batch / run.speeds.grains
     seen: dict[str, list[float]] = {}
     for trainer, pace in run.speeds.paces.items():
         node = desk.nodes.get(run.trainers[trainer].node) if trainer in run.trainers else None
@@ -160,14 +160,13 @@ def seats_by_part(run: Run) -> tuple[list[SeatId], list[SeatId]]:
 # -- nodes -----------------------------------------------------------------------------------------------------------
 
 
-def _node(node: Node, island: str, others: dict[NodeId, m.Amount], drained: Collection[NodeId]) -> m.NodeState:
+def _node(node: Node, island: str, drained: Collection[NodeId]) -> m.NodeState:
     labels = node.seen.labels if node.seen is not None else {}
     return m.NodeState(
         node=node.node,
         kind=node_class(node),
         island=island,
         domain=labels.get(DOMAIN, ""),
-        taken=others.get(node.node, m.Amount()),
         drained=node.node in drained,
     )
 
@@ -178,36 +177,25 @@ def node_class(node: Node) -> m.NodeClass:
     labels = dict(seen.labels) if seen is not None else {}
     common = {key: value for key, value in sorted(labels.items()) if key not in OF_ONE_NODE}
     total = m.Amount(cpus=units(seen.cpus), gpus=units(seen.gpus)) if seen is not None else m.Amount()
-    device = labels.get(DEVICE) or ("gpu" if total.gpus else "cpu")
+    device = device_of(labels, total.gpus)
     marks = ",".join(f"{key}={value}" for key, value in common.items())
     return m.NodeClass(
         name=f"{device} {m.device_words(total)}" + (f" [{marks}]" if marks else ""),
         device=device,
         total=total,
         labels=common,
-        price_per_hour=_price(labels.get(PRICE, "")),
-        spot=labels.get(SPOT) == "spot",
+        price_per_hour=price_of(labels),
+        spot=is_spot(labels),
     )
 
 
-def _price(text: str) -> float:
+def price_of(labels: Mapping[str, str]) -> float:
+    """What a node costs an hour by its label; 0 where it has none that is a price."""
     try:
-        price = float(text)
+        price = float(labels.get(PRICE, ""))
     except ValueError:
         return 0.0
     return price if 0 <= price < math.inf else 0.0
-
-
-def _taken(runs: list[Run]) -> dict[NodeId, m.Amount]:
-    """What is held on nodes by runs that end."""
-    cpus: Counter[NodeId] = Counter()
-    gpus: Counter[NodeId] = Counter()
-    for run in runs:
-        for seat in run.seats.values():
-            amounts = needs(run.spec)
-            cpus[seat.node] += amounts[0]
-            gpus[seat.node] += amounts[1]
-    return {node: m.Amount(cpus=cpus[node], gpus=gpus[node]) for node in cpus.keys() | gpus.keys()}
 
 
 def _islands(desk: Desk) -> tuple[tuple[m.IslandState, ...], dict[NodeId, str]]:

@@ -146,6 +146,8 @@ class Run:
     impatient: bool = False
     step: Step = NO_STEP
     last: MetricPoint | None = None
+    # Samples of a whole step and bytes of gradients that it adds up, as its trainers told.
+    batch: int = 0
     sync_bytes: int = 0
     told: dict[Step, Epoch] = field(default_factory=dict)
     saved: CheckpointView | None = None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+# The label of a machine's node that names its type.
+TYPE = "atoll-node-type"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineOffer:

@@ -43,8 +43,8 @@ class PlanView:
     """What would become of a job if it were submitted now. `verdict`: starts, waits or never.
 
     `nodes`: where its workers would be, by rank, and `spares`; `yields`: who would give way for it; `to_start`: machines
-    that an autoscaler offers, by type, with which it would start. `starts_at` is None where nobody can tell; so are
-    predictions.
+    that an autoscaler offers, by type, with which it would start; size, price and predictions are then of that start.
+    `starts_at` is None where nobody can tell; so are predictions.
     """
 
     verdict: str

@@ -73,7 +73,6 @@ cpus = 1
 max = 3
 price_per_hour = 3.0
 nics = { fast = "500 Mbit/s", wide = "50 Mbit/s" }
-labels = { fabric = "fast" }
 idle_s = 5.0
 launch_s = 120.0
 settings.lab.hosts = ["a0", "a1", "a2"]
@@ -127,7 +126,7 @@ def test_gang_that_asks_for_fast_nics_gets_their_type_although_another_is_cheape
             workers=3,
             spares=0,
             cpus_per_worker=1.0,
-            alternatives=(Alternative(labels={"fabric": "fast"}),),
+            alternatives=(Alternative(labels={"nic-fast": "500M"}),),
             config={"steps": 1_000_000, "pause_s": 0.2},
             detach=True,
         )

@@ -26,7 +26,7 @@ from typing import assert_never
 
 from atoll.control_plane.arbiter import events as ev
 from atoll.control_plane.arbiter.choosing import worked_out
-from atoll.control_plane.arbiter.decisions import Decisions
+from atoll.control_plane.arbiter.decisions import Decisions, Share
 from atoll.control_plane.arbiter.growing import grow, move
 from atoll.control_plane.arbiter.holding import draw, nodes_of, redraw, undraw
 from atoll.control_plane.arbiter.keeping import Keeping
@@ -42,7 +42,7 @@ from atoll.control_plane.arbiter.model import (
     Usage,
 )
 from atoll.control_plane.arbiter.ordering import in_order
-from atoll.control_plane.arbiter.saying import claims, decisions_of
+from atoll.control_plane.arbiter.saying import claims, decisions_of, shares_of
 from atoll.control_plane.arbiter.serving import serve
 from atoll.control_plane.arbiter.state import Holding, Kept, Wish, grant_of, holding_of, new_state
 from atoll.control_plane.arbiter.turn import Turn
@@ -55,6 +55,11 @@ _SHAPES = 2_000
 def decide(snapshot: Snapshot) -> Decisions:
     """What is to be done in this situation. The snapshot stays as it is."""
     return Arbiter.of(snapshot).tick(snapshot.now)
+
+
+def shares(snapshot: Snapshot) -> tuple[Share, ...]:
+    """What the queues hold in this situation, with nothing decided."""
+    return shares_of(Arbiter.of(snapshot).state, snapshot.now)
 
 
 class Arbiter:
@@ -269,10 +274,10 @@ class Arbiter:
 
 
 def _merged(old: Ask, new: Ask) -> Ask:
-    """The ask as the shell has it, with what the arbiter found out itself."""
+    """The ask as the shell has it, with what the arbiter was told apart from it. What the shell says is newer."""
     return replace(
         new,
-        measured={**new.measured, **old.measured},
+        measured={**old.measured, **new.measured},
         disturbed=max(old.disturbed, new.disturbed, key=len),
     )
 

@@ -134,7 +134,7 @@ def move(turn: Turn) -> None:
     """Bring runs off drained nodes, and where it clearly pays to a better place."""
     state, left = turn.state, _MOVES
     told = {m.run for m in turn.grows} | set(turn.starts)
-    for run, holding in state.holdings.items():
+    for run, holding in _in_turns(state, turn.now):
         if run in told or not holding.steady() or len(holding.drawn) < len(holding.nodes):
             continue
         if any(node.drained for node in holding.drawn):
@@ -142,6 +142,13 @@ def move(turn: Turn) -> None:
         elif left and _could_gain(turn, holding):
             left -= 1
             _better(turn, run, holding)
+
+
+def _in_turns(state: State, now: float) -> list[tuple[RunId, Holding]]:
+    """All that hold nodes, from another one on each second: who decides by snapshots remembers nobody's last look."""
+    held = list(state.holdings.items())
+    first = int(now) * _MOVES % max(len(held), 1)
+    return held[first:] + held[:first]
 
 
 def _leave(turn: Turn, run: RunId, holding: Holding) -> None:
@@ -169,7 +176,7 @@ def _could_gain(turn: Turn, holding: Holding) -> bool:
         return False
     if crossed(holding.drawn) > 1:
         return True
-    speeds = holding.ask.measured or holding.ask.declared
+    speeds = {**holding.ask.declared, **holding.ask.measured}
     kinds = turn.state.catalog.kinds
     return len(speeds) > 1 and any(
         speed.of_one(holding.ask, kinds[node.kind].device) < max(speeds.values()) for node in holding.drawn

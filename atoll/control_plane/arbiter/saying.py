@@ -32,7 +32,7 @@ def decisions_of(turn: Turn) -> Decisions:
         moves=tuple(turn.moves),
         holds=_holds(turn),
         refusals=tuple(turn.refusals),
-        shares=_shares(turn.state, turn.now),
+        shares=shares_of(turn.state, turn.now),
         kept=claims(turn.state),
     )
 
@@ -146,7 +146,8 @@ def _names(turn: Turn) -> dict[str, None]:
     return dict.fromkeys(blocked.wish.ask.queue for blocked in turn.blocked)
 
 
-def _shares(state: State, now: float) -> tuple[Share, ...]:
+def shares_of(state: State, now: float) -> tuple[Share, ...]:
+    """What all queues hold, and how many wait in them."""
     running: dict[str, int] = {}
     waiting: dict[str, int] = {}
     for holding in state.holdings.values():

@@ -34,7 +34,7 @@ def of_one(ask: Ask, device: str) -> float:
     found = ask.measured.get(device) or ask.declared.get(device)
     if found:
         return found
-    others = [v for v in (ask.measured or ask.declared).values() if v > 0]
+    others = [v for v in {**ask.declared, **ask.measured}.values() if v > 0]
     return min(others) if others else 1.0
 
 

@@ -16,7 +16,8 @@ from atoll.control_plane.arbiter.model import Ask, Flavor, Option
 from atoll.control_plane.autoscaling.commands import Rejected, Why
 from atoll.control_plane.autoscaling.facts import Limits
 from atoll.control_plane.autoscaling.room import Room, allowed, fits_on, groupings, held, sizes
-from atoll.control_plane.autoscaling.spec import DEVICE, NodeType, labels_of
+from atoll.control_plane.autoscaling.spec import NodeType, labels_of
+from atoll.schema.devices import device_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +173,8 @@ def _cost_of(search: _Search, kind: NodeType) -> float:
 
 
 def _speed_of(search: _Search, room: Room) -> float:
-    device = room.labels.get(DEVICE, "")
-    known = next((k for k in search.kinds if k.device == device), None)
+    device = device_of(room.labels, room.gpus)
+    known = next((k for k in search.kinds if k.device.casefold() == device), None)
     return search.speeds[known.name] if known is not None else float("inf")
 
 
@@ -184,6 +185,7 @@ def speeds(ask: Ask, kinds: Sequence[NodeType]) -> dict[str, float]:
     follow by the ratio that those which are known have to theirs, on average.
     """
     known = {**{d: s for d, s in ask.declared.items() if s > 0}, **{d: s for d, s in ask.measured.items() if s > 0}}
-    ratios = [known[kind.device] / kind.speed for kind in kinds if kind.device in known]
+    devices = {kind.name: kind.device.casefold() for kind in kinds}
+    ratios = [known[devices[kind.name]] / kind.speed for kind in kinds if devices[kind.name] in known]
     scale = sum(ratios) / len(ratios) if ratios else 1.0
-    return {kind.name: known.get(kind.device, kind.speed * scale) for kind in kinds}
+    return {kind.name: known.get(devices[kind.name], kind.speed * scale) for kind in kinds}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from atoll.control_plane.arbiter.model import Ask, Option
 from atoll.control_plane.autoscaling.commands import NotTaken
 from atoll.control_plane.autoscaling.facts import Standing
-from atoll.control_plane.autoscaling.spec import DEVICE
+from atoll.schema.devices import DEVICE
 from atoll.schema.ids import NodeId, RunId
 
 # Names of asks for the sake of a node that leaves.

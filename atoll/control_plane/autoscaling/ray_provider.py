@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from atoll.control_plane import ray_api
 from atoll.control_plane.autoscaling.facts import Machine
 from atoll.control_plane.autoscaling.provider import Order, ProviderFailed, SoldOut
-from atoll.control_plane.autoscaling.spec import TYPE, Scaling
+from atoll.control_plane.autoscaling.spec import Scaling
 from atoll.errors import ConnectError
+from atoll.schema.offers import TYPE
 
 NODE_ID = "ray.io/node-id"
 _ID_LETTERS = 8

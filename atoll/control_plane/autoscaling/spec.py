@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from atoll.schema.devices import DEVICE, MARKET, SPOT
+from atoll.schema.offers import TYPE
+
 # Labels of Atoll on a Ray node that was started by it.
-TYPE, INSTANCE = "atoll-node-type", "atoll-instance"
-ZONE, DOMAIN, DEVICE, MARKET, ISLAND, PRICE = "zone", "domain", "device", "market", "island", "price"
-SPOT, ON_DEMAND = "spot", "on-demand"
+INSTANCE = "atoll-instance"
+ZONE, DOMAIN, ISLAND, PRICE, NIC = "zone", "domain", "island", "price", "nic-"
+ON_DEMAND = "on-demand"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +82,14 @@ def labels_of(kind: NodeType) -> dict[str, str]:
         DOMAIN: kind.domain,
         ISLAND: kind.island,
         PRICE: f"{kind.price_per_hour:g}" if kind.price_per_hour else "",
+        **{NIC + name: _rate(bits) for name, bits in kind.nics.items()},
     }
     return {**{name: value for name, value in own.items() if value}, **kind.labels}
+
+
+def _rate(bits: float) -> str:
+    """Bits a second as a label may have them: "400G", "2.5G", "50M"."""
+    return f"{bits / 1e9:g}G" if bits >= 1e9 else f"{bits / 1e6:g}M"  # noqa: PLR2004 - what G means
 
 
 def resources_of(kind: NodeType) -> dict[str, float]:

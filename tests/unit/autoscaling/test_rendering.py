@@ -76,6 +76,7 @@ def test_ray_up_file_of_a_cloud_is_what_ray_accepts(provider):
         "zone": "z1",
         "island": "rack",
         "price": "0.5",
+        "nic-net": "25G",
         "team": "x",
     }
     assert (gpu["min_workers"], gpu["max_workers"], ready["max_workers"]) == (1, 3, 8)

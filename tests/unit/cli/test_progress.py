@@ -136,6 +136,7 @@ def test_sizes_and_ages_use_their_largest_unit():
     [({}, []), ({"owner": "anna"}, ["OWNER"]), ({"queue": "research"}, ["QUEUE"])],
 )
 def test_owners_and_queues_are_listed_where_there_is_more_than_one(changes, more):
+    assert len(runs([a_view(**changes), a_view(**changes)], now=2.0).columns) == 8
     table = runs([a_view(), a_view(**changes)], now=2.0)
     assert [column.header for column in table.columns][8:] == more
     cells = [list(column.cells) for column in table.columns[8:]]

@@ -131,6 +131,30 @@ def test_run_that_sums_much_takes_the_island_with_the_faster_links():
     assert set(started(shell.tick())["r"].nodes) == {"fast"}
 
 
+def test_run_moves_to_a_faster_device_that_its_user_declared_though_it_was_measured_on_another_only():
+    shell = Shell([node("k", device="K80", gpus=2), node("busy", device="A100", gpus=2)])
+    shell.submit(ask("other", least=2, most=2, declared={"A100": 1.0, "K80": 0.1}))
+    assert set(started(shell.tick())["other"].nodes) == {"busy"}
+    shell.submit(ask("r", least=2, most=2, declared={"A100": 10.0, "K80": 1.0}))
+    assert set(started(shell.tick())["r"].nodes) == {"k"}
+    shell.do(ev.MeasuredSpeed(run="r", device="K80", samples_per_s=1.0))
+    shell.end("other")
+    shell.now += 100.0
+    moves = shell.tick().moves
+    assert [(m.run, set(m.takes)) for m in moves] == [("r", {"busy"})]
+
+
+def test_those_who_decide_by_snapshots_look_at_every_run_in_turn_for_a_better_place():
+    nodes = [node(f"n{i}", gpus=1) for i in range(6)] + [node("room", device="B", gpus=1)]
+    asks = [ask(f"r{i}", declared={"A": 1.0, "B": 9.0}) for i in range(6)]
+    grants = tuple(Grant(ask=one, nodes=(f"n{i}",), since=0.0) for i, one in enumerate(asks))
+    moved = set()
+    for now in range(1000, 1003):
+        snapshot = Snapshot(now=float(now), nodes=tuple(nodes), grants=grants, queues=(QueueSpec(name="default"),))
+        moved |= {move.run for move in decide(snapshot).moves}
+    assert moved == {"r4", "r2", "r0"}
+
+
 def test_drained_node_gets_nothing_new():
     shell = Shell([node("a", drained=True), node("b", gpus=1)])
     shell.submit(ask("r"))

@@ -143,6 +143,13 @@ def test_suspending_run_is_checkpointing():
     assert world.look(1.0).checkpointing == 2.0
 
 
+def test_run_that_a_person_holds_does_not_count_as_waiting():
+    world = World()
+    assert world.look(2.0).queued == 4.0
+    world.run.held = True
+    assert world.look(3.0).queued == 4.0
+
+
 def test_time_is_counted_once_and_shown_by_run_team_and_device():
     world = World()
     world.placed()

@@ -49,6 +49,18 @@ def test_run_that_fits_on_offered_machines_waits_and_one_that_does_not_is_refuse
     assert cluster.core.desk.cluster.runs["a"].state is RunState.QUEUED
 
 
+def test_machines_that_stand_are_offered_no_second_time():
+    cluster = Cluster()
+    rack = ev.NodeSeen(
+        node="r1", address="r", alive=True, cpus=4.0, gpus=0.0, local=False, labels={"atoll-node-type": "rack"}
+    )
+    cluster.offer(RACK)
+    head = ev.NodeSeen(node="head", address="h", alive=True, cpus=0.0, gpus=0.0, local=True)
+    cluster.tell(ev.ClusterListed(nodes=(head, rack), seats=()))
+    assert cluster.submit("a", workers=8, cpus_per_worker=1.0).problem is None
+    assert cluster.submit("b", workers=9, cpus_per_worker=1.0).problem.code == "does-not-fit"
+
+
 def test_decisions_of_an_autoscaler_are_lines_of_its_story():
     cluster = Cluster()
     said = ev.MachinesOffered(request="o", offers=(RACK,), decisions=("start rack-1: a waits", "x" * 5000))

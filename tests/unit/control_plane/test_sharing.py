@@ -6,10 +6,10 @@ import pytest
 from sharing_cluster import Cluster, hello, job, quota
 
 from atoll.control_plane import events as ev
-from atoll.control_plane.arbiter.decisions import Decisions, Move
-from atoll.control_plane.arbiter.reasons import Better
+from atoll.control_plane.arbiter.decisions import Decisions, Grow, Move
+from atoll.control_plane.arbiter.reasons import Better, Idle
 from atoll.control_plane.explain import plan, queues, why
-from atoll.control_plane.queue import carry_out
+from atoll.control_plane.queue import MOVES_S, carry_out
 from atoll.control_plane.records import QueuesSet, RunPlaced, RunResized
 from atoll.control_plane.resizing import superfluous
 from atoll.control_plane.snapshots import UNKNOWN_ISLAND, ask, snapshot
@@ -202,6 +202,65 @@ def test_run_that_waits_is_held_and_let_go():
     assert run.state is RunState.PLACED
 
 
+def test_run_that_is_ending_gives_no_reason_to_refuse_another_or_to_forget_who_waits():
+    cluster = Cluster()
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    run = cluster.submit("first", workers=3)
+    cluster.running(run)
+    head = cluster.submit("head", workers=4)
+    cluster.reply(ev.StopAsked(request="s", run="first", reason="enough"))
+    assert run.state is RunState.STOPPING
+    late = cluster.submit("late", workers=4)
+    assert cluster.answer.problem is None
+    small = cluster.submit("small", workers=1)
+    cluster.tick(2)
+    assert [waits.state for waits in (head, late, small)] == [RunState.QUEUED] * 3
+    assert why(cluster.desk, head).position == 1
+
+
+def test_drained_node_is_no_reason_to_refuse_for_ever():
+    cluster = Cluster()
+    cluster.reply(ev.DrainAsked(request="d", node="a", within_s=30, reason="maintenance"))
+    run = cluster.submit(workers=4)
+    assert cluster.answer.problem is None
+    assert run.state is RunState.QUEUED
+    cluster.reply(ev.UndrainAsked(request="u", node="a"))
+    cluster.tick(2)
+    assert run.state is RunState.PLACED
+
+
+def test_better_place_is_looked_for_when_room_changes_and_each_minute_though_nobody_waits():
+    cluster = Cluster()
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    cluster.running(cluster.submit(workers=2))
+    cluster.tick(2)
+    before = cluster.desk.decided
+    cluster.tick(5)
+    assert cluster.desk.decided is before
+    cluster.tick(MOVES_S)
+    after = cluster.desk.decided
+    assert after is not before
+    cluster.reply(ev.DrainAsked(request="d", node="b", within_s=30, reason="maintenance"))
+    assert cluster.desk.decided is not after
+
+
+def test_run_grows_by_other_nodes_than_those_it_avoids():
+    cluster = Cluster()
+    for node in cluster.nodes:
+        cluster.tell(ev.AgentAttached(hello=hello(node.node)))
+    run = cluster.submit(workers=4, min_workers=1)
+    cluster.running(run)
+    cluster.reply(ev.ResizeAsked(request="z", run="gpt", workers=1, reason="for a while"))
+    run.avoided["b"] = cluster.desk.clock + 1000.0
+    seats = [seat.seat for seat in run.seats.values() if not seat.leaving]
+    grown = Grow(run="gpt", adds=("b", "a", "b"), to=4, reason=Idle(before=1, after=4, gain_s=1.0, cost_s=0.0))
+    carry_out(cluster.desk, Decisions(at=cluster.desk.now, grows=(grown,)))
+    assert [s.node for s in run.seats.values() if not s.leaving and s.seat not in seats] == ["a"]
+    assert run.size == 2
+
+
 # -- questions -------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +304,15 @@ def test_plan_counts_the_machines_that_an_autoscaler_would_have_to_start():
     cluster.submit("first", workers=4)
     view = plan(cluster.desk, job(workers=8))
     assert (view.verdict, view.to_start) == ("waits", {"big": 2})
+
+
+def test_plan_with_machines_to_start_tells_what_they_cost_and_how_fast_the_job_would_be():
+    cluster = Cluster()
+    labels = {"price": "3.5", "device": "H200"}
+    cluster.reply(ev.MachinesOffered(request="q", offers=(MachineOffer(kind="big", most=4, cpus=4.0, labels=labels),)))
+    view = plan(cluster.desk, job(workers=8, speeds={"h200": 10.0, "cpu": 1.0}, batch=40))
+    assert (view.verdict, view.to_start, view.price_per_hour, view.workers) == ("waits", {"big": 2}, 7.0, 8)
+    assert view.step_s is not None
 
 
 def test_plan_for_an_unknown_queue_is_refused():
@@ -346,6 +414,13 @@ def test_declared_batch_and_bytes_of_a_step_count_until_they_are_measured():
     for field in ("batch", "sync_mib"):
         with pytest.raises(SpecError, match=f"{field}=-1: "):
             check_spec(job(**{field: -1}))
+
+
+def test_speeds_are_declared_by_devices_in_whatever_letters_and_labels_of_the_autoscaler_count():
+    assert ask(job(speeds={"H200": 9.0})).declared == {"h200": 9.0}
+    cluster = Cluster(labels={"a": {"device": "H200", "market": "spot"}, "b": {"ray.io/accelerator-type": "A100"}})
+    kinds = {node.node: node.kind for node in snapshot(cluster.desk).nodes}
+    assert [(kinds[n].device, kinds[n].spot) for n in ("a", "b")] == [("h200", True), ("a100", False)]
 
 
 def test_declared_speeds_choose_between_unlike_devices():
