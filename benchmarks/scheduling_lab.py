@@ -238,7 +238,7 @@ class _Arrivals:
         yield Figure(
             name="grown_back_s",
             value=statistics.median(self.grown),
-            note="from the end of that gang to the first step with all workers again; 10 s of it are deliberate",
+            note="from the end of that gang to the first step with all workers again; it changes its size once in ten seconds at most",
         )
 
     def plain(self) -> dict[str, Any]:
