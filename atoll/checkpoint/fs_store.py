@@ -286,6 +286,7 @@ class Store:
             with suppress(OSError, CheckpointError):
                 record = self._record(step)
                 if record.run == run:
+                    self._make_durable(step)
                     self._put_beside(record)
         done = []
         for step in self.uncommitted_steps():
@@ -312,11 +313,17 @@ class Store:
 
         record = self.record(step)
         if record.run == run:
+            self._make_durable(step)
             return Commit(record=record)
         detail = (
             f"step {step} of run {record.run} lies in {self.directory} already; give each run its own checkpoint_dir"
         )
         return Refuse(why=Refusal.OTHER_RUN, detail=detail)
+
+    def _make_durable(self, step: int) -> None:
+        """Whoever made the record may have ended after it had its name and before that was durable."""
+        sync_directory(self.step_directory(step))
+        sync_directory(self.directory)
 
     def _held(self, step: int, told: Sequence[Told]) -> Mapping[str, int]:
         held = {}
