@@ -32,7 +32,7 @@ from atoll.checkpoint.fs_claims import Claim
 from atoll.checkpoint.fs_files import claim_for_deletion, create, publish, reading, sync_directory
 from atoll.checkpoint.fs_sources import Unasked, failed
 from atoll.checkpoint.hf_index import BESIDE
-from atoll.checkpoint.manifest import CommitRecord, Request, Word, run_tag, seal, unseal, unseal_commit
+from atoll.checkpoint.manifest import CommitRecord, NewerFormat, Request, Word, run_tag, seal, unseal, unseal_commit
 from atoll.checkpoint.report import Report
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
@@ -132,10 +132,10 @@ class Store:
         return found[-1] if found else None
 
     def record(self, step: int) -> AnyRecord:
-        """The commit record of `step`. Raises `CheckpointError`."""
+        """The commit record of `step`. Raises `CheckpointError`; `Unasked` and `NewerFormat` are no damage."""
         try:
             return self._record(step)
-        except Unasked:
+        except (Unasked, NewerFormat):
             raise
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._instead(step)}") from None
