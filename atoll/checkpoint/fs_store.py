@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atoll.checkpoint import format1
-from atoll.checkpoint.fs_claims import Claim
+from atoll.checkpoint.fs_claims import Claim, aside_for
 from atoll.checkpoint.fs_files import claim_for_deletion, create, publish, reading, sync_directory
 from atoll.checkpoint.fs_sources import Unasked, failed
 from atoll.checkpoint.hf_index import BESIDE
@@ -356,12 +356,11 @@ class Store:
     def set_aside(self, step: int) -> None:
         """Have `step` count no more without deleting what is left of it: it cannot be read whole."""
         directory = self.step_directory(step)
-        to = directory.with_name(f"damaged-{directory.name}-{os.urandom(4).hex()}")
         if self._claim is not None:
-            self._claim.move(directory, to)
+            self._claim.set_aside(directory)
             return
         with suppress(FileNotFoundError):
-            directory.rename(to)
+            directory.rename(aside_for(directory))
             sync_directory(self.directory)
 
     def strays(self, step: int, run: str) -> Sequence[Path]:
