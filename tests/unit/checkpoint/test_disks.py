@@ -12,6 +12,8 @@ from atoll.checkpoint import fs_files, fs_sources
 from atoll.checkpoint.commit import Commit
 from atoll.checkpoint.fs_files import Disk, make_directory, publish
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.fs_writing import write_runs
+from atoll.checkpoint.image import Run
 from atoll.checkpoint.torch_state import digest, flatten
 from atoll.errors import CheckpointError
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed
@@ -220,3 +222,18 @@ def test_folder_whose_parent_belongs_to_others_takes_folders(tmp_path, disk):
     (tmp_path / "theirs").mkdir()
     disk(Faulty(tmp_path.name, fails_sync=errno.EINVAL))
     make_directory(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("fault", [{"fails_write": errno.EIO}, {"fails_sync": errno.EIO}], ids=["write", "sync"])
+def test_writes_that_fail_leave_no_handle_open(tmp_path, disk, fault):
+    data = bytes(1 << 16)
+    run = Run(file="a.safetensors", at=0, begin=0, bytes=len(data), total=len(data), exclusive=True)
+
+    def beside(_sums):
+        return [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in ("table", "word")]
+
+    disk(Faulty(".safetensors", **fault))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_runs(tmp_path, [run], memoryview(data), beside)
+    open_there = [named(int(p.name)) for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
+    assert not [path for path in open_there if path.is_relative_to(tmp_path)]

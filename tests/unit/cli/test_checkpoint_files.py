@@ -126,6 +126,20 @@ def test_gc_keeps_the_last_of_each_run_and_takes_what_never_counted(atoll, steps
     assert atoll("checkpoints", "gc", str(folder), "--keep", "1")[1] == "nothing to do\n"
 
 
+def test_gc_takes_what_a_killed_deletion_left_and_damaged_steps_when_asked_to(atoll, steps):
+    folder = steps("mine", 1)
+    places = [folder / "claims-0" / "over-1.a", folder / "damaged-step-00000009-b"]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "file").write_bytes(b"12345")
+    out = atoll("checkpoints", "gc", str(folder))[1]
+    assert out == f"gone: 0.0 MB, left over by a deletion that was cut off, {places[0]}\n"
+    assert [p.exists() for p in places] == [False, True]
+    out = atoll("checkpoints", "gc", str(folder), "--damaged")[1]
+    assert out == f"gone: 0.0 MB, damaged, and set aside, {places[1]}\n"
+    assert not places[1].exists()
+
+
 def test_gc_lets_nothing_go_behind_a_newest_step_that_is_damaged_or_while_it_is_read(atoll, steps):
     folder = steps("mine", 1, 2, 3)
     with reading(folder / "step-00000001" / COMMIT):
