@@ -62,6 +62,16 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make a file durable that another library wrote, with its name."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        disk().sync(handle)
+    finally:
+        os.close(handle)
+    sync_directory(path.parent)
+
+
 def make_directory(path: Path) -> None:
     """Create `path` and what is missing above it, all durable.
 

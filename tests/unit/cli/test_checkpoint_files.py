@@ -96,6 +96,18 @@ def test_dcp_directories_go_out_and_come_in(atoll, steps):
     assert atoll("checkpoints", "diff", str(folder), "again")[:2] == (0, "no difference\n")
 
 
+def test_diff_of_steps_with_equal_nan_tells_no_difference(tmp_path, atoll):
+    nan = float("nan")
+    for step, last in ((1, 0.0), (2, 0.0), (3, 0.5)):
+        state = {"model": {"w": torch.tensor([nan, last])}, "best": nan, "history": [nan, 1.0]}
+        torch.save(state, tmp_path / "state.pt")
+        import_step(tmp_path / "state.pt", Kind.TORCH, tmp_path / "steps", Heading(run="mine", step=step, now=1.0))
+    one, same, other = (str(tmp_path / "steps" / f"step-{step:08d}") for step in (1, 2, 3))
+    assert atoll("checkpoints", "diff", one, same)[:2] == (0, "no difference\n")
+    code, out, _ = atoll("checkpoints", "diff", one, other, "--values")
+    assert (code, out.splitlines()) == (1, ["model.w: other values: 1 of 2 elements, by 0.5 at most", "1 differences"])
+
+
 def left(folder):
     return [s.step for s in Store(folder).list()]
 
