@@ -137,11 +137,12 @@ class Remote:
         Durable in a folder of this machine or a mounted one, as stores make it by themselves.
         """
         total = 0
-        local = self._files().type_name == "local"
         with _failing(self.where(step, file)):
+            local = self._files().type_name == "local"
             if local:
                 make_directory(Path(self._path(step)))
-            self._files().create_dir(self._path(step), recursive=True)
+            else:
+                self._files().create_dir(self._path(step), recursive=True)
             with self._files().open_output_stream(self._path(step, file)) as sink:
                 for piece in pieces:
                     sink.write(piece)

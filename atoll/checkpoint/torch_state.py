@@ -123,7 +123,7 @@ class _Flattener:
         problem = _tensor_problem(tensor, path)
         if problem:
             raise StateError(f"state {path!r} is {problem}")
-        alias = (tensor.data_ptr() or _storage(tensor), *_form(tensor))
+        alias = (tensor.data_ptr() if tensor.numel() else _storage(tensor), *_form(tensor))
         if (tensor.numel() or _storage(tensor) in self._alone) and alias in self._seen:
             return self._seen[alias]
         name = path
