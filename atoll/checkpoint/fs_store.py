@@ -191,7 +191,8 @@ class Store:
         try:
             record = self.record(step)
         except CheckpointError as error:
-            return Report(step=step, path=directory, bytes=0, problem=str(error))
+            newer = isinstance(error, NewerFormat)
+            return Report(step=step, path=directory, bytes=0, problem=str(error), newer=newer)
         if isinstance(record, CommitRecord):
             packs = tuple(check_step(directory, record, told))
         else:

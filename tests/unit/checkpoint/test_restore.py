@@ -284,6 +284,7 @@ def test_step_of_a_newer_format_is_neither_gone_behind_nor_set_aside(run, remote
         run.newest(**({} if remote else {"to": None}))
     assert (run.told, list(run.store.committed_steps())) == ([], [1, 2])
     assert run.to.decisions.decided(2)
+    assert run.store.verify(2).line().startswith("step 2: NOT READ")
 
 
 def test_copy_of_a_newer_format_in_the_store_is_neither_gone_behind_nor_withdrawn(run):
