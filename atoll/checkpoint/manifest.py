@@ -30,6 +30,7 @@ FORMAT = 2
 # Small enough to say where damage is, large enough that a million of them is 4 TB.
 BLOCK_BYTES = 4 << 20
 
+
 class NewerFormat(CheckpointError):
     """The record is whole, and of a format that this build does not know: no damage, and nothing to set aside.
 

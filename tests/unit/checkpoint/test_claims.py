@@ -199,7 +199,11 @@ def test_step_on_its_way_to_be_set_aside_is_put_there_by_the_next_epoch(store, f
 def left_by_killed(store):
     """What deletions that were cut off leave, in a claim that was ended and in the one that stands, and a step."""
     (claims,) = store.directory.glob("claims-*")
-    for place in ("over-000000.ab", "epoch-000001.claim/gone-step-00000001.cd", "over-000000.ef/damaged-step-00000007-1"):
+    for place in (
+        "over-000000.ab",
+        "epoch-000001.claim/gone-step-00000001.cd",
+        "over-000000.ef/damaged-step-00000007-1",
+    ):
         (claims / place).mkdir(parents=True)
         (claims / place / "e1-r0of1-00000000.safetensors").write_bytes(b"12345")
     return claims

@@ -58,7 +58,7 @@ def test_tied_tensors_without_elements_are_one_however_they_were_detached(padded
 @pytest.mark.parametrize("beside", [{"full": slice(3, 6)}, {"other": slice(3, 3)}], ids=["full", "empty"])
 def test_empty_parts_of_one_buffer_are_not_one_tensor(beside):
     buffer = torch.zeros(6)
-    (name, where), = beside.items()
+    ((name, where),) = beside.items()
     flat = flatten({"a": buffer[3:3], "b": buffer[3:3], "c": buffer[3:3].view(0, 2), name: buffer[where]})
     assert len(flat.tensors) == 4
 
