@@ -86,10 +86,11 @@ def gc(
     every: Annotated[int, typer.Option(min=0, help="So do steps divisible by this.")] = 0,
     young: Annotated[float, typer.Option(min=0.0, help="So do those made in the last so many hours.")] = 0.0,
     run: Annotated[str | None, typer.Option(help="Only checkpoints of this run.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Damaged steps that were set aside go, too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Delete old checkpoints, and what broken-off saves left, behind a newest one that reads back whole."""
-    from atoll.checkpoint.fs_collect import collect, doomed  # noqa: PLC0415 - only where it is asked for
+    from atoll.checkpoint import fs_collect  # noqa: PLC0415 - only where it is asked for
     from atoll.checkpoint.fs_store import Store  # noqa: PLC0415 - likewise
     from atoll.checkpoint.retention import Retention  # noqa: PLC0415 - likewise
 
@@ -98,16 +99,18 @@ def gc(
         raise SpecError(f"{source} is one checkpoint; give the folder that it lies in")
     store = Store(place.directory)
     only = run if run is not None or place.run is None else place.run.run
-    found = doomed(store, Retention(last=keep, every=every, seconds=young * 3600), SystemClock().now(), only)
-    if dry_run or not found:
-        for one in found:
+    found = fs_collect.doomed(store, Retention(last=keep, every=every, seconds=young * 3600), SystemClock().now(), only)
+    beside = fs_collect.left(store, only, damaged=damaged)
+    every_one: list[fs_collect.Doomed | fs_collect.Left] = [*found, *beside]
+    if dry_run or not every_one:
+        for one in every_one:
             typer.echo(f"would go: {one.line()}")
-        typer.echo(
-            f"{len(found)} would go, {sum(one.bytes for one in found) / 1e6:.1f} MB" if found else "nothing to do"
-        )
+        size = sum(one.bytes for one in every_one) / 1e6
+        typer.echo(f"{len(every_one)} would go, {size:.1f} MB" if every_one else "nothing to do")
         return
-    went, problems = collect(store, found, lambda newest: next(iter(store.verify(newest).problems), ""))
-    for one in went:
+    fs_collect.clear(store, beside)
+    went, problems = fs_collect.collect(store, found, lambda newest: next(iter(store.verify(newest).problems), ""))
+    for one in [each for each in every_one if each in beside or each in went]:
         typer.echo(f"gone: {one.line()}")
     if problems:
         raise CheckpointError("; ".join(problems))

@@ -18,10 +18,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
+from atoll.checkpoint.fs_files import make_directory, sync_file
 from atoll.checkpoint.fs_retrying import Backoff
 from atoll.checkpoint.fs_sources import Unasked
 from atoll.checkpoint.manifest import CommitRecord, Segment, unseal
@@ -130,15 +132,24 @@ class Remote:
     # -- changing it ---------------------------------------------------------------------------------------------------
 
     def write(self, step: int, file: str, pieces: Iterable[memoryview | bytes], done: Callable[[int], None]) -> None:
-        """Make a file of `pieces`; `done` is told the length of each. What raised leaves nothing that counts."""
+        """Make a file of `pieces`; `done` is told the length of each. What raised leaves nothing that counts.
+
+        Durable in a folder of this machine or a mounted one, as stores make it by themselves.
+        """
         total = 0
         with _failing(self.where(step, file)):
-            self._files().create_dir(self._path(step), recursive=True)
+            local = self._files().type_name == "local"
+            if local:
+                make_directory(Path(self._path(step)))
+            else:
+                self._files().create_dir(self._path(step), recursive=True)
             with self._files().open_output_stream(self._path(step, file)) as sink:
                 for piece in pieces:
                     sink.write(piece)
                     total += len(piece)
                     done(len(piece))
+            if local:
+                sync_file(Path(self._path(step, file)))
         held = self.size(step, file)
         if held != total:
             raise RemoteError(f"{self.where(step, file)} has {held} bytes after {total} were written")

@@ -6,6 +6,7 @@ A digest does not depend on how a tensor was divided, nor on who wrote it, so st
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,13 @@ def tree_differences(first: Any, second: Any, path: str = "") -> Iterator[Differ
     elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         for at, (one, other) in enumerate(zip(first, second, strict=True)):
             yield from tree_differences(one, other, f"{path}.{at}")
-    elif first != second or type(first) is not type(second):
+    elif type(first) is not type(second) or (first != second and not (_is_nan(first) and _is_nan(second))):
         yield Difference(name=path, how=Unlike.TREE, detail=f"{_short(first)}, {_short(second)}")
+
+
+def _is_nan(value: Any) -> bool:
+    """A step that is compared with itself has no difference, whatever it holds."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _form(one: TensorRecord) -> str:

@@ -11,6 +11,10 @@ each effect is one system call that names a path inside the claim: a commit link
 moves its victim into it. The first writer of a higher epoch moves all lower claims away, and from then on such a call
 of theirs fails in the kernel, whenever it comes. That is exact where names are looked up on one host's file system; a
 network file system may go on using a name that it looked up seconds ago.
+
+What a claim may hold when its process is killed: files on their way in, which nothing names; `gone-*`, which is deleted
+but for its bytes; and `damaged-*`, on its way to that name in the store. Whoever ends the claim puts the last where they
+belong and removes the rest, and so does whoever collects garbage there (`debris`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +31,9 @@ from atoll.checkpoint.manifest import run_tag
 from atoll.fault.inject import failpoint
 
 _CLAIM = re.compile(r"epoch-(\d+)\.claim")
+_GONE = "gone-"
+# What a step is called that was set aside.
+DAMAGED = "damaged-"
 
 
 class Overtaken(Exception):
@@ -39,6 +47,7 @@ class Claim:
         self.epoch = epoch
         self._all = directory / f"claims-{run_tag(run)}"
         self._mine = self._all / f"epoch-{epoch:06d}.claim"
+        self._cleared = False
 
     def hold(self) -> None:
         """Make the claim, or see that it still stands, and end all lower ones. Raises `Overtaken`."""
@@ -51,6 +60,10 @@ class Claim:
             self._refuse_if_overtaken()
         for lower in [e for e in self._epochs() if e < self.epoch]:
             self._end(lower)
+        if not self._cleared:
+            self._cleared = True
+            for each in _left_in(self._all):
+                clear_debris(self._all.parent, each)
 
     def publish(self, path: Path, data: bytes) -> bool:
         """As `fs_files.publish`, while the claim stands. Raises `Overtaken`."""
@@ -73,37 +86,33 @@ class Claim:
 
     def remove(self, path: Path) -> None:
         """Have a file or folder gone, at once and durably, while the claim stands. Raises `Overtaken`."""
-        grave = self._buried(path)
-        if grave is None:
-            return
-        if grave.is_dir():
-            shutil.rmtree(grave, ignore_errors=True)
-        else:
-            grave.unlink(missing_ok=True)
+        grave = self._mine / f"{_GONE}{path.name}.{os.urandom(4).hex()}"
+        if self._taken_in(path, grave):
+            discard(grave)
 
-    def move(self, path: Path, to: Path) -> None:
-        """Give a file or folder another name, while the claim stands. Raises `Overtaken`."""
-        grave = self._buried(path)
-        if grave is not None:
-            # Where a higher epoch comes between the two, it clears the claim away, with what lies in it.
-            with suppress(FileNotFoundError):
-                grave.rename(to)
-                sync_directory(to.parent)
+    def set_aside(self, path: Path) -> None:
+        """Give a step another name in the same folder, under which it counts no more. Raises `Overtaken`."""
+        aside = self._mine / aside_for(path).name
+        # By its name in the claim whoever ends that knows where it belongs, if nobody comes to the second half of this.
+        if self._taken_in(path, aside):
+            _put_back(aside, path.parent)
 
-    def _buried(self, path: Path) -> Path | None:
-        """Where in the claim `path` lies now; None: it was not there. Raises `Overtaken`."""
+    def _taken_in(self, path: Path, inside: Path) -> bool:
+        """Have `path` lie in the claim, under the name `inside`. False: it was not there. Raises `Overtaken`."""
         self.hold()
-        grave = self._mine / f"{path.name}.{os.urandom(4).hex()}"
         failpoint("before-removal")
         try:
-            path.rename(grave)
+            path.rename(inside)
         except FileNotFoundError:
             if path.exists():
                 raise self._overtaken(path) from None
-            return None
+            return False
+        # Durable where it went before it is so that it left: in between it has two names, not none.
+        with suppress(FileNotFoundError):  # who ended the claim meanwhile has it in hand
+            sync_directory(inside.parent)
         sync_directory(path.parent)
         failpoint("after-removal")
-        return grave
+        return True
 
     def _epochs(self) -> list[int]:
         names = (_CLAIM.fullmatch(p.name) for p in self._all.glob("epoch-*.claim"))
@@ -132,4 +141,56 @@ class Claim:
         with suppress(FileNotFoundError):  # another did
             (self._all / f"epoch-{epoch:06d}.claim").rename(over)
             sync_directory(self._all)
-        shutil.rmtree(over, ignore_errors=True)
+        _clear(over, self._all.parent)
+
+
+def aside_for(path: Path) -> Path:
+    """A name for a step that is set aside."""
+    return path.with_name(f"{DAMAGED}{path.name}-{os.urandom(4).hex()}")
+
+
+def debris(directory: Path, run: str | None = None) -> Sequence[Path]:
+    """What processes that were killed left in the claims under `directory`, of `run` or of all.
+
+    Under a claim that stands it may also be what a process is deleting just now: to help with that does no harm.
+    """
+    claims = directory.glob("claims-*" if run is None else f"claims-{run_tag(run)}")
+    return [path for each in sorted(claims) for path in _left_in(each)]
+
+
+def clear_debris(directory: Path, found: Path) -> None:
+    """Remove one of `debris`; what was on its way to be set aside gets there."""
+    if found.name.startswith(DAMAGED):
+        _put_back(found, directory)
+    elif found.name.startswith(_GONE):
+        discard(found)
+    else:
+        _clear(found, directory)
+
+
+def _left_in(claims: Path) -> Sequence[Path]:
+    patterns = ("over-*", f"epoch-*.claim/{_GONE}*", f"epoch-*.claim/{DAMAGED}*")
+    return sorted(path for pattern in patterns for path in claims.glob(pattern))
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder. What cannot be removed stays, for whoever collects garbage."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
+
+
+def _clear(over: Path, directory: Path) -> None:
+    """Remove a claim that was ended; steps that were to be set aside are."""
+    for aside in over.glob(f"{DAMAGED}*"):
+        _put_back(aside, directory)
+    discard(over)
+
+
+def _put_back(aside: Path, directory: Path) -> None:
+    # Two may do this at once: the one whose claim it was, and who ended that.
+    with suppress(FileNotFoundError):
+        aside.rename(directory / aside.name)
+        sync_directory(directory)

@@ -62,16 +62,40 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make a file durable that another library wrote, with its name."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        disk().sync(handle)
+    finally:
+        os.close(handle)
+    sync_directory(path.parent)
+
+
 def make_directory(path: Path) -> None:
-    """Create `path` and what is missing above it, all durable."""
-    made = []
+    """Create `path` and what is missing above it, all durable.
+
+    From the top down, and each is durable before anything is made in it. So of those that are there only the last may
+    have been made by a process that ended before it was durable, and its name is made so in that one's place.
+    """
+    missing = []
     at = path
     while not at.exists():
-        made.append(at)
+        missing.append(at)
         at = at.parent
-    path.mkdir(parents=True, exist_ok=True)
-    for each in made:
+    _sync_name(at)
+    for each in missing[::-1]:
+        each.mkdir(exist_ok=True)
         sync_directory(each.parent)
+
+
+def _sync_name(path: Path) -> None:
+    """Make the name of a folder durable that may be anybody's: what others own may refuse to be opened or synced."""
+    try:
+        sync_directory(path.parent)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL}:
+            raise
 
 
 def publish(path: Path, data: bytes, *, by_way_of: Path | None = None) -> bool:
@@ -101,19 +125,24 @@ def prepare(path: Path, data: bytes, *, by_way_of: Path | None = None) -> Path:
 
 
 def link(temporary: Path, path: Path) -> bool:
-    """Give what was prepared its name, durably; the temporary one goes. False where `path` exists already."""
+    """Give what was prepared its name, durably; the temporary one goes. False where `path` exists already.
+
+    Durable in either case: whoever was first may have ended between its link and its sync.
+    """
+    made = True
     try:
         failpoint("before-link")
         try:
             disk().link(temporary, path)
         except FileExistsError:
-            return False
-        failpoint("after-link")
+            made = False
+        else:
+            failpoint("after-link")
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
     sync_directory(path.parent)
-    return True
+    return made
 
 
 def create(path: Path, data: bytes) -> None:
@@ -181,7 +210,7 @@ def reading(path: Path) -> Iterator[None]:
 def claim_for_deletion(path: Path) -> Iterator[bool]:
     """True where nobody reads `path`; no reader begins until the end of the block. A missing file is nobody's."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = _opened_to_claim(path)
     except FileNotFoundError:
         yield True
         return
@@ -191,6 +220,16 @@ def claim_for_deletion(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def _opened_to_claim(path: Path) -> int:
+    """For writing, where that is allowed: over NFS an exclusive lock is a lock of bytes, which wants such a handle."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EROFS}:
+            raise
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _lock(handle: int, kind: int) -> bool:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
@@ -198,6 +237,6 @@ def _lock(handle: int, kind: int) -> bool:
         return False
     except OSError as error:
         # A file system without locks: readers there are not protected, but nothing else changes.
-        if error.errno not in {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF}:
+        if error.errno not in {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}:
             raise
     return True

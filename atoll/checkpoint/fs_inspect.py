@@ -56,11 +56,11 @@ def to_verify(path: Path, step: int | None = None) -> tuple[Store, Sequence[int]
 
 
 def locate(path: Path) -> tuple[Store, int | None]:
-    """The store that `path` means, and the step where it names one. Raises `NotFoundError`."""
+    """The store that `path` means, and the step where it names one, with its zeros or without. Raises `NotFoundError`."""
     whole = path.absolute()
-    if not whole.is_dir():
-        raise NotFoundError(f"no directory {whole}; give a folder of checkpoints, or one step in it")
     number = whole.name.removeprefix(_STEP_PREFIX)
-    if number != whole.name and number.isdigit():
-        return Store(whole.parent), int(number)
-    return Store(whole), None
+    step = int(number) if number != whole.name and number.isascii() and number.isdigit() else None
+    store = Store(whole if step is None else whole.parent)
+    if not whole.is_dir() and (step is None or not store.step_directory(step).is_dir()):
+        raise NotFoundError(f"no directory {whole}; give a folder of checkpoints, or one step in it")
+    return store, step

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atoll.checkpoint import format1
-from atoll.checkpoint.fs_claims import Claim
+from atoll.checkpoint.fs_claims import Claim, aside_for
 from atoll.checkpoint.fs_files import claim_for_deletion, create, publish, reading, sync_directory
 from atoll.checkpoint.fs_sources import Unasked, failed
 from atoll.checkpoint.hf_index import BESIDE
-from atoll.checkpoint.manifest import CommitRecord, Request, Word, run_tag, seal, unseal, unseal_commit
+from atoll.checkpoint.manifest import CommitRecord, NewerFormat, Request, Word, run_tag, seal, unseal, unseal_commit
 from atoll.checkpoint.report import Report
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
@@ -132,10 +132,10 @@ class Store:
         return found[-1] if found else None
 
     def record(self, step: int) -> AnyRecord:
-        """The commit record of `step`. Raises `CheckpointError`."""
+        """The commit record of `step`. Raises `CheckpointError`; `Unasked` and `NewerFormat` are no damage."""
         try:
             return self._record(step)
-        except Unasked:
+        except (Unasked, NewerFormat):
             raise
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._instead(step)}") from None
@@ -191,7 +191,8 @@ class Store:
         try:
             record = self.record(step)
         except CheckpointError as error:
-            return Report(step=step, path=directory, bytes=0, problem=str(error))
+            newer = isinstance(error, NewerFormat)
+            return Report(step=step, path=directory, bytes=0, problem=str(error), newer=newer)
         if isinstance(record, CommitRecord):
             packs = tuple(check_step(directory, record, told))
         else:
@@ -286,6 +287,7 @@ class Store:
             with suppress(OSError, CheckpointError):
                 record = self._record(step)
                 if record.run == run:
+                    self._make_durable(step)
                     self._put_beside(record)
         done = []
         for step in self.uncommitted_steps():
@@ -312,11 +314,17 @@ class Store:
 
         record = self.record(step)
         if record.run == run:
+            self._make_durable(step)
             return Commit(record=record)
         detail = (
             f"step {step} of run {record.run} lies in {self.directory} already; give each run its own checkpoint_dir"
         )
         return Refuse(why=Refusal.OTHER_RUN, detail=detail)
+
+    def _make_durable(self, step: int) -> None:
+        """Whoever made the record may have ended after it had its name and before that was durable."""
+        sync_directory(self.step_directory(step))
+        sync_directory(self.directory)
 
     def _held(self, step: int, told: Sequence[Told]) -> Mapping[str, int]:
         held = {}
@@ -349,12 +357,11 @@ class Store:
     def set_aside(self, step: int) -> None:
         """Have `step` count no more without deleting what is left of it: it cannot be read whole."""
         directory = self.step_directory(step)
-        to = directory.with_name(f"damaged-{directory.name}-{os.urandom(4).hex()}")
         if self._claim is not None:
-            self._claim.move(directory, to)
+            self._claim.set_aside(directory)
             return
         with suppress(FileNotFoundError):
-            directory.rename(to)
+            directory.rename(aside_for(directory))
             sync_directory(self.directory)
 
     def strays(self, step: int, run: str) -> Sequence[Path]:

@@ -57,15 +57,15 @@ def write_runs(directory: Path, runs: Sequence[Run], slab: memoryview, beside: B
             sync_all([*(handle for handle, _ in opened), *more, folder])
             failpoint("after-pack-sync")
         finally:
-            for handle in (folder, *more):
-                os.close(handle)
+            os.close(folder)
     except BaseException:
         for path in made:
             with suppress(OSError):  # gone already, or the disk is: no record will name it
                 path.unlink()
         raise
     finally:
-        for handle, _ in opened:
+        # Also what was made beside runs that could not be written.
+        for handle in (*(handle for handle, _ in opened), *hashing.made):
             os.close(handle)
 
 
@@ -78,7 +78,7 @@ class _Hashing(threading.Thread):
     def __init__(self, runs: Sequence[Run], slab: memoryview, beside: Beside) -> None:
         super().__init__(name="atoll-checkpoint-hash", daemon=True)
         self._runs, self._slab, self._beside = runs, slab, beside
-        self._made: Sequence[int] = ()
+        self.made: Sequence[int] = ()
         self._failed: BaseException | None = None
 
     def run(self) -> None:
@@ -86,7 +86,7 @@ class _Hashing(threading.Thread):
         try:
             with suppress(OSError):  # a system where threads have no priorities of their own
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-            self._made = self._beside([block_sums(self._slab[run.at : run.at + run.bytes]) for run in self._runs])
+            self.made = self._beside([block_sums(self._slab[run.at : run.at + run.bytes]) for run in self._runs])
         except BaseException as error:  # noqa: BLE001 - raised again where it is asked for
             self._failed = error
 
@@ -94,7 +94,7 @@ class _Hashing(threading.Thread):
         """What was made beside. Raises what went wrong."""
         if self._failed is not None:
             raise self._failed
-        return self._made
+        return self.made
 
 
 def _write_file(handle: int, runs: Sequence[Run], slab: memoryview) -> None:

@@ -30,6 +30,18 @@ FORMAT = 2
 # Small enough to say where damage is, large enough that a million of them is 4 TB.
 BLOCK_BYTES = 4 << 20
 
+
+class NewerFormat(CheckpointError):
+    """The record is whole, and of a format that this build does not know: no damage, and nothing to set aside.
+
+    `run` is whose it is, as far as that can be told.
+    """
+
+    def __init__(self, problem: str, *, run: str) -> None:
+        super().__init__(problem)
+        self.run = run
+
+
 T = TypeVar("T", bound="CommitRecord | Word | Request | format1.CommitRecord")
 
 
@@ -188,8 +200,10 @@ def seal(record: CommitRecord | Word | Request) -> bytes:
 
 
 def unseal(cls: type[T], data: bytes, where: str) -> T:
-    """The record in `data`. Raises `CheckpointError` naming the file."""
+    """The record in `data`. Raises `CheckpointError` naming the file, `NewerFormat` where it is whole all the same."""
     plain, problem = _opened(data)
+    if plain is not None and not problem and _is_newer(plain):
+        raise NewerFormat(f"{where} {_newer_words(plain)}", run=str(plain.get("run", "")))
     if plain is not None and cls in {CommitRecord, format1.CommitRecord}:
         problem = _format_problem(plain, cls) or problem
     if plain is None or problem:
@@ -204,7 +218,7 @@ def unseal(cls: type[T], data: bytes, where: str) -> T:
 
 
 def unseal_commit(data: bytes, where: str) -> CommitRecord | format1.CommitRecord:
-    """A commit record of either format. Raises `CheckpointError` naming the file."""
+    """A commit record of either format. Raises `CheckpointError` naming the file, `NewerFormat` as `unseal` does."""
     plain, _ = _opened(data)
     if plain is not None and plain.get("format") == format1.FORMAT:
         return unseal(format1.CommitRecord, data, where)
@@ -223,7 +237,8 @@ def _opened(data: bytes) -> tuple[dict[str, Any] | None, str]:
     if found != written:
         return plain, f"was changed after it was written: checksum {found}, {written} was written"
     # A number or an escape that is written otherwise means the same; but nobody writes it so, so a bit has flipped.
-    if plain.get("format") != format1.FORMAT and _text(whole) != data:
+    # How a newer format is written is not known here: its checksum alone counts.
+    if plain.get("format") != format1.FORMAT and not _is_newer(plain) and _text(whole) != data:
         return plain, "was changed after it was written: it means the same, but is written otherwise"
     return plain, ""
 
@@ -260,7 +275,19 @@ def _format_problem(plain: dict[str, Any], cls: type[Any]) -> str:
     wanted = FORMAT if cls is CommitRecord else format1.FORMAT
     if plain.get("format") in {format1.FORMAT, FORMAT} or "format" not in plain:
         return "" if plain.get("format") == wanted else f"is not a readable record of format {wanted}"
-    return f"has format {plain['format']}, this build reads up to {FORMAT}; use the Atoll that wrote it"
+    return _newer_words(plain)
+
+
+def _is_newer(plain: dict[str, Any]) -> bool:
+    found = plain.get("format")
+    return isinstance(found, int) and found > FORMAT
+
+
+def _newer_words(plain: dict[str, Any]) -> str:
+    return (
+        f"has format {plain['format']}, this build reads up to {FORMAT}: a newer Atoll wrote it; use that one, or move "
+        "the step away to do without it"
+    )
 
 
 def _text(whole: Any) -> bytes:

@@ -48,13 +48,17 @@ class PackReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One step. `problem` is what is wrong with its commit record; then no pack could be read."""
+    """One step. `problem` is what is wrong with its commit record; then no pack could be read.
+
+    `newer`: nothing is wrong with it but that a newer build wrote it.
+    """
 
     step: int
     path: Path
     bytes: int
     packs: tuple[PackReport, ...] = ()
     problem: str = ""
+    newer: bool = False
 
     @property
     def ok(self) -> bool:
@@ -69,7 +73,7 @@ class Report:
     def line(self) -> str:
         """One line for a person, and one more for each problem."""
         blocks = sum(p.checked for p in self.packs)
-        state = "ok" if self.ok else "DAMAGED"
+        state = "ok" if self.ok else "NOT READ" if self.newer else "DAMAGED"
         head = (
             f"step {self.step}: {state}, {len(self.packs)} files, {blocks} blocks, {self.bytes / 1e6:.1f} MB, "
             f"{self.path}"

@@ -52,6 +52,7 @@ def _record(step: Step, logical: Logical) -> TensorRecord:
 def _measured(one: Step, other: Step, logical: Logical) -> str:
     mine, theirs = one.tensor(logical), other.tensor(logical)
     size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[mine.element_size()]
-    count = int((mine.view(size) != theirs.view(size)).sum())
-    gap = (mine.double() - theirs.double()).abs()
+    unlike = mine.view(size) != theirs.view(size)
+    count = int(unlike.sum())
+    gap = (mine.double() - theirs.double()).abs()[unlike]
     return f"{count} of {logical.count} elements, by {float(gap.nan_to_num(nan=float('inf')).max()):.6g} at most"

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from atoll.checkpoint.exchange import Form
-from atoll.checkpoint.fs_files import make_directory, sync_directory
+from atoll.checkpoint.fs_files import create, make_directory, sync_directory
 from atoll.checkpoint.fs_stream import write_plain
 from atoll.checkpoint.hf_index import INDEX, index_text
 from atoll.checkpoint.image import shared_weights
@@ -94,11 +94,11 @@ def _export_hf(step: Step, folder: Path, under: str, shard_bytes: int, told: Tol
         _write_shard(step, folder / file, shard, under, lambda count: told(count, total))
         names |= {one.name.removeprefix(prefix): file for one in shard}
     if len(shards) > 1:
-        (folder / INDEX).write_text(index_text(dict(sorted(names.items())), total))
+        create(folder / INDEX, index_text(dict(sorted(names.items())), total).encode())
     beside = step.record.beside if isinstance(step.record, CommitRecord) else {}
     for name, text in beside.items():
         if name != INDEX:
-            (folder / name).write_text(text)
+            create(folder / name, text.encode())
 
 
 def _shards(logicals: list[Logical], most: int) -> list[list[Logical]]:

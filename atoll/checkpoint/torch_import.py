@@ -156,7 +156,7 @@ def _loaded(path: Path) -> Any:
 
 def hf_source(path: Path, under: str, stack: ExitStack) -> Source:
     """A directory of safetensors files with or without an index, or one such file."""
-    found: dict[str, Any] = {}
+    found: dict[str, tuple[Any, str, Path]] = {}
     logicals: dict[str, Logical] = {}
     prefix = f"{under}." if under else ""
     for file, names in _hf_files(path).items():
@@ -174,15 +174,20 @@ def hf_source(path: Path, under: str, stack: ExitStack) -> Source:
             if dtype is None:
                 raise CheckpointError(f"{file}: tensor {name!r} has type {piece.get_dtype()}, which no step holds")
             called = prefix + name
+            if called in found:
+                raise CheckpointError(
+                    f"{found[called][2]} and {file} both hold tensor {name!r}, and no {INDEX} says which counts; "
+                    "move one of the files away"
+                )
             logicals[called] = Logical(called, str(dtype).removeprefix("torch."), tuple(piece.get_shape()))
-            found[called] = (opened, name)
+            found[called] = (opened, name, file)
 
     def fetch(logical: Logical, box: Box) -> memoryview:
         del box  # always all of it
-        opened, name = found[logical.name]
+        opened, name, _ = found[logical.name]
         return bytes_of(opened.get_tensor(name))
 
-    tree = grown(((*((under,) if under else ()), name), {"$tensor": called}) for called, (_, name) in found.items())
+    tree = grown(((*((under,) if under else ()), name), {"$tensor": called}) for called, (_, name, _) in found.items())
     folder = path if path.is_dir() else path.parent
     beside = {name: (folder / name).read_text() for name in CONFIGS if (folder / name).is_file()}
     return Source(tree=tree, pieces=[(one, whole(one.shape)) for one in logicals.values()], fetch=fetch, beside=beside)

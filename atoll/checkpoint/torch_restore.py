@@ -8,7 +8,8 @@ up what the run has left.
 
 Damage is what cannot pass: a wrong checksum, a short or missing file. A copy that could not be asked (the store sheds
 load, a disk gives an error, a folder is not mounted) may be whole; then the same step is looked for elsewhere, and where
-it is nowhere else, that is raised and nothing is set aside.
+it is nowhere else, that is raised and nothing is set aside. Likewise a record of a format that only a newer build knows is
+whole: that is raised at once, for whoever goes back behind it loses what that build trained.
 
 A record in doubt (the run went back behind it, since a member's weights were corrupt) counts only where no other is whole;
 else it is set aside, too. Its epoch decides, so the same step saved anew is not in doubt.
@@ -33,7 +34,7 @@ from atoll.checkpoint.fs_read import Reading, opened
 from atoll.checkpoint.fs_sources import Folder, Source, Unasked, failed, firsts
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.fs_uploader import Destination, record_name
-from atoll.checkpoint.manifest import CommitRecord, run_tag
+from atoll.checkpoint.manifest import CommitRecord, NewerFormat, run_tag
 from atoll.checkpoint.torch_read import Take, read_whole
 from atoll.checkpoint.torch_state import Flat
 from atoll.errors import CheckpointError
@@ -104,6 +105,7 @@ class Restore:
         """The newest state that is whole; None where there is none. Raises `CheckpointError` where all are damaged.
 
         Raises `Unasked` where a newer copy than all that are whole could not be asked: going back waits for an answer.
+        Raises `NewerFormat` where a newer step than all that are whole is of a format that this build does not know.
         """
         asked = _Asked(self._there)
         try:
@@ -130,7 +132,7 @@ class Restore:
                 doubted += [parts] if in_doubt else []
                 try:
                     found = self._step(step, there.get(step), in_doubt=in_doubt)
-                except Unasked:
+                except (Unasked, NewerFormat):
                     raise
                 except CheckpointError as error:
                     if unasked:
@@ -154,6 +156,8 @@ class Restore:
         for step in self._store.committed_steps():
             try:
                 mine = self._store.record(step).run == self._run
+            except NewerFormat as error:
+                mine = error.run == self._run
             except CheckpointError:
                 mine = any(self._store.step_directory(step).glob(f"*-{run_tag(self._run)}*"))
             steps += [step] if mine else []
@@ -223,6 +227,8 @@ class Restore:
         try:
             record = self._store.record(step)
             sealed = _asking(path, path.read_bytes)
+        except NewerFormat:
+            raise
         except Unasked as error:
             yield error
         except CheckpointError as error:
@@ -241,6 +247,8 @@ class Restore:
     def _far(self, to: Destination, remote: RemoteRecord) -> Iterator[_Try | Unasked]:
         try:
             there = to.backoff.again(lambda: to.remote.record(remote), RemoteError)
+        except NewerFormat:
+            raise
         except Unasked as error:
             yield error
         except CheckpointError as error:

@@ -4,12 +4,17 @@
 keeps its place as `{"$tensor": name}`. Keys that are not plain strings (an optimizer's integer keys) and tuples are
 written as `{"$items": ...}` and `{"$tuple": ...}`, so that `unflatten` gives back the very same types. Nothing else is
 allowed: no pickle, ever. Tensors that share all of their memory are stored once, and are one tensor again afterwards.
+
+That is told from where their elements lie. A rank's part of a sharded tensor may have none; then tied weights are told
+from their storage, which is one object however often a tensor is detached, so that ranks with rows and ranks without
+name the same tensors. Only where nothing else of the state lies in that storage: empty parts of a buffer of many tensors
+lie at one place without being one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +48,7 @@ def size_of(tensor: torch.Tensor) -> int:
 
 def flatten(state: Mapping[str, Any]) -> Flat:
     """`state` without copies. Raises `StateError` naming the path and type of what cannot be written down."""
-    flattener = _Flattener()
+    flattener = _Flattener(_empty_alone(state))
     tree = flattener.walk(state, "")
     return Flat(tensors=flattener.tensors, meta=tree)
 
@@ -85,7 +90,8 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 class _Flattener:
-    def __init__(self) -> None:
+    def __init__(self, alone: Collection[int]) -> None:
+        self._alone = alone
         self.tensors: dict[str, torch.Tensor] = {}
         self._seen: dict[tuple[Any, ...], str] = {}
 
@@ -117,8 +123,8 @@ class _Flattener:
         problem = _tensor_problem(tensor, path)
         if problem:
             raise StateError(f"state {path!r} is {problem}")
-        alias = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
-        if tensor.numel() and alias in self._seen:
+        alias = (tensor.data_ptr() if tensor.numel() else _storage(tensor), *_form(tensor))
+        if (tensor.numel() or _storage(tensor) in self._alone) and alias in self._seen:
             return self._seen[alias]
         name = path
         while name in self.tensors or name == _RESERVED:
@@ -126,6 +132,38 @@ class _Flattener:
         self.tensors[name] = tensor.detach()
         self._seen[alias] = name
         return name
+
+
+def _empty_alone(state: Any) -> Collection[int]:
+    """The storages in which the state has one empty tensor and nothing else, under whatever names."""
+    found = list(_dense(state))
+    forms: dict[int, set[tuple[Any, ...]]] = {_storage(tensor): set() for tensor in found if not tensor.numel()}
+    for tensor in found if forms else ():
+        if (storage := _storage(tensor)) in forms:
+            forms[storage].add((tensor.storage_offset(), *_form(tensor)))
+    return {storage for storage, kinds in forms.items() if len(kinds) == 1}
+
+
+def _dense(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        if not _tensor_problem(value, ""):
+            yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _dense(each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _dense(each)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Which memory it lies in: a number that no other memory has while the tensor lives, also where there is none."""
+    found: int = tensor.untyped_storage()._cdata  # noqa: SLF001 - the address of empty storages is 0
+    return found
+
+
+def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device
 
 
 def _tensor_problem(tensor: torch.Tensor, path: str) -> str:

@@ -7,6 +7,7 @@ from checkpoint_crews import Crew
 
 from atoll.checkpoint.commit import Commit
 from atoll.checkpoint.fs_claims import Claim, Overtaken
+from atoll.checkpoint.fs_collect import clear, left
 from atoll.checkpoint.fs_retention import retain
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.retention import Retention
@@ -178,6 +179,57 @@ def test_sweeper_woken_after_a_higher_claim_leaves_what_it_would_have_swept(stor
     assert isinstance(leader.try_commit(4, 1, 1, run="run", now=2.0), Commit)
     assert isinstance(result(), Overtaken)
     assert store.verify(4).ok
+
+
+# -- killed in the middle ------------------------------------------------------------------------------------------------
+
+
+def test_step_on_its_way_to_be_set_aside_is_put_there_by_the_next_epoch(store, frozen):
+    zombie = store.under(claim(store.directory, 1))
+    files = {p.name for p in store.step_directory(2).iterdir()}
+    result = frozen(lambda: zombie.set_aside(2), "after-removal")
+    claim(store.directory, 2).hold()
+    assert result() is None
+    (aside,) = store.directory.glob("damaged-step-00000002-*")
+    assert {p.name for p in aside.iterdir()} == files
+    assert list(store.committed_steps()) == [1, 3]
+    assert not list(store.directory.glob("claims-*/*/*"))
+
+
+def left_by_killed(store):
+    """What deletions that were cut off leave, in a claim that was ended and in the one that stands, and a step."""
+    (claims,) = store.directory.glob("claims-*")
+    for place in (
+        "over-000000.ab",
+        "epoch-000001.claim/gone-step-00000001.cd",
+        "over-000000.ef/damaged-step-00000007-1",
+    ):
+        (claims / place).mkdir(parents=True)
+        (claims / place / "e1-r0of1-00000000.safetensors").write_bytes(b"12345")
+    return claims
+
+
+def test_claim_clears_what_killed_processes_left_and_keeps_what_they_set_aside(store):
+    claims = left_by_killed(store)
+    claim(store.directory, 1).hold()
+    assert [p.name for p in claims.rglob("*")] == ["epoch-000001.claim"]
+    assert (store.directory / "damaged-step-00000007-1" / "e1-r0of1-00000000.safetensors").read_bytes() == b"12345"
+
+
+def test_garbage_that_killed_processes_left_is_listed_and_cleared_and_damaged_steps_where_asked(store):
+    claims = left_by_killed(store)
+    assert left(store, "other") == []
+    found = left(store)
+    assert sorted(one.bytes for one in found) == [5, 5, 5]
+    clear(store, found)
+    assert [p.name for p in claims.rglob("*")] == ["epoch-000001.claim"]
+    assert left(store) == []
+    (aside,) = left(store, damaged=True)
+    assert (aside.aside, aside.path.name, aside.bytes) == (True, "damaged-step-00000007-1", 5)
+    assert left(store, "run", damaged=True) == []
+    clear(store, [aside])
+    assert left(store, damaged=True) == []
+    assert list(store.committed_steps()) == [1, 2, 3]
 
 
 # Not those before the state is copied, which hold training up, and not those that only others' losses lead to.

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from atoll.checkpoint import fs_files, fs_sources
-from atoll.checkpoint.fs_files import Disk
+from atoll.checkpoint.commit import Commit
+from atoll.checkpoint.fs_files import Disk, make_directory, publish
 from atoll.checkpoint.fs_store import Store
+from atoll.checkpoint.fs_writing import write_runs
+from atoll.checkpoint.image import Run
 from atoll.checkpoint.torch_state import digest, flatten
 from atoll.errors import CheckpointError
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed
@@ -170,3 +173,67 @@ def test_disk_that_hangs_keeps_neither_the_save_nor_the_update_waiting(crew, dis
     go_on.set()
     assert handle.ended.wait(10)
     assert handle.committed
+
+
+class Recording(Disk):
+    """Keeps the names of what was made durable."""
+
+    def __init__(self):
+        self.synced = []
+
+    def sync(self, handle):
+        super().sync(handle)
+        self.synced.append(named(handle))
+
+
+def test_record_that_another_made_is_durable_before_it_is_told(crew, disk):
+    made = crew(1)
+    made.save_and_wait(big(1), 1)
+    made.finish()
+    store, seen = Store(made.directory), Recording()
+    disk(seen)
+    assert isinstance(store.try_commit(1, 1, 1, run="run", now=1.0), Commit)
+    assert {store.step_directory(1), store.directory} <= set(seen.synced)
+    seen.synced.clear()
+    store.complete("run", now=1.0)
+    assert {store.step_directory(1), store.directory} <= set(seen.synced)
+
+
+def test_name_that_another_gave_is_durable_before_that_is_said(tmp_path, disk):
+    seen = Recording()
+    disk(seen)
+    assert publish(tmp_path / "a", b"1")
+    seen.synced.clear()
+    assert not publish(tmp_path / "a", b"2")
+    assert seen.synced[-1] == tmp_path
+
+
+def test_folder_that_another_made_and_did_not_live_to_sync_is_durable(tmp_path, disk):
+    (tmp_path / "theirs").mkdir()
+    seen = Recording()
+    disk(seen)
+    make_directory(tmp_path / "theirs")
+    assert seen.synced == [tmp_path]
+    make_directory(tmp_path / "theirs" / "a" / "b")
+    assert seen.synced[1:] == [tmp_path, tmp_path / "theirs", tmp_path / "theirs" / "a"]
+
+
+def test_folder_whose_parent_belongs_to_others_takes_folders(tmp_path, disk):
+    (tmp_path / "theirs").mkdir()
+    disk(Faulty(tmp_path.name, fails_sync=errno.EINVAL))
+    make_directory(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("fault", [{"fails_write": errno.EIO}, {"fails_sync": errno.EIO}], ids=["write", "sync"])
+def test_writes_that_fail_leave_no_handle_open(tmp_path, disk, fault):
+    data = bytes(1 << 16)
+    run = Run(file="a.safetensors", at=0, begin=0, bytes=len(data), total=len(data), exclusive=True)
+
+    def beside(_sums):
+        return [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in ("table", "word")]
+
+    disk(Faulty(".safetensors", **fault))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_runs(tmp_path, [run], memoryview(data), beside)
+    open_there = [named(int(p.name)) for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
+    assert not [path for path in open_there if path.is_relative_to(tmp_path)]

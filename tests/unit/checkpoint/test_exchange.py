@@ -3,6 +3,7 @@
 import json
 import os
 import pickle  # noqa: TID251 - what must be refused
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint import metadata
 
 from atoll.checkpoint import format1
 from atoll.checkpoint.exchange import Form, Kind
+from atoll.checkpoint.fs_files import Disk
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_stream import Heading
 from atoll.checkpoint.manifest import seal
@@ -343,3 +345,29 @@ def test_odd_description_is_refused_in_words(tmp_path, changes):
     with pytest.raises(CheckpointError, match=r"describes no checkpoint|cannot be"):
         import_step(tmp_path / "dcp", Kind.DCP, tmp_path / "steps", HEADING)
     assert Store(tmp_path / "steps").list() == []
+
+
+def test_folder_without_an_index_whose_files_hold_tensors_of_one_name_is_refused(tmp_path):
+    (tmp_path / "two").mkdir()
+    for file, scale in (("a", 1.0), ("b", 2.0)):
+        save_file({"w": torch.full((2,), scale), file: torch.ones(1)}, tmp_path / "two" / f"{file}.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors and .*b\.safetensors both hold tensor 'w'"):
+        import_step(tmp_path / "two", Kind.HF, tmp_path / "steps", HEADING)
+    assert Store(tmp_path / "steps").committed_steps() == []
+
+
+def test_every_file_of_an_exported_directory_is_durable_before_it_has_its_name(tmp_path, hf, monkeypatch):
+    synced, plain = {}, Disk.sync
+
+    def sync(self, handle):
+        plain(self, handle)
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        synced[path.name] = path.parent.name if path.is_file() else ""
+
+    import_step(hf, Kind.HF, tmp_path / "steps", HEADING)
+    monkeypatch.setattr(Disk, "sync", sync)
+    export_step(tmp_path / "steps", Form.HF, tmp_path / "out", shard_bytes=1500)
+    files = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors.index.json"} <= files
+    assert {name for name, folder in synced.items() if folder.startswith(".out.")} == files
+    assert "out" not in synced.values()

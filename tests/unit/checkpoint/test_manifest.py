@@ -11,6 +11,7 @@ from atoll.checkpoint.manifest import (
     BLOCK_BYTES,
     FORMAT,
     CommitRecord,
+    NewerFormat,
     Segment,
     Table,
     TensorRecord,
@@ -90,6 +91,22 @@ def test_record_of_a_newer_format_asks_for_the_build_that_wrote_it(record):
     plain["record"]["format"] = FORMAT + 1
     with pytest.raises(CheckpointError, match=f"format {FORMAT + 1}, this build reads up to {FORMAT}"):
         unseal(CommitRecord, json.dumps(plain).encode(), "here")
+
+
+def newer(record):
+    plain = json.loads(seal(record))["record"] | {"format": FORMAT + 1, "unheard": "of"}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps({"record": plain, "xxh3": xxhash.xxh3_64_hexdigest(text)}, indent=1).encode()
+
+
+def test_whole_record_of_a_newer_format_is_told_from_a_damaged_one(record):
+    with pytest.raises(NewerFormat, match=f"format {FORMAT + 1}, .*a newer Atoll wrote it") as found:
+        unseal_commit(newer(record), "here")
+    assert found.value.run == "run"
+    flipped = seal(record).replace(b'"format":2', b'"format":3')
+    with pytest.raises(CheckpointError) as found:
+        unseal_commit(flipped, "here")
+    assert not isinstance(found.value, NewerFormat)
 
 
 def test_pack_names_differ_between_runs_that_share_a_folder():

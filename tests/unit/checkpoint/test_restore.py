@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import xxhash
 from pyarrow import fs
 from remote_stores import Flaky
 
@@ -16,6 +17,7 @@ from atoll.checkpoint.fs_retrying import Backoff
 from atoll.checkpoint.fs_sources import Unasked
 from atoll.checkpoint.fs_store import COMMIT, Store
 from atoll.checkpoint.fs_uploader import Destination
+from atoll.checkpoint.manifest import FORMAT, NewerFormat
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.torch_restore import Restore
 from atoll.checkpoint.torch_state import digest, flatten
@@ -266,3 +268,36 @@ def test_two_that_decide_at_once_both_hear_of_the_same_record(tmp_path, monkeypa
     monkeypatch.setattr(one, "decided", decided)
     assert (one.decide(7, "ours"), heard, other.decided(7)) == ("theirs", ["theirs"], "theirs")
     assert one.steps() == {7}
+
+
+def made_newer(path, run="run"):
+    """The record at `path` as a later build might have written it; its name in a remote store has its checksum."""
+    plain = json.loads(path.read_bytes())["record"] | {"format": FORMAT + 1, "run": run}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    path.write_bytes(json.dumps({"record": plain, "xxh3": xxhash.xxh3_64_hexdigest(text)}).encode())
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_step_of_a_newer_format_is_neither_gone_behind_nor_set_aside(run, remote):
+    made_newer(run.store.step_directory(2) / COMMIT)
+    with pytest.raises(NewerFormat, match="a newer Atoll wrote it"):
+        run.newest(**({} if remote else {"to": None}))
+    assert (run.told, list(run.store.committed_steps())) == ([], [1, 2])
+    assert run.to.decisions.decided(2)
+    assert run.store.verify(2).line().startswith("step 2: NOT READ")
+
+
+def test_copy_of_a_newer_format_in_the_store_is_neither_gone_behind_nor_withdrawn(run):
+    (record,) = (run.there / "step-00000002").glob("commit-*")
+    made_newer(record)
+    shutil.rmtree(run.store.step_directory(2))
+    with pytest.raises(NewerFormat):
+        run.newest()
+    assert run.told == []
+    assert run.to.decisions.decided(2)
+
+
+def test_step_of_a_newer_format_of_another_run_is_nobodys_concern(run):
+    made_newer(run.store.step_directory(2) / COMMIT, run="other")
+    assert run.newest(to=None) == run.of(1)
+    assert list(run.store.committed_steps()) == [1, 2]

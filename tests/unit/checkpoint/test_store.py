@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -129,6 +132,35 @@ def test_step_that_is_being_read_is_not_deleted(three):
         assert three.verify(1).ok
     assert three.delete(1)
     assert not three.step_directory(1).exists()
+    assert three.delete(1)
+
+
+def as_over_nfs(handle, kind, plain=fcntl.flock):
+    """There an exclusive lock wants a handle for writing, and a shared one a handle for reading."""
+    mode = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE
+    if mode == (os.O_RDONLY if kind & fcntl.LOCK_EX else os.O_WRONLY):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    plain(handle, kind)
+
+
+def test_step_that_is_being_read_over_nfs_is_not_deleted(three, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", as_over_nfs)
+    with reading(three.step_directory(1) / COMMIT):
+        assert not three.delete(1)
+    assert three.delete(1)
+
+
+def test_step_whose_record_may_not_be_written_is_deleted_all_the_same(three, monkeypatch):
+    plain = os.open
+
+    def read_only(path, flags, *rest, **named):
+        if flags & os.O_ACCMODE and str(path).endswith(COMMIT):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return plain(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with reading(three.step_directory(1) / COMMIT):
+        assert not three.delete(1)
     assert three.delete(1)
 
 

@@ -145,3 +145,13 @@ def test_state_of_values_alone_is_a_step_too(tmp_path):
     dcp.load(state, storage_reader=StorageReader(path), no_dist=True)
     assert state["n"] == 3
     assert Store(tmp_path).verify(7).ok
+
+
+@pytest.mark.parametrize("name", ["step-7", "step-00000007"])
+def test_step_that_is_saved_by_either_form_of_its_name_loads_by_both(tmp_path, name):
+    dcp.save({"w": torch.full((3,), 7.0)}, storage_writer=StorageWriter(tmp_path / name), no_dist=True)
+    assert Store(tmp_path).committed_steps() == [7]
+    for form in ("step-7", "step-00000007"):
+        into = {"w": torch.zeros(3)}
+        dcp.load(into, storage_reader=StorageReader(tmp_path / form), no_dist=True)
+        assert into["w"].tolist() == [7.0] * 3

@@ -236,6 +236,31 @@ def test_tied_weights_are_one_tensor():
     assert list(laid.views) == [("embed", whole((4, 2)))]
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(2, 3)
+        self.other = nn.Linear(3, 2, bias=False)
+        self.head = nn.Linear(3, 2, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_tied_weights_are_one_tensor_also_on_ranks_that_have_no_rows_of_them():
+    torch.manual_seed(0)
+    reference = Tied()
+    full = {f"model.{name}": value.detach().clone() for name, value in reference.named_parameters()}
+
+    def state(_rank):
+        model = Tied()
+        model.load_state_dict(reference.state_dict())
+        return {"model": fully_shard(model, mesh=init_device_mesh("cpu", (4,))).state_dict()}
+
+    laid = laid_by_all(4, state)
+    check(laid, full)
+    assert {one.layout.logicals for one in laid} == {laid[0].layout.logicals}
+    assert all(one.tree == laid[0].tree for one in laid)
+
+
 def test_what_no_checkpoint_can_hold_is_refused_by_its_path():
     with pytest.raises(StateError, match=r"two tensors of the state are called 'a\.b'"):
         lay_out({"a.b": numbers(2), "a": {"b": numbers(3)}}, rank=0, size=1)

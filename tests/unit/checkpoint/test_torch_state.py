@@ -48,6 +48,21 @@ def test_views_of_one_storage_that_differ_are_stored_apart():
     assert len(flat.tensors) == 4
 
 
+@pytest.mark.parametrize("padded", [torch.zeros(2, 3), torch.empty(0, 3)], ids=["padded", "empty"])
+def test_tied_tensors_without_elements_are_one_however_they_were_detached(padded):
+    part = padded[:0]
+    flat = flatten({"a": part.detach(), "tied": part.view(0, 3).detach(), "other": torch.zeros(2, 3)[:0]})
+    assert list(flat.tensors) == ["a", "other"]
+
+
+@pytest.mark.parametrize("beside", [{"full": slice(3, 6)}, {"other": slice(3, 3)}], ids=["full", "empty"])
+def test_empty_parts_of_one_buffer_are_not_one_tensor(beside):
+    buffer = torch.zeros(6)
+    ((name, where),) = beside.items()
+    flat = flatten({"a": buffer[3:3], "b": buffer[3:3], "c": buffer[3:3].view(0, 2), name: buffer[where]})
+    assert len(flat.tensors) == 4
+
+
 def test_paths_that_read_the_same_get_different_names():
     flat = flatten({"a": {"b.c": torch.zeros(1)}, "a.b": {"c": torch.ones(1)}, "__metadata__": torch.ones(2)})
     assert len(flat.tensors) == 3

@@ -1,14 +1,17 @@
 """Copies in a remote store: a folder behind `pyarrow.fs`, and one that fails, gives little at once, or hangs."""
 
+import errno
 import threading
+from pathlib import Path
 
 import pytest
 from pyarrow import fs
 from remote_stores import Flaky
 
-from atoll.checkpoint.arrow_remote import Remote, RemoteCopy
+from atoll.checkpoint.arrow_remote import Remote, RemoteCopy, RemoteError
 from atoll.checkpoint.fs_claims import Claim
 from atoll.checkpoint.fs_decisions import LinkDecisions, counting
+from atoll.checkpoint.fs_files import Disk
 from atoll.checkpoint.fs_futures import Ending, Future
 from atoll.checkpoint.fs_retrying import Backoff
 from atoll.checkpoint.fs_store import COMMIT, Store
@@ -98,6 +101,31 @@ def test_stores_are_opened_by_their_uri_and_hold_each_run_apart(copying, tmp_pat
     assert Remote.at((tmp_path / "by-uri").as_uri(), run="other").steps() == []
     with pytest.raises(CheckpointError, match="nowhere://x"):
         Remote.at("nowhere://x", run="run").steps()
+
+
+def test_copy_in_a_mounted_folder_is_durable_before_it_counts(tmp_path, monkeypatch):
+    synced, plain = [], Disk.sync
+
+    def sync(self, handle):
+        plain(self, handle)
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+
+    monkeypatch.setattr(Disk, "sync", sync)
+    Remote.at((tmp_path / "by-uri").as_uri(), run="run").write(7, "a", [b"12", b"34"], lambda _: None)
+    folder = tmp_path / "by-uri" / "run" / "step-00000007"
+    assert synced[-2:] == [folder / "a", folder]
+    assert {tmp_path, tmp_path / "by-uri", tmp_path / "by-uri" / "run"} <= set(synced)
+
+
+def test_copy_in_a_mounted_folder_that_cannot_be_made_durable_does_not_count(tmp_path, monkeypatch):
+    def sync(_self, _handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    found = Remote.at(tmp_path.as_uri(), run="run")
+    found.write(7, "a", [b"12"], lambda _: None)
+    monkeypatch.setattr(Disk, "sync", sync)
+    with pytest.raises(RemoteError, match="Input/output error"):
+        found.write(7, "a", [b"34"], lambda _: None)
 
 
 def test_store_below_another_holds_copies_too(tmp_path):

@@ -96,6 +96,18 @@ def test_dcp_directories_go_out_and_come_in(atoll, steps):
     assert atoll("checkpoints", "diff", str(folder), "again")[:2] == (0, "no difference\n")
 
 
+def test_diff_of_steps_with_equal_nan_tells_no_difference(tmp_path, atoll):
+    nan = float("nan")
+    for step, last in ((1, 0.0), (2, 0.0), (3, 0.5)):
+        state = {"model": {"w": torch.tensor([nan, last])}, "best": nan, "history": [nan, 1.0]}
+        torch.save(state, tmp_path / "state.pt")
+        import_step(tmp_path / "state.pt", Kind.TORCH, tmp_path / "steps", Heading(run="mine", step=step, now=1.0))
+    one, same, other = (str(tmp_path / "steps" / f"step-{step:08d}") for step in (1, 2, 3))
+    assert atoll("checkpoints", "diff", one, same)[:2] == (0, "no difference\n")
+    code, out, _ = atoll("checkpoints", "diff", one, other, "--values")
+    assert (code, out.splitlines()) == (1, ["model.w: other values: 1 of 2 elements, by 0.5 at most", "1 differences"])
+
+
 def left(folder):
     return [s.step for s in Store(folder).list()]
 
@@ -124,6 +136,20 @@ def test_gc_keeps_the_last_of_each_run_and_takes_what_never_counted(atoll, steps
     # Step 4 is newer than any that counts: it may be under way.
     assert sorted(p.name for p in folder.glob("step-*")) == ["step-00000003", "step-00000004", "step-00000010"]
     assert atoll("checkpoints", "gc", str(folder), "--keep", "1")[1] == "nothing to do\n"
+
+
+def test_gc_takes_what_a_killed_deletion_left_and_damaged_steps_when_asked_to(atoll, steps):
+    folder = steps("mine", 1)
+    places = [folder / "claims-0" / "over-1.a", folder / "damaged-step-00000009-b"]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "file").write_bytes(b"12345")
+    out = atoll("checkpoints", "gc", str(folder))[1]
+    assert out == f"gone: 0.0 MB, left over by a deletion that was cut off, {places[0]}\n"
+    assert [p.exists() for p in places] == [False, True]
+    out = atoll("checkpoints", "gc", str(folder), "--damaged")[1]
+    assert out == f"gone: 0.0 MB, damaged, and set aside, {places[1]}\n"
+    assert not places[1].exists()
 
 
 def test_gc_lets_nothing_go_behind_a_newest_step_that_is_damaged_or_while_it_is_read(atoll, steps):
