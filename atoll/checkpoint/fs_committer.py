@@ -136,12 +136,15 @@ class Committer:
         if self._claim is not None:
             self._claim.hold()
 
-    def poll(self, *, leading: bool) -> None:
-        """Look at storage once; `leading` commits, the others only notice."""
+    def poll(self, *, leading: bool, memory_free: bool = True) -> None:
+        """Look at storage once; `leading` commits, the others only notice.
+
+        Where no memory is free for the next save, nobody waits for a leader's request longer than a part may take.
+        """
         for handle in list(self._pending):
             try:
                 if not handle.ended.is_set():  # else another thread gave it up
-                    self._look(handle, leading=leading)
+                    self._look(handle, leading=leading, patient=memory_free)
             except Overtaken as error:
                 # No fact: the save is in the hands of whoever overtook this one.
                 self._end(handle, problem=str(error))
@@ -150,19 +153,19 @@ class Committer:
             if handle.ended.is_set():
                 self._pending.remove(handle)
 
-    def _look(self, handle: Handle, *, leading: bool) -> None:
+    def _look(self, handle: Handle, *, leading: bool, patient: bool) -> None:
         overdue = self._clock.monotonic() > handle.give_up_at
         if leading:
             self._decide(handle, overdue=overdue)
         elif self._store.is_committed(handle.step):
             self._notice(handle, overdue=overdue)
-        elif overdue and self._nobody_asks(handle):
+        elif overdue and not (patient and self._may_be_asked(handle)):
             self._end(handle, problem="never committed by rank 0")
 
-    def _nobody_asks(self, handle: Handle) -> bool:
-        """Whoever leads asks for what did not come only when it is overdue there, and then waits as long again."""
+    def _may_be_asked(self, handle: Handle) -> bool:
+        """Whoever leads asks for what did not come only when it is overdue there."""
         asks_until = handle.give_up_at + _ASKED_TIMES * handle.patience_s
-        return self._newest > handle.step or self._clock.monotonic() > asks_until
+        return self._newest <= handle.step and self._clock.monotonic() <= asks_until
 
     def _notice(self, handle: Handle, *, overdue: bool) -> None:
         try:

@@ -308,7 +308,7 @@ class Writer:
         if rank == 0:
             self._committer.lead(epoch)
         self._stand_in(epoch)
-        self._committer.poll(leading=rank == 0)
+        self._committer.poll(leading=rank == 0, memory_free=not self._slabs.empty())
         self._let_go()
 
     def _may_leave(self, until: float) -> bool:

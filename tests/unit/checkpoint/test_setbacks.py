@@ -141,9 +141,9 @@ def test_standby_that_cannot_ask_the_folder_leaves_word_of_it_and_the_next_save_
 def test_error_that_nobody_foresaw_fails_each_save_in_hand_once_and_the_next_one_counts(crew, state, monkeypatch):
     once, plain = Once(RuntimeError("odd")), Committer.poll
 
-    def poll(committer, *, leading):
+    def poll(committer, **options):
         once(committer.pending)
-        plain(committer, leading=leading)
+        plain(committer, **options)
 
     monkeypatch.setattr(Committer, "poll", poll)
     made = crew(1)
@@ -257,3 +257,12 @@ def test_standby_keeps_what_may_be_asked_of_it_for_so_long_and_no_longer(crew, s
     clock.at = 181.0
     assert handle.ended.wait(10)
     assert handle.problem == "never committed by rank 0"
+
+
+def test_standby_without_memory_for_the_next_save_waits_for_no_request(crew, state):
+    clock = HandClock()
+    made = crew(2, clock=clock)
+    handles = [made.save(flatten(state()), step, [1])[0] for step in (1, 2)]
+    assert all(handle.local.wait(10) for handle in handles)
+    clock.at = 61.0
+    assert all(handle.ended.wait(10) for handle in handles)
