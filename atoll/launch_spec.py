@@ -54,6 +54,7 @@ class JobOptions(TypedDict, total=False):
     seed: int
     checkpoint_dir: str | Path | None
     checkpoint_every: int | str
+    checkpoint_failures: int | None
     checkpoint_remote: str | None
     keep_checkpoints: int
     keep_every: int

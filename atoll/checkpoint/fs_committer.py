@@ -32,6 +32,9 @@ from atoll.schema.messages import CheckpointCommitted, CheckpointFailed, Trainer
 # A member whose pack is not there a minute after ours, and three times what ours took, is gone or its disk is.
 _WITHIN_S = 60.0
 _WITHIN_TIMES = 3.0
+# So many times longer than the leader waits before it asks, others keep what it may ask for: it may have begun to wait later.
+# Where a later save was committed, it has decided on this one.
+_ASKED_TIMES = 2.0
 # A save is judged when names are new, and so often all the same: a network file system may show a name before its bytes.
 _JUDGE_AGAIN_S = 0.5
 
@@ -40,8 +43,8 @@ _JUDGE_AGAIN_S = 0.5
 class Handle:
     """One save under way: each tier as a future, and `ended`: committed or given up (`problem` says why).
 
-    `staged`: copied out of live memory. `replicated`: another rank stands by with a copy of this rank's part, and says so
-    on storage. `local`: this rank's part is durable. `remote`: a copy of all of it counts in the remote store (asked for
+    `staged`: copied out of live memory. `replicated`: other ranks stand by with copies of all of this rank's part, and say
+    so on storage. `local`: this rank's part is durable. `remote`: a copy of all of it counts in the remote store (asked for
     by the rank that commits). `verified`: it was read back whole, which is done where older steps are to be deleted.
     `took`: seconds from its begin to its end.
     """
@@ -61,6 +64,8 @@ class Handle:
     problem: str = ""
     took: float = 0.0
     give_up_at: float = 0.0
+    patience_s: float = 0.0
+    missed: frozenset[int] = frozenset()  # ranks that said nothing in time
     asked_by: int = -1  # the epoch in whose name others were last asked for what is missing
     seen: tuple[object, ...] = ()  # what storage and this rank knew when the save was last judged
 
@@ -82,7 +87,7 @@ class Committer:
     ) -> None:
         self._verify, self._uploader = verify, uploader
         self._base, self._store, self._run, self._trainer = store, store, run, trainer
-        self._led = -1
+        self._led = self._newest = -1
         self._claim: Claim | None = None
         self._tell, self._keep, self._clock = tell, keep, clock
         self._pending: list[Handle] = []
@@ -104,8 +109,18 @@ class Committer:
         self._gone |= frozenset(gone)
 
     def lead(self, epoch: int) -> None:
-        """This rank leads in `epoch`: have whoever led in a lower one stopped, however late it wakes."""
-        if self._led == epoch or not self._base.directory.exists():
+        """This rank leads in `epoch`: have whoever led in a lower one stopped, however late it wakes.
+
+        Where storage does not say whether there is anything to lead, the saves in hand fail: without a claim none commits.
+        """
+        if self._led == epoch:
+            return
+        try:
+            there = self._base.directory.exists()
+        except OSError as error:
+            self.give_up(leading=True, problem=f"committing: {error}; the next save tries again")
+            return
+        if not there:
             return
         self._led = epoch
         claim = Claim(self._base.directory, run=self._run, epoch=epoch)
@@ -113,18 +128,23 @@ class Committer:
         with suppress(Overtaken, OSError):  # asked again, and told, with each commit
             claim.hold()
         if self._uploader is not None:
-            self._uploader.resume(claim)
+            with suppress(CheckpointError, OSError):  # the next step that is committed is copied all the same
+                self._uploader.resume(claim)
 
     def _claim_again(self) -> None:
         """Whoever waits may wait for what another epoch has swept: `Overtaken` is raised then."""
         if self._claim is not None:
             self._claim.hold()
 
-    def poll(self, *, leading: bool) -> None:
-        """Look at storage once; `leading` commits, the others only notice."""
+    def poll(self, *, leading: bool, memory_free: bool = True) -> None:
+        """Look at storage once; `leading` commits, the others only notice.
+
+        Where no memory is free for the next save, nobody waits for a leader's request longer than a part may take.
+        """
         for handle in list(self._pending):
             try:
-                self._look(handle, leading=leading)
+                if not handle.ended.is_set():  # else another thread gave it up
+                    self._look(handle, leading=leading, patient=memory_free)
             except Overtaken as error:
                 # No fact: the save is in the hands of whoever overtook this one.
                 self._end(handle, problem=str(error))
@@ -133,14 +153,19 @@ class Committer:
             if handle.ended.is_set():
                 self._pending.remove(handle)
 
-    def _look(self, handle: Handle, *, leading: bool) -> None:
+    def _look(self, handle: Handle, *, leading: bool, patient: bool) -> None:
         overdue = self._clock.monotonic() > handle.give_up_at
         if leading:
             self._decide(handle, overdue=overdue)
         elif self._store.is_committed(handle.step):
             self._notice(handle, overdue=overdue)
-        elif overdue:
+        elif overdue and not (patient and self._may_be_asked(handle)):
             self._end(handle, problem="never committed by rank 0")
+
+    def _may_be_asked(self, handle: Handle) -> bool:
+        """Whoever leads asks for what did not come only when it is overdue there."""
+        asks_until = handle.give_up_at + _ASKED_TIMES * handle.patience_s
+        return self._newest <= handle.step and self._clock.monotonic() <= asks_until
 
     def _notice(self, handle: Handle, *, overdue: bool) -> None:
         try:
@@ -149,6 +174,7 @@ class Committer:
             if overdue:
                 self._end(handle, problem=str(error))
             return
+        self._newest = max(self._newest, handle.step)
         if self._end(handle, committed=not other, problem=other) and not other:
             handle.remote.set("the rank that commits sees to it")
 
@@ -164,7 +190,9 @@ class Committer:
     def _decide(self, handle: Handle, *, overdue: bool) -> None:
         # Asked before storage is: whoever was gone by then had written all that it ever will.
         now, lost = self._clock.now(), self._gone
-        gone = frozenset(range(handle.size)) if overdue else frozenset(r for e, r in lost if e == handle.epoch)
+        if overdue:
+            handle.missed |= self._silent(handle)
+        gone = handle.missed | {r for e, r in lost if e == handle.epoch}
         seen = (self._written(handle), gone, self._led, int(self._clock.monotonic() / _JUDGE_AGAIN_S))
         if handle.seen == seen:
             self._claim_again()
@@ -186,6 +214,11 @@ class Committer:
                 )
             case Ask() | Wait():
                 self._claim_again()
+
+    def _silent(self, handle: Handle) -> frozenset[int]:
+        """Ranks that have not said a word of their own: they may live, and hang. What comes of them yet counts."""
+        words = [told.word for told in self._store.words(handle.step, handle.epoch, self._run)]
+        return frozenset(range(handle.size)) - {word.rank for word in words if word.by == word.rank}
 
     def _written(self, handle: Handle) -> frozenset[str]:
         """Names of what is there. Parts are never changed, so where no name is new, a judgement would be the same."""
@@ -212,7 +245,8 @@ class Committer:
 
     def _allow(self, handle: Handle) -> None:
         now = self._clock.monotonic()
-        handle.give_up_at = now + max(_WITHIN_S, _WITHIN_TIMES * (now - handle.began))
+        handle.patience_s = max(_WITHIN_S, _WITHIN_TIMES * (now - handle.began))
+        handle.give_up_at = now + handle.patience_s
 
     def _committed(self, handle: Handle, record: CommitRecord | format1.CommitRecord, odd: str) -> None:
         # Durable before anyone is told (law 8): the record's own directory was synced before this.
@@ -234,7 +268,15 @@ class Committer:
         if self._uploader is not None:
             self._uploader.put(handle.step, handle.remote)
         failpoint("before-retention")
+        try:
+            self._retain(handle)
+        except Overtaken as error:
+            handle.verified.set(str(error))  # no fact, as above: whoever overtook this one deletes
+        except Exception as error:  # noqa: BLE001 - the save stands: what failed behind it is a fact of its own
+            handle.verified.set(f"older steps could not be deleted: {error}")
+            self._tell_failed(handle, f"committed, but older steps stay until the next one: {error}")
 
+    def _retain(self, handle: Handle) -> None:
         def verify(step: int) -> str:
             found = self._verify(self._store.directory, step)
             handle.verified.set(found)

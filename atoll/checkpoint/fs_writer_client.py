@@ -55,7 +55,11 @@ def spawned(end: socket.socket) -> Process:
 
 
 class Gone(CheckpointError):
-    """The I/O process ended before it answered."""
+    """The I/O process ended before it answered, or could not be started."""
+
+
+def _unstarted(error: OSError) -> Gone:
+    return Gone(f"the I/O process could not be started: {error}")
 
 
 class IoProcess:
@@ -109,10 +113,19 @@ class IoProcess:
             process.wait(timeout=_LEAVE_S)
 
     def _connected(self) -> socket.socket:
+        """Raises `Gone` where none can be started, as with a host that has no memory or descriptors left."""
         if self._connection is None:
-            mine, theirs = socket.socketpair()
             self._handed.clear()
-            self._process = self._start(theirs)
+            try:
+                mine, theirs = socket.socketpair()
+            except OSError as error:
+                raise _unstarted(error) from None
+            try:
+                self._process = self._start(theirs)
+            except OSError as error:
+                mine.close()
+                theirs.close()
+                raise _unstarted(error) from None
             self._connection = mine
         return self._connection
 

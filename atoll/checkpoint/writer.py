@@ -7,17 +7,16 @@ save until it counts: rank 0 makes the commit record once the words of all are o
 
 No disk ever holds training up. One slab is the memory that saves take, a second where a save begins before the last has
 let go of its own; while both are in use, a newer save is skipped. A slab that holds what others may need is in use until its save is decided. A rank that skips or fails leaves
-its word on storage in place of its part, so that rank 0 learns it at once and says why.
+its word on storage in place of its part, so that rank 0 learns it at once and says why. Where storage itself hangs, the
+staging thread, which touches none, sees it and tells it for rank 0.
 """
 
 from __future__ import annotations
 
-import base64
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,17 +24,17 @@ import torch
 
 from atoll.checkpoint.boxes import Box
 from atoll.checkpoint.fs_committer import Committer, Handle
-from atoll.checkpoint.fs_extents import extents_bytes
 from atoll.checkpoint.fs_pack import Slab
+from atoll.checkpoint.fs_part import Part
 from atoll.checkpoint.fs_rehearsal import rehearse
 from atoll.checkpoint.fs_sources import SlabCopy, Source
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_uploader import Destination, Uploader
 from atoll.checkpoint.fs_writer_client import IoProcess, Start, spawned
-from atoll.checkpoint.fs_writer_process import Job, Summed
-from atoll.checkpoint.image import Duty, Image, Place, extents
+from atoll.checkpoint.hanging import Watch
+from atoll.checkpoint.image import Duty, Image
 from atoll.checkpoint.logical import RankLayout
-from atoll.checkpoint.manifest import Request, Word, seal, unseal
+from atoll.checkpoint.manifest import seal
 from atoll.checkpoint.retention import Retention
 from atoll.checkpoint.sharing import Save, Sharing
 from atoll.checkpoint.torch_staging import Staging
@@ -57,6 +56,8 @@ _SLABS = 2
 _LINGER_S = 3.0
 # Copying within one host takes milliseconds to seconds; what takes longer is stuck, and the save is thrown away.
 _STAGE_WITHIN_S = 60.0
+# How often it is looked whether the writing thread hangs in storage.
+_WATCH_S = 1.0
 
 
 class State(Protocol):
@@ -73,21 +74,6 @@ class State(Protocol):
     @property
     def views(self) -> Mapping[tuple[str, Box], torch.Tensor]:
         """The values, by tensor and box of `layout`."""
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A save on its way through the threads."""
-
-    handle: Handle
-    save: Save
-    sharing: Sharing | None = None
-    staging: Staging | None = None
-    slab: Slab | None = None
-    image: Image | None = None
-    tree: dict[str, Any] | None = None
-    config: str = ""
-    problem: str = ""
 
 
 class Writer:
@@ -129,16 +115,17 @@ class Writer:
         self._slabs: queue.LifoQueue[Slab] = queue.LifoQueue()
         for _ in range(_SLABS):
             self._slabs.put(Slab())
-        self._to_stage: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._to_write: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._unstaged: list[_Job] = []
+        self._to_stage: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
+        self._to_write: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
+        self._unstaged: list[Part] = []
         self._open: list[Handle] = []
-        self._kept: list[_Job] = []
-        self._followed: list[_Job] = []
+        self._kept: list[Part] = []
+        self._followed: list[Part] = []
         self._sharing: tuple[object, str, int, Sharing] | None = None
         # One value, so that the writing thread never takes a rank 0 for one of an epoch that it did not lead. Before the
         # first save or regroup this is no rank at all: a writer that nobody has placed claims nothing.
         self._place = (-1, 0)
+        self._watch, self._step_bytes = Watch(_WATCH_S), 0
         self.rehearsed = threading.Event()
         self._threads = [
             threading.Thread(target=self._stage_loop, name="atoll-checkpoint-stage", daemon=True),
@@ -167,52 +154,50 @@ class Writer:
         managed whose weights go to a file for other programs, and `config` that module's configuration (JSON text).
         `redundancy` is how many ranks stand by for each box that several hold.
         """
-        job = self._begun(step, epoch, rank, len(layouts))
+        part = self._begun(step, epoch, rank, len(layouts))
         failpoint("save-begun")
         if epoch >= self._place[1]:  # else a regroup decided the step, and has given this rank its place since
             self._place = (rank, epoch)
         try:
             slab = self._slabs.get_nowait()
         except queue.Empty:
-            job.handle.staged.set()
-            job.problem = (
-                f"skipped: {_SLABS} earlier saves are still being written; save less often, or to a faster disk"
-            )
-            self._to_stage.put(job)
-            return job.handle
+            problem = f"skipped: {_SLABS} earlier saves are still being written; save less often, or to a faster disk"
+            return self._unwritten(part, problem)
         self._held.pop(slab.number, None)
-        job.slab, job.tree, job.config = slab, state.tree, config
+        part.slab, part.tree, part.config = slab, state.tree, config
 
         def image() -> Image:
-            job.sharing = self._shared(layouts, weights, redundancy)
-            return job.sharing.image(job.save, rank)
+            part.sharing = self._shared(layouts, weights, redundancy)
+            return part.sharing.image(part.save, rank)
 
-        job.staging = Staging(slab, image, state.views)
-        job.staging.begin()
-        self._unstaged.append(job)
-        self._to_stage.put(job)
-        return job.handle
+        part.staging = Staging(slab, image, state.views)
+        part.staging.begin()
+        self._unstaged.append(part)
+        self._to_stage.put(part)
+        return part.handle
 
     def skip(self, *, step: int, epoch: int, rank: int, size: int, problem: str) -> Handle:
         """This rank has nothing to write for a save that the others may have begun: leave word, so that nobody waits."""
-        job = self._begun(step, epoch, rank, size)
-        job.problem = problem
-        job.handle.staged.set()
-        self._to_stage.put(job)
-        return job.handle
+        return self._unwritten(self._begun(step, epoch, rank, size), problem)
+
+    def _unwritten(self, part: Part, problem: str) -> Handle:
+        part.problem = problem
+        part.handle.staged.set(problem)
+        self._to_stage.put(part)
+        return part.handle
 
     def before_update(self, tensors: Iterable[torch.Tensor] | None = None) -> None:
         """These tensors (None: all of the state) are about to change: wait until they are copied."""
         changing = None if tensors is None else list(tensors)
         given_up = []
-        for job in self._unstaged:
-            if job.staging is None:
+        for part in self._unstaged:
+            if part.staging is None:
                 continue
-            if not job.staging.wait(changing, _STAGE_WITHIN_S):
-                given_up.append(job)  # thrown away: no later update waits for it again
+            if not part.staging.wait(changing, _STAGE_WITHIN_S):
+                given_up.append(part)  # thrown away: no later update waits for it again
             elif changing is None:
-                job.handle.staged.wait(_STAGE_WITHIN_S)
-        self._unstaged = [job for job in self._unstaged if job not in given_up and not job.handle.staged.is_set()]
+                part.handle.staged.wait(_STAGE_WITHIN_S)
+        self._unstaged = [part for part in self._unstaged if part not in given_up and not part.handle.staged.is_set()]
 
     def regrouped(self, *, rank: int, epoch: int = 0, gone: Iterable[tuple[int, int]] = ()) -> None:
         """The members changed; whoever has rank 0 now commits what was begun before, too, in the name of `epoch`.
@@ -246,10 +231,10 @@ class Writer:
             if not handle.ended.is_set() and self._place[0] == 0:
                 self._committer.fail(handle, f"not durable within {timeout_s:.0f} s of the end of training")
 
-    def _begun(self, step: int, epoch: int, rank: int, size: int) -> _Job:
+    def _begun(self, step: int, epoch: int, rank: int, size: int) -> Part:
         handle = Handle(step=step, epoch=epoch, rank=rank, size=size, began=self._clock.monotonic())
         self._open = [*(h for h in self._open if not h.ended.is_set()), handle]
-        return _Job(handle, Save(run=self._run, step=step, epoch=epoch, size=size))
+        return Part(handle, Save(run=self._run, step=step, epoch=epoch, size=size))
 
     def _shared(self, layouts: Sequence[RankLayout], weights: str, redundancy: int) -> Sharing:
         """The division of these layouts: made anew only where they are others than at the last save."""
@@ -262,14 +247,28 @@ class Writer:
     # -- the staging thread ------------------------------------------------------------------------------------------
 
     def _stage_loop(self) -> None:
-        while (job := self._to_stage.get()) is not None:
-            if job.staging is not None:
-                job.image = job.staging.run()
-                job.problem = job.problem or job.staging.problem
-            job.handle.staged.set()
-            self._to_write.put(job)
-            del job
+        while (part := self._next_to_stage()) is not None:
+            if part.staging is not None:
+                part.image = part.staging.run()
+                part.problem = part.problem or part.staging.problem
+            part.handle.staged.set(part.problem)
+            self._to_write.put(part)
+            del part
         self._to_write.put(None)
+
+    def _next_to_stage(self) -> Part | None:
+        """The next save, None at the end. Until it comes, saves that wait for storage that hangs are given up."""
+        while True:
+            with suppress(queue.Empty):
+                return self._to_stage.get(timeout=self._watch.every_s)
+            hangs_s = self._watch.look(self._clock.monotonic())
+            if hangs_s and self._place[0] == 0:  # of other ranks, whoever has rank 0 sees that their words do not come
+                self._give_up_open(f"{self._store.directory} has not answered for {hangs_s:.0f} s; see to its storage")
+
+    def _give_up_open(self, problem: str) -> None:
+        for handle in self._open:
+            with suppress(Exception):  # whom nobody can be told of keeps neither thread from the others
+                self._committer.fail(handle, problem)
 
     # -- the writing thread ------------------------------------------------------------------------------------------
 
@@ -281,170 +280,117 @@ class Writer:
         while not (closing and self._may_leave(until)):
             try:
                 waits = _LEAD_S if self._place[0] == 0 else _POLL_S
-                job = self._to_write.get(timeout=waits if self._committer.pending else _IDLE_S)
+                part = self._to_write.get(timeout=waits if self._committer.pending else _IDLE_S)
             except queue.Empty:
-                job = None
+                part = None
             else:
-                if job is None and not closing:
+                if part is None and not closing:
                     closing, until = True, self._clock.monotonic() + _LINGER_S
-            if job is not None:
-                self._write_job(job)
-            rank, epoch = self._place
-            if rank == 0:
-                self._committer.lead(epoch)
-            self._stand_in(epoch)
-            self._committer.poll(leading=rank == 0)
-            self._let_go()
+            try:
+                self._turn(part)
+            except Exception as error:  # noqa: BLE001 - the thread's outer edge: what it cannot do fails saves, not it
+                self._give_up_open(f"{type(error).__name__}: {error}; the next save tries again")
+            self._watch.end()
+            del part
         self._committer.give_up(leading=self._place[0] == 0, problem="the trainer ended before it was decided")
         self._io.close()
+
+    def _turn(self, part: Part | None) -> None:
+        """All that is to do now."""
+        if part is not None:
+            self._watch.begin(part.slab.length if part.slab is not None else 0)
+            self._write_part(part)
+            if part.sharing is not None:
+                self._step_bytes = sum(one.size_bytes for one in part.sharing.logicals.values())
+        # To read a step back is to read what all ranks wrote.
+        self._watch.begin(self._step_bytes)
+        rank, epoch = self._place
+        if rank == 0:
+            self._committer.lead(epoch)
+        self._stand_in(epoch)
+        self._committer.poll(leading=rank == 0, memory_free=not self._slabs.empty())
+        self._let_go()
 
     def _may_leave(self, until: float) -> bool:
         if self._stopping.is_set() or not self._committer.pending:
             return True
         return self._place[0] != 0 and (not self._kept or self._clock.monotonic() >= until)
 
-    def _write_job(self, job: _Job) -> None:
-        handle = job.handle
+    def _write_part(self, part: Part) -> None:
+        handle = part.handle
         if self._stopping.is_set():
-            job.problem = job.problem or "the trainer ended"
+            part.problem = part.problem or "the trainer ended"
+        elif handle.ended.is_set():  # given up while it waited
+            part.problem = part.problem or handle.problem
         try:
-            if not job.problem:
-                self._hand_over(job)
+            if not part.problem:
+                self._hand_over(part)
         except Exception as error:  # noqa: BLE001 - the thread's outer edge: a failed save is a fact
-            job.problem = f"writing under {self._store.directory}: {error}; the next save tries again"
-        if job.problem:
-            self._leave_word(job)
-        elif not handle.ended.is_set():
-            self._committer.add(handle)
-        handle.local.set()
-        self._kept.append(job)
-        self._followed.append(job)
+            part.problem = f"writing under {self._store.directory}: {error}; the next save tries again"
+        # Before anything else can fail: the slab of what is not in these lists is never given back.
+        self._kept.append(part)
+        self._followed.append(part)
+        try:
+            if part.problem:
+                self._publish_problem(part, handle.rank, part.problem)
+            elif not handle.ended.is_set():
+                self._committer.add(handle)
+        finally:
+            handle.local.set(part.problem)
         self._let_go()
-
-    def _replicated(self, job: _Job) -> None:
-        """Whether another rank said on storage that it can write this one's part."""
-        rank = job.handle.rank
-        if job.handle.replicated.is_set() or not job.handle.committed or job.sharing is None:
-            return
-        mine = set(job.sharing.assignment.own[rank])
-        others = (
-            r for r, boxes in enumerate(job.sharing.assignment.second) if r != rank and not mine.isdisjoint(boxes)
-        )
-        directory = self._store.step_directory(job.handle.step)
-        for other in others:
-            with suppress(OSError, CheckpointError):
-                path = directory / f"{job.save.stem(other)}.json"
-                if rank in unseal(Word, path.read_bytes(), str(path)).standby:
-                    job.handle.replicated.set()
-                    return
-        job.handle.replicated.set("no other rank holds what this one wrote")
 
     def _let_go(self) -> None:
         """Give back the slabs that nobody can need any more."""
-        for job in [j for j in self._followed if j.handle.ended.is_set()]:
-            self._followed.remove(job)
-            self._replicated(job)
-        for job in list(self._kept):
-            standing_by = job.image is not None and len(job.image.duties) > 1 and not job.problem
-            if job.handle.ended.is_set() or not standing_by:
-                self._kept.remove(job)
-                if job.image is not None and job.slab is not None and not job.problem:
-                    self._held[job.slab.number] = (job.handle, job.image, job.slab)
-                if job.slab is not None:
-                    self._slabs.put(job.slab)
+        for part in [j for j in self._followed if j.handle.ended.is_set()]:
+            self._followed.remove(part)
+            if part.handle.committed:
+                part.handle.replicated.set(part.lacking(self._store.step_directory(part.handle.step)))
+        for part in list(self._kept):
+            if part.handle.ended.is_set() or not part.stands_by:
+                self._kept.remove(part)
+                if part.image is not None and part.slab is not None and not part.problem:
+                    self._held[part.slab.number] = (part.handle, part.image, part.slab)
+                if part.slab is not None:
+                    self._slabs.put(part.slab)
 
-    def _hand_over(self, job: _Job) -> None:
-        if job.image is None or job.sharing is None or job.slab is None:
-            raise CheckpointError("nothing was staged")
-        if self._store.is_committed(job.handle.step):
+    def _hand_over(self, part: Part) -> None:
+        if self._store.is_committed(part.handle.step):
             return  # what stands there is never written again; the committer finds out whose it is
-        own, *others = job.image.duties
-        word = self._word(job, job.sharing, own, standby=tuple(d.rank for d in others))
-        held = tuple(_summed(p) for duty in others for p in duty.places)
+        asked = part.job(self._store.step_directory(part.handle.step))
         failpoint("before-handover")
-        self._io.write(self._job(job, own, word, held), job.slab)
+        self._io.write(*asked)
         failpoint("after-handover")
 
-    def _job(self, job: _Job, duty: Duty, word: Word, held: tuple[Summed, ...]) -> Job:
-        return Job(
-            directory=str(self._store.step_directory(job.handle.step)),
-            stem=job.save.stem(duty.rank, job.handle.rank),
-            runs=duty.runs,
-            wrote=tuple(_summed(p) for p in duty.places),
-            held=held,
-            table=base64.b64encode(extents_bytes(extents(duty, job.handle.rank))).decode(),
-            word=word,
-        )
-
-    def _word(self, job: _Job, sharing: Sharing, duty: Duty, standby: tuple[int, ...]) -> Word:
-        shared, rank = sharing.shared(job.save), job.handle.rank
-        mine = {p.logical.name for d in (job.image.duties if job.image else ()) for p in d.places}
-        mine |= {one.name for one in sharing.layouts[rank].logicals if not one.count}
-        gives_tree = 0 in (duty.rank, rank) or sharing.layouts[rank].logicals != sharing.layouts[0].logicals
-        return Word(
-            run=self._run,
-            step=job.handle.step,
-            epoch=job.handle.epoch,
-            rank=duty.rank,
-            size=job.handle.size,
-            by=rank,
-            logicals=tuple(sharing.logicals[name] for name in sorted(mine)),
-            state=sharing.state,
-            writers=sharing.writers,
-            standby=standby,
-            tree=job.tree if gives_tree else None,
-            weights=shared.file if shared is not None else "",
-            export=sharing.export,
-            beside=sharing.beside(job.save, job.config) if 0 in (duty.rank, rank) else {},
-        )
-
-    def _leave_word(self, job: _Job) -> None:
-        """Say on storage that this rank's part will not come; rank 0 goes by it. Else tell it from here."""
-        handle = job.handle
-        self._publish_problem(job, handle.rank, job.problem)
-
-    def _publish_problem(self, job: _Job, rank: int, problem: str) -> None:
-        handle = job.handle
-        word = Word(
-            run=self._run,
-            step=handle.step,
-            epoch=handle.epoch,
-            rank=rank,
-            size=handle.size,
-            by=handle.rank,
-            problem=problem,
-        )
+    def _publish_problem(self, part: Part, rank: int, problem: str) -> None:
+        """Say on storage that this rank writes nothing for `rank`; rank 0 goes by it. Else tell it from here."""
+        handle = part.handle
         try:
             directory = self._store.step_directory(handle.step)
-            self._io.leave_word(directory, f"{job.save.stem(rank, handle.rank)}.json", seal(word))
-        except CheckpointError:
+            self._io.leave_word(directory, part.word_name(rank), seal(part.refusal(rank, problem)))
+        except (CheckpointError, OSError):
             self._committer.fail(handle, problem)
         else:
-            if rank == handle.rank:
+            if rank == handle.rank and not handle.ended.is_set():
                 self._committer.add(handle)
 
     # -- standing in -------------------------------------------------------------------------------------------------
 
     def _stand_in(self, epoch: int) -> None:
         """Write what a leader asks for in the place of others. A leader of an epoch that is over is not heard."""
-        for job in self._kept:
-            if job.image is None or job.sharing is None or job.handle.ended.is_set():
+        for part in self._kept:
+            if part.image is None or part.handle.ended.is_set():
                 continue
-            for duty in job.image.duties[1:]:
-                request = self._store.request(job.handle.step, job.save.stem(duty.rank))
-                if request is not None and request.lead >= epoch:
-                    self._write_for(job, job.sharing, duty, request)
+            for duty in part.image.duties[1:]:
+                request = self._store.request(part.handle.step, part.save.stem(duty.rank))
+                if request is not None and request.lead >= epoch and request.rank == duty.rank:
+                    self._write_for(part, duty)
 
-    def _write_for(self, job: _Job, sharing: Sharing, duty: Duty, request: Request) -> None:
-        word = self._store.step_directory(job.handle.step) / f"{job.save.stem(duty.rank, job.handle.rank)}.json"
-        if word.exists() or job.slab is None or request.rank != duty.rank:
-            return
-        failpoint("before-rescue")
+    def _write_for(self, part: Part, duty: Duty) -> None:
+        directory = self._store.step_directory(part.handle.step)
         try:
-            self._io.write(self._job(job, duty, self._word(job, sharing, duty, standby=()), ()), job.slab)
-        except CheckpointError as error:
-            self._publish_problem(job, duty.rank, f"in its place rank {job.handle.rank}: {error}")
-
-
-def _summed(place: Place) -> Summed:
-    return Summed(logical=place.logical, box=place.box, at=place.at)
+            if (directory / part.word_name(duty.rank)).exists():
+                return
+            failpoint("before-rescue")
+            self._io.write(*part.job(directory, duty))
+        except (CheckpointError, OSError) as error:
+            self._publish_problem(part, duty.rank, f"in its place rank {part.handle.rank}: {error}")

@@ -46,6 +46,7 @@ def run_view(run: Run) -> RunView:
         owner=run.spec.owner,
         queue=run.spec.queue,
         measured=dict(run.measured),
+        failed_saves=run.failures.ever,
         spec=run.spec,
     )
 

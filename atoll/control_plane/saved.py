@@ -1,4 +1,8 @@
-"""What trainers say of their checkpoints: which are durable, how their copies stand, how often they are made."""
+"""What trainers say of their checkpoints: which are durable, how their copies stand, how often they are made.
+
+A failed save never stops training unless the job says how many in a row may fail (`checkpoint_failures`). A save counts
+once, however many trainers tell of it, and not at all where the step is durable: what failed then is what came behind it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ from typing import assert_never
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk
-from atoll.control_plane.state import Run, Trainer, decision
+from atoll.control_plane.settle import begin_stop
+from atoll.control_plane.state import Run, SaveFailures, Trainer, decision
+from atoll.errors import CheckpointError
 from atoll.schema import messages as m
 from atoll.schema.checkpoints import Tier, TierState, TierView
-from atoll.schema.views import CheckpointView
+from atoll.schema.views import CheckpointView, RunState
 
 # Copies of older steps than these say nothing any more: an upload takes a few intervals at most.
 _REMEMBERED = 16
@@ -33,6 +39,7 @@ def said(desk: Desk, run: Run, trainer: Trainer, fact: Said) -> None:
     match fact:
         case m.CheckpointFailed():
             desk.note(run.run, run.run, "checkpoint-failed", f"step {fact.step}: {fact.problem}")
+            _failed(desk, run, fact)
         case m.CheckpointIntervalChosen():
             desk.note(run.run, run.run, "checkpoint-interval", f"from step {fact.step} on {fact.reason}")
         case m.CheckpointCommitted():
@@ -48,6 +55,25 @@ def said(desk: Desk, run: Run, trainer: Trainer, fact: Said) -> None:
             assert_never(fact)
 
 
+def _failed(desk: Desk, run: Run, fact: m.CheckpointFailed) -> None:
+    known = run.failures
+    if fact.step in known.last or fact.step in run.copies or any(kept.step == fact.step for kept in run.kept):
+        return
+    last = (*known.last, fact.step)[-_REMEMBERED:]
+    run.failures = SaveFailures(ever=known.ever + 1, row=known.row + 1, last=last)
+    reason = too_many(run.failures.row, run.spec.checkpoint_failures, fact)
+    if reason:
+        begin_stop(desk, run, RunState.FAILED, reason, CheckpointError.exit_code)
+
+
+def too_many(row: int, most: int | None, last: m.CheckpointFailed) -> str:
+    """Why a run stops of which `row` saves failed, the last one so; empty where it goes on."""
+    if most is None or row <= most:
+        return ""
+    saves = "save" if row == 1 else "saves in a row"
+    return f"{row} {saves} failed (checkpoint_failures={most}), the last at step {last.step}: {last.problem}"
+
+
 def _committed(desk: Desk, run: Run, fact: m.CheckpointCommitted) -> None:
     last = run.checkpoint
     if last is not None and (last.epoch, last.step) >= (fact.epoch, fact.step):
@@ -56,6 +82,7 @@ def _committed(desk: Desk, run: Run, fact: m.CheckpointCommitted) -> None:
         # A later epoch went on from an older step, since those after it were damaged: they are set aside.
         run.saved = None
         run.copies = {step: view for step, view in run.copies.items() if step < fact.step}
+    run.failures = SaveFailures(ever=run.failures.ever)
     desk.record(r.CheckpointKept(run=run.run, step=fact.step, path=fact.path, at=desk.now, epoch=fact.epoch))
     view = CheckpointView(
         run=run.run,

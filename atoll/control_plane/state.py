@@ -96,6 +96,15 @@ class Seat:
 
 
 @dataclass(slots=True)
+class SaveFailures:
+    """Saves that did not become durable: how many ever, and how many since the last that did; the last few by step."""
+
+    ever: int = 0
+    row: int = 0
+    last: tuple[Step, ...] = ()
+
+
+@dataclass(slots=True)
 class Run:
     """One execution of a job."""
 
@@ -152,6 +161,7 @@ class Run:
     told: dict[Step, Epoch] = field(default_factory=dict)
     saved: CheckpointView | None = None
     copies: dict[Step, CheckpointView] = field(default_factory=dict)
+    failures: SaveFailures = field(default_factory=SaveFailures)
     blames: list[Blame] = field(default_factory=list)
     waits: dict[TrainerId, Wait] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
@@ -425,3 +435,4 @@ def _begin_anew(run: Run, at: float) -> None:
     run.disturbed = [*run.disturbed, at][-DISTURBANCES:]
     run.links_until, run.blames, run.waits = None, [], {}
     run.speeds, run.comparisons, run.rhythm = Speeds(), Comparisons(), Rhythm()
+    run.failures = SaveFailures(ever=run.failures.ever)

@@ -92,6 +92,9 @@ NOTES: dict[str, Note] = {
     "seed": Note(text="Seed of data order, dropout and initial weights."),
     "checkpoint_dir": Note(text="Folder of the checkpoints, relative to the job file; the run's own unless given."),
     "checkpoint_every": Note(text="Steps between checkpoints, 0 for never, or `auto`.", least=0, among=(AUTO,)),
+    "checkpoint_failures": Note(
+        text="So many saves in a row may fail, one more stops the run; left out: a failed save never does.", least=0
+    ),
     "checkpoint_remote": Note(text="URI to which each durable checkpoint is copied."),
     "keep_checkpoints": Note(text="So many of the last checkpoints are kept.", least=1),
     "keep_every": Note(text="Checkpoints of steps divisible by this are kept too; 0 for none.", least=0),

@@ -56,7 +56,8 @@ class JobSpec:
     to stop may take to reach its next step boundary. `chaos`: its trainers may be hurt on
     purpose (`atoll chaos`).
 
-    `checkpoint_every`: steps, 0 for never, or `auto`. `checkpoint_remote`: a URI to which each durable checkpoint is copied.
+    `checkpoint_every`: steps, 0 for never, or `auto`. `checkpoint_failures`: so many saves in a row may fail, one more stops
+    the run; None: a failed save never does. `checkpoint_remote`: a URI to which each durable checkpoint is copied.
     Beside the last `keep_checkpoints`, steps divisible by `keep_every` stay, and those younger than `keep_for_s`.
 
     `workers` is how many it wants; with `min_workers` it is elastic and runs with any number from there on, or with those of
@@ -96,6 +97,7 @@ class JobSpec:
     seed: int = 0
     checkpoint_dir: str | None = None
     checkpoint_every: int | str = 0
+    checkpoint_failures: int | None = None
     checkpoint_remote: str | None = None
     keep_checkpoints: int = 3
     keep_every: int = 0
@@ -140,6 +142,10 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (
             _is_interval(spec.checkpoint_every),
             f"checkpoint_every={spec.checkpoint_every!r}: steps, 0 for never, or 'auto'",
+        ),
+        (
+            spec.checkpoint_failures is None or spec.checkpoint_failures >= 0,
+            f"checkpoint_failures={spec.checkpoint_failures}: saves in a row, 0 or more, None for any number",
         ),
         without_secrets("checkpoint_remote", spec.checkpoint_remote),
         without_secrets("working_dir_uri", spec.working_dir_uri),

@@ -88,7 +88,8 @@ class RunView:
     """One run as the list and the run page show it. `held`: suspended until somebody resumes it.
 
     `owner` is who submitted it, "" for the cluster itself; `queue` is where it waits, or waited. `measured`: samples a second
-    of one of its workers alone, by device. Lists leave `spec` out.
+    of one of its workers alone, by device. `failed_saves`: checkpoints that did not become durable, since the control plane
+    began. Lists leave `spec` out.
     """
 
     run: RunId
@@ -112,6 +113,7 @@ class RunView:
     owner: str = ""
     queue: str = DEFAULT_QUEUE
     measured: dict[str, float] = field(default_factory=dict)
+    failed_saves: int = 0
     spec: JobSpec | None = None
 
 

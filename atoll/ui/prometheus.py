@@ -31,12 +31,12 @@ def render(runs: Sequence[RunView], nodes: Sequence[NodeView], top: TopView | No
     return "".join([*_run_families(runs), *_node_families(nodes), *shared])
 
 
-def family(name: str, text: str, samples: Iterable[Sample]) -> str:
-    """One gauge with its help line. A family without samples is left out."""
+def family(name: str, text: str, samples: Iterable[Sample], kind: str = "gauge") -> str:
+    """One metric with its help line. A family without samples is left out."""
     lines = [_line(name, sample) for sample in samples]
     if not lines:
         return ""
-    return f"# HELP {name} {text}\n# TYPE {name} gauge\n" + "".join(lines)
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n" + "".join(lines)
 
 
 def _line(name: str, sample: Sample) -> str:
@@ -84,6 +84,12 @@ def _run_families(runs: Sequence[RunView]) -> list[str]:
             "atoll_run_checkpoint_timestamp_seconds",
             "Unix time at which the last checkpoint became durable.",
             of((r, c.at) for r, c in saved),
+        ),
+        family(
+            "atoll_run_checkpoints_failed_total",
+            "Checkpoints that did not become durable, since the control plane began.",
+            of((r, r.failed_saves) for r in runs),
+            "counter",
         ),
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atoll.checkpoint import fs_files, fs_sources
+from atoll.checkpoint import fs_files, fs_sources, hanging, writer
 from atoll.checkpoint.commit import Commit
 from atoll.checkpoint.fs_files import Disk, make_directory, publish
 from atoll.checkpoint.fs_store import Store
@@ -237,3 +237,25 @@ def test_writes_that_fail_leave_no_handle_open(tmp_path, disk, fault):
         write_runs(tmp_path, [run], memoryview(data), beside)
     open_there = [named(int(p.name)) for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
     assert not [path for path in open_there if path.is_relative_to(tmp_path)]
+
+
+def test_disk_that_goes_on_hanging_is_told_of_each_save_and_the_first_one_after_it_counts(crew, disk, monkeypatch):
+    monkeypatch.setattr(writer, "_WATCH_S", 0.01)
+    monkeypatch.setattr(hanging, "LEAST_S", 0.1)
+    go_on = threading.Event()
+    disk(Faulty("", wait=go_on))
+    made = crew(1)
+    handles = []
+    for step in (1, 2, 3):
+        handles += made.save(big(step), step)
+        assert handles[-1].ended.wait(10)
+        assert "has not answered for" in handles[-1].problem
+        assert not handles[-1].local.is_set()
+    monkeypatch.setattr(hanging, "LEAST_S", 1000.0)
+    go_on.set()
+    assert all(handle.local.wait(10) for handle in handles)
+    made.save_and_wait(big(4), 4)
+    made.finish()
+    assert [f.step for f in made.told if isinstance(f, CheckpointFailed)] == [1, 2, 3]
+    assert [f.step for f in made.told if isinstance(f, CheckpointCommitted)] == [4]
+    assert digest(Store(made.directory).open()) == digest(big(4))

@@ -6,10 +6,13 @@ from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane import records as r
 from atoll.control_plane.core import Core
+from atoll.control_plane.projection import run_view
 from atoll.control_plane.state import decisions
+from atoll.errors import CheckpointError
 from atoll.schema import messages as m
 from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.spec import JobSpec
+from atoll.schema.views import RunState
 
 T = "run-t0"
 
@@ -17,11 +20,11 @@ T = "run-t0"
 class World:
     """A run of one trainer."""
 
-    def __init__(self):
+    def __init__(self, **options):
         self.core = Core(1)
         node = ev.NodeSeen(node="a", address="1.1.1.1", alive=True, cpus=2.0, gpus=0.0, local=True)
         self(ev.ClusterListed(nodes=(node,), seats=()))
-        spec = JobSpec(name="j", working_dir="/", file="f.py", spares=0, detach=True)
+        spec = JobSpec(name="j", working_dir="/", file="f.py", spares=0, detach=True, **options)
         self(ev.RunAsked(request="r", run="run", spec=spec, run_dir="/r", secret="00"))
 
     def __call__(self, event):
@@ -32,6 +35,13 @@ class World:
 
     def saved(self, step):
         return self.say(m.CheckpointCommitted(trainer=T, step=step, path=f"/c/{step}", bytes=5, seconds=0.1))
+
+    def failed(self, step, problem="no space left"):
+        return self.say(m.CheckpointFailed(trainer=T, step=step, problem=problem))
+
+    @property
+    def run(self):
+        return self.core.desk.cluster.runs["run"]
 
     def copied(self, step, state, detail="", tier=Tier.REMOTE):
         return self.say(m.CheckpointCopied(trainer=T, step=step, tier=tier, state=state, detail=detail))
@@ -94,6 +104,47 @@ def test_only_so_many_checkpoints_are_remembered():
     for step in range(1, 40):
         world.saved(step)
     assert len(world.core.desk.cluster.runs["run"].copies) == 16
+
+
+# -- saves that fail -------------------------------------------------------------------------------------------------------
+
+
+def test_failed_save_is_counted_once_whoever_tells_of_it_and_stops_nothing():
+    world = World()
+    for step in (10, 10, 20):
+        assert lines(world.failed(step)) == [("checkpoint-failed", f"step {step}: no space left")]
+    assert run_view(world.run).failed_saves == 2
+    assert world.run.stopping is None
+
+
+def test_what_fails_behind_a_durable_checkpoint_is_no_failed_save():
+    world = World(checkpoint_failures=0)
+    world.saved(10)
+    world.failed(10, "committed, but older steps stay")
+    assert run_view(world.run).failed_saves == 0
+    assert world.run.stopping is None
+
+
+@pytest.mark.parametrize(("most", "steps"), [(0, [10]), (2, [10, 20, 30])])
+def test_run_stops_as_failed_at_one_more_failed_save_in_a_row_than_may_fail(most, steps):
+    world = World(checkpoint_failures=most)
+    for step in steps[:-1]:
+        world.failed(step)
+    assert world.run.stopping is None
+    world.failed(steps[-1], "disk full")
+    stopping = world.run.stopping
+    assert (stopping.goal, stopping.exit_code) == (RunState.FAILED, CheckpointError.exit_code)
+    row = "1 save" if most == 0 else "3 saves in a row"
+    assert stopping.reason == f"{row} failed (checkpoint_failures={most}), the last at step {steps[-1]}: disk full"
+
+
+def test_durable_checkpoint_begins_the_row_of_failed_saves_anew():
+    world = World(checkpoint_failures=1)
+    for step in range(10, 100, 10):
+        world.failed(step)
+        world.saved(step + 1)
+    assert world.run.stopping is None
+    assert run_view(world.run).failed_saves == 9
 
 
 # -- which remote copy counts ----------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def test_whole_numbers_serve_as_floats_and_enums_as_their_values():
         {"checkpoint_every": "often"},
         {"checkpoint_remote": "/a/folder"},
         {"checkpoint_remote": "s3://"},
+        {"checkpoint_failures": -1},
         {"keep_every": -5},
         {"keep_for_s": math.inf},
     ],

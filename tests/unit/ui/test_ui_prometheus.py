@@ -29,6 +29,13 @@ def test_the_text_is_what_prometheus_parses(run, node, point, checkpoint):
     assert found["atoll_node_up", ("node", "b")] == 0
 
 
+def test_failed_saves_of_a_run_are_a_counter(run):
+    text = prometheus.render([run(failed_saves=3)], [])
+    assert "# TYPE atoll_run_checkpoints_failed_total counter\n" in text
+    labels = (("kind", "train"), ("name", "gpt"), ("run", "r1"))
+    assert samples(text)["atoll_run_checkpoints_failed_total", *labels] == 3
+
+
 def test_ended_runs_have_no_members(run):
     found = samples(prometheus.render([run(state=RunState.STOPPED)], []))
     assert not [key for key in found if key[0] == "atoll_run_members"]
