@@ -192,7 +192,7 @@ class People:
         return [TeamView(team=team, queues=queues) for team, queues in sorted(self._directory.teams.items())]
 
     async def add(self, wish: UserWish) -> TokenGiven:
-        """A new user and the first token. Raises `SpecError`."""
+        """A new user and the first token. Raises `SpecError`, `NotFoundError`, `AlreadyThere`."""
         async with self._changing:
             if not is_safe_name(wish.name):
                 raise SpecError(f"name={wish.name!r}: letters, digits, '_', '.' and '-' only")
@@ -202,7 +202,7 @@ class People:
                 )
             if wish.team is not None and wish.team not in self._directory.teams:
                 known = ", ".join(sorted(self._directory.teams)) or "none"
-                raise SpecError(
+                raise NotFoundError(
                     f"team={wish.team!r}: no such team; there are: {known} (`atoll users team NAME --queue Q`)"
                 )
             user = User(name=wish.name, role=wish.role, team=wish.team, made_at=self._clock.now())

@@ -209,7 +209,6 @@ def test_token_is_shown_once_and_stands_in_no_other_answer(site):
     ("body", "problem"),
     [
         ({"name": "a b"}, "letters"),
-        ({"name": "x", "team": "nope"}, "no such team"),
         ({"name": "x", "days": 0}, "days=0"),
         ({"name": "x", "role": "king"}, "role"),
     ],
@@ -218,6 +217,12 @@ def test_user_that_cannot_be_added_is_refused_with_the_reason(site, body, proble
     answer = site.post("/api/users", json=body)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid-spec")
     assert problem in answer.json()["problem"]
+
+
+def test_user_of_a_team_that_is_not_there_is_refused(site):
+    answer = site.post("/api/users", json={"name": "x", "team": "nope"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+    assert "no such team; there are: none" in answer.json()["problem"]
 
 
 def test_user_of_a_name_that_is_taken_is_refused(site):
