@@ -130,6 +130,8 @@ def test_gang_that_asks_for_fast_nics_gets_their_type_although_another_is_cheape
             config={"steps": 1_000_000, "pause_s": 0.2},
             detach=True,
         )
+        # Until the autoscaler has said what it could start, such a job could never run.
+        here.until(lambda: here.client.plan(spec).to_start == {"fast": 3})
         run = here.client.submit(spec)
         here.until(lambda: running(here, run), 240)
         assert set(here.machines()) == {"a0", "a1", "a2"}

@@ -76,7 +76,7 @@ def test_without_ray_train_the_first_step_is_not_measurable_and_says_what_to_ins
 
 
 def test_parts_are_those_that_the_page_names():
-    assert list(scheduling.PARTS) == ["tick", "events", "jct", "first-step"]
+    assert list(scheduling.PARTS) == ["tick", "events", "jct", "first-step", "lab"]
     assert all(f"`{name}`" in scheduling.__doc__ for name in scheduling.PARTS)
 
 

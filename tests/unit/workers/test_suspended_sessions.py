@@ -21,6 +21,9 @@ def program(into, *, suspend_in=None, told="a"):
 
     def train(ctx):
         model = nn.Linear(6, 1)
+        with torch.no_grad():  # trainers are threads here, and share torch's own generator
+            for param in model.parameters():
+                param.copy_(torch.linspace(-0.5, 0.5, param.numel()).view(param.shape))
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
         ctx.manage(model, optimizer)
         inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
