@@ -14,14 +14,14 @@ from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
 from atoll.control_plane.desk import Desk, Node
 from atoll.control_plane.settle import begin_stop, end_trainer, settle, tell_stop
-from atoll.control_plane.state import NO_EPOCH, Run, Trainer
+from atoll.control_plane.state import Run, Trainer
 from atoll.control_plane.story import brief
 from atoll.errors import AtollError, CheckpointError, UserError
 from atoll.fault.budgets import after_commit, cause_of_exit, cause_of_failure
 from atoll.fault.facts import Blame
 from atoll.fault.links import MEMORY_S
 from atoll.schema import messages as m
-from atoll.schema.ids import NodeId, RunId, TrainerId
+from atoll.schema.ids import NO_EPOCH, NodeId, RunId, TrainerId
 from atoll.schema.views import MetricPoint, RunState
 
 # Enough of a log to read the last traceback in a one-line answer.

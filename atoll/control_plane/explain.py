@@ -48,9 +48,12 @@ def plan(desk: Desk, spec: JobSpec) -> PlanView:
 
 def _with_machines(desk: Desk, seen: Snapshot, wish: Ask, view: PlanView) -> PlanView:
     """The view with the machines on offer that the job would be placed on if all of them stood, and what is foretold of it."""
-    offered = {node.node: node.kind.name for node in offered_nodes(desk)}
-    larger = dataclasses.replace(seen, nodes=(*seen.nodes, *offered_nodes(desk)), asks=(*seen.asks, wish))
-    start = next((s for s in decide(larger).starts if s.run == PLANNED), None) if offered else None
+    nodes = offered_nodes(desk)
+    if not nodes:
+        return view
+    offered = {node.node: node.kind.name for node in nodes}
+    larger = dataclasses.replace(seen, nodes=(*seen.nodes, *nodes), asks=(*seen.asks, wish))
+    start = next((s for s in decide(larger).starts if s.run == PLANNED), None)
     if start is None:
         return view
     used = {*start.nodes, *start.spares}

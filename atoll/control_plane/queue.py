@@ -1,9 +1,10 @@
 """The queue: who enters it, who is refused at once, and what the arbiter's decisions become.
 
 Whenever room, runs or queues changed, each second while somebody waits or may grow, and each minute while somebody may
-move, the arbiter is asked with a snapshot of the cluster (`snapshots`). Its decisions are carried out as records with its reasons: runs start in seats of
-their nodes, grow into others, give up seats, or leave all of them at a checkpoint. A run that the cluster can never hold is
-refused when it is submitted; one that it could hold before, and cannot any more since nodes went, waits for nodes.
+move, the arbiter is asked with a snapshot of the cluster (`snapshots`). Its decisions are carried out as records with
+its reasons: runs start in seats of their nodes, grow into others, give up seats, or leave all of them at a checkpoint.
+A run that the cluster can never hold is refused when it is submitted; one that it could hold before, and cannot any
+more since nodes went, waits for nodes.
 
 Runs that lost a worker with its node get a seat as room appears, before others grow; spares are given out only when nobody
 waits. Both keep within the same laws (`rooms`).

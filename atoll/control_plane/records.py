@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 from atoll.fault.budgets import Cause
 from atoll.schema.codec import Registry
-from atoll.schema.ids import Epoch, NodeId, RunId, SeatId, Step, TrainerId
+from atoll.schema.ids import NO_EPOCH, NO_STEP, Epoch, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import Member
 from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Topology
 from atoll.schema.views import RunState
-
-NO_STEP = Step(0)
 
 
 class End(enum.StrEnum):
@@ -32,10 +30,6 @@ class End(enum.StrEnum):
     LEFT = "left"
     REWOUND = "rewound"
     DISMISSED = "dismissed"
-
-
-# Who said it does not tell its epoch.
-_NO_EPOCH = Epoch(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +184,7 @@ class CheckpointKept:
     step: Step
     path: str
     at: float
-    epoch: Epoch = _NO_EPOCH
+    epoch: Epoch = NO_EPOCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

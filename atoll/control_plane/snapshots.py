@@ -29,7 +29,6 @@ _MIB = 1 << 20
 # Labels that tell one node from the next.
 OF_ONE_NODE = frozenset({"ray.io/node-id", "ray.io/node-group", "island", "domain", "atoll-instance", "atoll-host"})
 PRICE, DOMAIN = "price", "domain"
-HOLDING = frozenset({RunState.PLACED, RunState.RUNNING})
 
 
 def snapshot(desk: Desk) -> m.Snapshot:
@@ -145,7 +144,7 @@ def measure(desk: Desk, run: Run) -> None:
     for trainer, pace in run.speeds.paces.items():
         node = desk.nodes.get(run.trainers[trainer].node) if trainer in run.trainers else None
         if node is not None and pace > 0:
-            seen.setdefault(node_class(node).device, []).append(samples / pace)
+            seen.setdefault(_device(node), []).append(samples / pace)
     run.measured |= {device: median(found) for device, found in seen.items()}
 
 
@@ -177,7 +176,7 @@ def node_class(node: Node) -> m.NodeClass:
     labels = dict(seen.labels) if seen is not None else {}
     common = {key: value for key, value in sorted(labels.items()) if key not in OF_ONE_NODE}
     total = m.Amount(cpus=units(seen.cpus), gpus=units(seen.gpus)) if seen is not None else m.Amount()
-    device = device_of(labels, total.gpus)
+    device = _device(node)
     marks = ",".join(f"{key}={value}" for key, value in common.items())
     return m.NodeClass(
         name=f"{device} {m.device_words(total)}" + (f" [{marks}]" if marks else ""),
@@ -187,6 +186,11 @@ def node_class(node: Node) -> m.NodeClass:
         price_per_hour=price_of(labels),
         spot=is_spot(labels),
     )
+
+
+def _device(node: Node) -> str:
+    seen = node.seen
+    return device_of(seen.labels, units(seen.gpus)) if seen is not None else device_of({}, 0)
 
 
 def price_of(labels: Mapping[str, str]) -> float:

@@ -21,7 +21,7 @@ from atoll.fault.pace import Pace
 from atoll.fault.process import ProcessTrack
 from atoll.fault.replicas import Comparisons
 from atoll.fault.speeds import Speeds
-from atoll.schema.ids import Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
+from atoll.schema.ids import NO_EPOCH, NO_STEP, Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
 from atoll.schema.messages import CopyDecided, Member, ServerReady
 from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
@@ -30,8 +30,6 @@ from atoll.schema.views import CheckpointView, MetricPoint, RunState
 
 # Of the times at which others disturbed a run, so many are remembered: more than any budget counts.
 DISTURBANCES = 100
-NO_EPOCH = Epoch(0)
-NO_STEP = Step(0)
 NO_INCARNATION = Incarnation(0)
 # Withdrawn copies of so many steps are remembered: those of older ones were deleted long ago.
 _WITHDRAWN_KEPT = 64

@@ -15,6 +15,9 @@ Step = NewType("Step", int)
 Incarnation = NewType("Incarnation", int)
 Seconds = NewType("Seconds", float)
 
+# Epochs and steps count from 1: of who is in none yet, or does not tell his.
+NO_EPOCH, NO_STEP = Epoch(0), Step(0)
+
 # Set in `__main__` of a trainer, so that code of the user's file can be told from the same code in a driver.
 TRAINER_MARK = "__atoll_trainer__"
 

@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 
 from atoll.schema.checkpoints import Tier, TierState
 from atoll.schema.harm import Harm
-from atoll.schema.ids import Epoch, NodeId, Rank, RunId, Step, TrainerId
+from atoll.schema.ids import NO_EPOCH, Epoch, NodeId, Rank, RunId, Step, TrainerId
 from atoll.schema.topology import Detour, Door, Observation, Topology
 
 # The metric of a committed step whose update was left out, since a loss or gradient was not finite.
 SKIPPED = "skipped"
-
-# Who said it does not tell its epoch.
-_NO_EPOCH = Epoch(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +169,7 @@ class CheckpointCommitted:
     path: str
     bytes: int
     seconds: float
-    epoch: Epoch = _NO_EPOCH
+    epoch: Epoch = NO_EPOCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
