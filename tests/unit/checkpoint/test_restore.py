@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import threading
 
 import pytest
 import xxhash
@@ -247,6 +248,8 @@ def test_store_that_hangs_holds_up_no_step_that_is_here(run, monkeypatch):
         assert run.newest() == run.of(2)
     finally:
         run.files.free.set()
+        for asking in [t for t in threading.enumerate() if t.name == "atoll-checkpoint-ask"]:
+            asking.join(30.0)
 
 
 def test_nothing_anywhere_is_an_answer(run, tmp_path):
