@@ -340,6 +340,6 @@ def test_driver_of_a_ray_job_prints_what_its_trainers_write(cluster, atoll, scri
     cluster.control._submit = finish
     code, out, err = atoll("run", "train.py")
     assert (code, err) == (0, "")
-    assert "(t0) hello\n(t0) wor\n" in out
+    assert [line for line in out.splitlines() if line.startswith("(t")] == ["(t0) hello", "(t0) wor"]
     spec = submitted(cluster)[0]
     assert (spec["workers"], spec["run_id"], spec["config"]["lr"]) == (2, "raysubmit_1", 0.5)
