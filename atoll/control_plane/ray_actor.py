@@ -26,7 +26,7 @@ from atoll.control_plane.ray_seats import RaySeats
 from atoll.errors import ConnectError
 from atoll.schema.ids import NodeId
 from atoll.schema.messages import PROTOCOL, Versions
-from atoll.workers.proc_runtime import my_start_ticks
+from atoll.workers.proc_runtime import my_start_ticks, usual_niceness
 
 READY_S = 30.0
 _FAILED = 70
@@ -38,6 +38,7 @@ class ControlPlane:
     """The actor `atoll`. `cluster_dir` and `home` lie on its node."""
 
     def __init__(self, cluster_dir: str, home: str) -> None:
+        usual_niceness()
         self._cluster_dir = Path(cluster_dir)
         self._home = Path(home)
         self._ready = threading.Event()

@@ -73,7 +73,15 @@ from atoll.workers.nic_runtime import nics
 from atoll.workers.notice_runtime import read_notice
 from atoll.workers.probe_runtime import ProbeService
 from atoll.workers.proc_memory import MemoryKills
-from atoll.workers.proc_runtime import adopt_orphans, fence, find_writer, my_start_ticks, reap, send_signal
+from atoll.workers.proc_runtime import (
+    adopt_orphans,
+    fence,
+    find_writer,
+    my_start_ticks,
+    reap,
+    send_signal,
+    usual_niceness,
+)
 from atoll.workers.proc_turns import take_short_turns
 from atoll.workers.silence import Silence
 from atoll.workers.supervisor_runtime import Supervisor
@@ -95,7 +103,7 @@ LEAVE_S = 5.0
 class Agent:
     """The shell. `run` returns when the agent's work is over."""
 
-    def __init__(self, config: AgentConfig, clock: Clock) -> None:
+    def __init__(self, config: AgentConfig, clock: Clock, niceness: int = 0) -> None:
         self._config = config
         self._clock = clock
         self._state_dir = Path(config.state_dir)
@@ -110,7 +118,7 @@ class Agent:
         )
         self._strangers = record.saved.trainers if record and not same else ()
         self._socket = TrainerSocket(self._state_dir, self._handle)
-        self._zygote = ZygoteKeeper(self._state_dir / "agent.log", self._zygote_said)
+        self._zygote = ZygoteKeeper(self._state_dir / "agent.log", self._zygote_said, niceness)
         self._link = ControlLink(config.control, config.node, secret, self._handle, clock)
         self._exits = Exits(self._trainer_ended)
         self._kills = MemoryKills()
@@ -393,16 +401,16 @@ def main() -> int:
             _log("another agent serves this node; nothing to do")
             return 0
         adopt_orphans()
-        asyncio.run(_run(config))
+        asyncio.run(_run(config, usual_niceness()))
     except AtollError as error:
         _log(f"{error.code}: {error}")
         return error.exit_code
     return 0
 
 
-async def _run(config: AgentConfig) -> None:
+async def _run(config: AgentConfig, niceness: int) -> None:
     take_short_turns()
-    await Agent(config, SystemClock()).run()
+    await Agent(config, SystemClock(), niceness).run()
 
 
 def _take_over(state_dir: Path, record: AgentRecord) -> int | None:

@@ -161,6 +161,21 @@ def find_writer(log: Path) -> ProcessStat | None:
     return None
 
 
+def usual_niceness() -> int:
+    """Take this process back to the niceness that it would have without Ray; returns what it had.
+
+    Ray starts its workers at 15, and what they start is as nice: beside busy processes of others such a control plane
+    gets a hundredth of a core and hears nobody. Without the right to it (root, or CAP_SYS_NICE) nothing changes.
+    """
+    had = os.getpriority(os.PRIO_PROCESS, 0)
+    if had > 0:
+        # On Linux niceness is each thread's own; a thread that begins gets that of the one that began it.
+        with contextlib.suppress(OSError):
+            for thread in Path("/proc/self/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
+    return had
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of its descendants' orphans, so that it learns how trainers of a dead zygote ended."""
     libc = ctypes.CDLL(None, use_errno=True)

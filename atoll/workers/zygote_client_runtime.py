@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -31,10 +32,14 @@ _REPORTS = Registry(ZYGOTE_REPORTS)
 
 
 class ZygoteKeeper:
-    """One zygote at a time. `on_report` gets what it says; a `ForkRefused` may also come from here."""
+    """One zygote at a time. `on_report` gets what it says; a `ForkRefused` may also come from here.
 
-    def __init__(self, log: Path, on_report: Callable[[ZygoteReport], None]) -> None:
+    It and its trainers run at `niceness`.
+    """
+
+    def __init__(self, log: Path, on_report: Callable[[ZygoteReport], None], niceness: int = 0) -> None:
         self._log = log
+        self._niceness = niceness
         self._on_report = on_report
         self._waiting: list[ForkTrainer] = []
         self._asked: set[TrainerId] = set()
@@ -79,6 +84,9 @@ class ZygoteKeeper:
         finally:
             theirs.close()
         self._start_ticks = start_ticks(self.pid)
+        # Before it has a second thread: its trainers do not push aside the agent that watches them.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self.pid, self._niceness)
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         try:
             waiting, self._waiting = self._waiting, []
