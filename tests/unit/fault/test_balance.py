@@ -155,6 +155,18 @@ def test_noise_splits_nothing_anew():
         assert balance.resplit(window, FAST, LONG) is None
 
 
+def test_split_that_is_done_promises_what_an_epoch_has_to_gain():
+    chance = random.Random(7)
+    even = dict.fromkeys(FAST, 3)
+    found = []
+    for _ in range(1500):
+        window = [rows(even, {t: 0.1 * chance.lognormvariate(0.0, 0.6) for t in FAST}, 1)[0] for _ in range(10)]
+        found.append(balance.resplit(window, FAST, 8))
+    splits = [split for split in found if split is not None]
+    assert len(splits) > 10
+    assert all(split.then_s <= (1 - balance.GAIN) * split.now_s for split in splits)
+
+
 def test_a_verdict_since_the_last_split_is_news_and_waits_for_no_doubled_pause():
     rhythm = balance.Rhythm()
     for step in (1, 21, 61):
