@@ -134,7 +134,7 @@ def resplit(rows: Sequence[Row], paces: Paces, enough: int) -> Split | None:
     if len(alike) < enough:
         return None
     early, late = alike[: len(alike) // 2], alike[len(alike) // 2 :]
-    # What one half of the steps advises must pay in the other: noise advises, too, and never pays. So must what is done.
+    # What one half of the steps advises must pay in the other: noise advises, too, and never pays. So must the whole's.
     halves, whole = (_tried(early, late, paces), _tried(late, early, paces)), _tried(alike, alike, paces)
     if any(then > (1 - GAIN) * now for now, then in (*halves, whole)):
         return None

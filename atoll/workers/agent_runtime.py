@@ -103,7 +103,7 @@ LEAVE_S = 5.0
 class Agent:
     """The shell. `run` returns when the agent's work is over."""
 
-    def __init__(self, config: AgentConfig, clock: Clock, niceness: int = 0) -> None:
+    def __init__(self, config: AgentConfig, clock: Clock, niceness: int) -> None:
         self._config = config
         self._clock = clock
         self._state_dir = Path(config.state_dir)
@@ -389,6 +389,7 @@ class Agent:
 def main() -> int:
     """Read the configuration and be the agent. Returns the exit code."""
     os.umask(0o077)
+    niceness = usual_niceness()
     try:
         config = decode_as(AgentConfig, sys.stdin.readline())
         state_dir = private_dir(Path(config.state_dir))
@@ -401,7 +402,7 @@ def main() -> int:
             _log("another agent serves this node; nothing to do")
             return 0
         adopt_orphans()
-        asyncio.run(_run(config, usual_niceness()))
+        asyncio.run(_run(config, niceness))
     except AtollError as error:
         _log(f"{error.code}: {error}")
         return error.exit_code

@@ -37,7 +37,7 @@ class ZygoteKeeper:
     It and its trainers run at `niceness`.
     """
 
-    def __init__(self, log: Path, on_report: Callable[[ZygoteReport], None], niceness: int = 0) -> None:
+    def __init__(self, log: Path, on_report: Callable[[ZygoteReport], None], niceness: int) -> None:
         self._log = log
         self._niceness = niceness
         self._on_report = on_report

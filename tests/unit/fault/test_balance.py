@@ -155,7 +155,7 @@ def test_noise_splits_nothing_anew():
         assert balance.resplit(window, FAST, LONG) is None
 
 
-def test_split_that_is_done_promises_what_an_epoch_has_to_gain():
+def test_split_that_is_advised_promises_what_an_epoch_has_to_gain():
     chance = random.Random(7)
     even = dict.fromkeys(FAST, 3)
     found = []
