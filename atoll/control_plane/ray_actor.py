@@ -26,7 +26,8 @@ from atoll.control_plane.ray_seats import RaySeats
 from atoll.errors import ConnectError
 from atoll.schema.ids import NodeId
 from atoll.schema.messages import PROTOCOL, Versions
-from atoll.workers.proc_runtime import my_start_ticks, usual_niceness
+from atoll.workers.proc_runtime import my_start_ticks
+from atoll.workers.proc_turns import usual_niceness
 
 READY_S = 30.0
 _FAILED = 70

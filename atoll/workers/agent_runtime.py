@@ -73,16 +73,8 @@ from atoll.workers.nic_runtime import nics
 from atoll.workers.notice_runtime import read_notice
 from atoll.workers.probe_runtime import ProbeService
 from atoll.workers.proc_memory import MemoryKills
-from atoll.workers.proc_runtime import (
-    adopt_orphans,
-    fence,
-    find_writer,
-    my_start_ticks,
-    reap,
-    send_signal,
-    usual_niceness,
-)
-from atoll.workers.proc_turns import take_short_turns
+from atoll.workers.proc_runtime import adopt_orphans, fence, find_writer, my_start_ticks, reap, send_signal
+from atoll.workers.proc_turns import take_short_turns, usual_niceness
 from atoll.workers.silence import Silence
 from atoll.workers.supervisor_runtime import Supervisor
 from atoll.workers.trainer_socket_runtime import TrainerSocket

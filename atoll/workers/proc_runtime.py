@@ -161,22 +161,6 @@ def find_writer(log: Path) -> ProcessStat | None:
     return None
 
 
-def usual_niceness() -> int:
-    """Take all threads of this process back to niceness 0; returns what it had.
-
-    Ray starts its workers at 15, and what they start is as nice: in one cgroup with busy processes of others that is a
-    thirtieth of what each of them gets, and such a control plane hears nobody. Without the right to it (CAP_SYS_NICE,
-    which root in a container often lacks) nothing changes.
-    """
-    had = os.getpriority(os.PRIO_PROCESS, 0)
-    if had > 0:
-        # On Linux niceness is each thread's own; a thread that begins gets that of the one that began it.
-        for thread in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
-    return had
-
-
 def adopt_orphans() -> None:
     """Make this process the parent of its descendants' orphans, so that it learns how trainers of a dead zygote ended."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-"""Short turns on a processor, soon: for threads that do little, and whose lateness others would take for silence.
+"""Short turns on a processor, soon: for processes that do little, and whose lateness others would take for silence.
 
 Linux's scheduler for ordinary threads (EEVDF; Stoica and Abdel-Wahab 1995, in Linux since 6.6) runs first whoever's turn
 would end first. A thread that asks for short turns gets no more of the processor than its share, but gets it earlier: with
@@ -8,11 +8,13 @@ ask, since Linux 6.12; older kernels take no notice.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import struct
 import threading
+from pathlib import Path
 
 # More than such a thread needs for one of its turns, less than a tenth of what others get at a time.
 TURN_NS = 200_000
@@ -30,3 +32,19 @@ def take_short_turns() -> bool:
     nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     wish = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, _RESET_ON_FORK, nice, 0, TURN_NS, 0, 0, 0, 0)
     return bool(ctypes.CDLL(None, use_errno=True).syscall(call, 0, wish, 0) == 0)
+
+
+def usual_niceness() -> int:
+    """Take all threads of this process back to niceness 0; returns what it had.
+
+    Ray starts its workers at 15, and what they start is as nice: in one cgroup with busy processes of others that is a
+    thirtieth of what each of them gets, and such a control plane hears nobody. Without the right to it (CAP_SYS_NICE,
+    which root in a container often lacks) nothing changes.
+    """
+    had = os.getpriority(os.PRIO_PROCESS, 0)
+    if had > 0:
+        # On Linux niceness is each thread's own; a thread that begins gets that of the one that began it.
+        for thread in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
+    return had

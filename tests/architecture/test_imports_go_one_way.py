@@ -6,8 +6,8 @@ import re
 import subprocess
 import sys
 
-# Naming a process by pid and start time is one skill, and shells of every component need it.
-FOR_ALL_SHELLS = ("atoll.workers.proc_runtime",)
+# Naming a process by pid and start time, and having turns on a processor: shells of every component need these skills.
+FOR_ALL_SHELLS = ("atoll.workers.proc_runtime", "atoll.workers.proc_turns")
 OTHERS = ("atoll.workers.", "atoll.collectives.", "atoll.checkpoint.", "atoll.fault.")
 # (who, what) with the reason that makes it right.
 BRIDGES = {

@@ -5,7 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +55,27 @@ def test_thread_keeps_its_policy_and_niceness_and_passes_nothing_on():
 def test_unknown_machine_is_left_as_it_is(monkeypatch):
     monkeypatch.setattr(proc_turns.platform, "machine", lambda: "pdp11")
     assert not take_short_turns()
+
+
+NICE = """
+import os, threading
+from atoll.workers.proc_turns import usual_niceness
+go, told = threading.Event(), []
+def other():
+    go.wait(30)
+    told.append(os.getpriority(os.PRIO_PROCESS, 0))
+os.setpriority(os.PRIO_PROCESS, 0, 7)
+thread = threading.Thread(target=other)
+thread.start()
+had = usual_niceness()
+go.set()
+thread.join(30)
+print(had, os.getpriority(os.PRIO_PROCESS, 0), *told)
+"""
+
+
+def test_niceness_of_a_ray_worker_is_left_behind_where_that_is_allowed():
+    answer = subprocess.run([sys.executable, "-c", NICE], capture_output=True, text=True, timeout=60, check=True)
+    effective = int(re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[1], 16)
+    # Without CAP_SYS_NICE all may stay, and nothing fails.
+    assert answer.stdout in ({"7 0 0\n"} if effective >> 23 & 1 else {"7 0 0\n", "7 7 7\n"})
