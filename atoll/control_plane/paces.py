@@ -9,9 +9,15 @@ from atoll.fault import balance
 from atoll.schema.messages import Member
 
 
-def weighed(run: Run, members: tuple[Member, ...]) -> tuple[Member, ...]:
-    """`members` with the weights that share the grains best, as far as anybody's speed is known."""
-    before = {m.trainer: m.weight for m in run.members}
+def weighed(run: Run, members: tuple[Member, ...], told: balance.Counts | None = None) -> tuple[Member, ...]:
+    """`members` with the weights that share the grains best, as far as anybody's speed is known.
+
+    `told`: the split for whose sake the epoch is raised. It holds where the members are those that it was found for.
+    """
     names = [m.trainer for m in members]
-    found = balance.weights(names, run.speeds.grains, run.speeds.paces, before)
+    if told is not None and told.keys() == set(names):
+        found = [float(told[name]) for name in names]
+    else:
+        before = {m.trainer: m.weight for m in run.members}
+        found = balance.weights(names, run.speeds.grains, run.speeds.paces, before)
     return tuple(dataclasses.replace(m, weight=w) for m, w in zip(members, found, strict=True))

@@ -56,7 +56,7 @@ def _balance(desk: Desk, run: Run) -> None:
     split = balance.resplit(rows, speeds.paces, enough) if due else None
     if split is not None:
         run.rhythm.took(speeds.step)
-        regroup(desk, run, str(split))
+        regroup(desk, run, str(split), split)
 
 
 def _eviction(desk: Desk, run: Run) -> balance.Evict | None:

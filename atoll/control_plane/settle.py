@@ -17,7 +17,7 @@ from atoll.control_plane.network import awaits_links
 from atoll.control_plane.paces import weighed
 from atoll.control_plane.state import Run, Seat, Trainer, decisions
 from atoll.control_plane.watching import able
-from atoll.fault import budgets, policy
+from atoll.fault import balance, budgets, policy
 from atoll.fault.budgets import Cause
 from atoll.schema.ids import Epoch, SeatId, Step, TrainerId
 from atoll.schema.messages import FenceTrainer, Rewound, StartTrainer, StopAtBoundary
@@ -240,8 +240,8 @@ def _start(run: Run, trainer: Trainer, seat: Seat) -> StartTrainer:
 # -- membership ------------------------------------------------------------------------------------------------------
 
 
-def regroup(desk: Desk, run: Run, broken: str = "") -> None:
-    """Raise the epoch if the members should be others, or, with `broken`, should connect anew or share otherwise."""
+def regroup(desk: Desk, run: Run, broken: str = "", split: balance.Split | None = None) -> None:
+    """Raise the epoch if the members should be others, or, with `broken`, should connect anew or share as `split` says."""
     decision = policy.decide(
         epoch=run.epoch,
         members=run.members,
@@ -258,7 +258,7 @@ def regroup(desk: Desk, run: Run, broken: str = "") -> None:
             r.EpochRaised(
                 run=run.run,
                 epoch=Epoch(run.epoch + 1),
-                members=weighed(run, decision.members),
+                members=weighed(run, decision.members, split.counts if split is not None else None),
                 reason=decision.reason,
                 at=desk.now,
                 topology=desk.probes.part({m.node for m in decision.members}),
