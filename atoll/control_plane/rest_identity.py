@@ -10,6 +10,7 @@ from starlette.responses import Response
 from atoll.control_plane.rest_answers import json_response
 from atoll.control_plane.rest_authorize import people_of
 from atoll.control_plane.rest_bodies import NAME, answers, body, decode, read_body
+from atoll.control_plane.rest_numbers import LAST
 from atoll.control_plane.rest_people import MOST_DAYS, caller_of, note
 from atoll.schema.people import (
     AuditLine,
@@ -43,7 +44,7 @@ def people_routes() -> APIRouter:
     @router.get("/audit", **answers(list[AuditLine]))
     async def audit(
         request: Request,
-        before: Annotated[int, Query(ge=0)] = 0,
+        before: Annotated[int, Query(ge=0, le=LAST)] = 0,
         limit: Annotated[int, Query(ge=1, le=AUDIT_PAGE)] = 200,
         user: str | None = None,
     ) -> Response:

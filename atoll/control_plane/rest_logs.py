@@ -15,6 +15,7 @@ from typing import Protocol
 
 from sse_starlette import ServerSentEvent
 
+from atoll.control_plane.rest_numbers import is_place
 from atoll.control_plane.rest_source import LOG_LIMIT
 from atoll.errors import AtollError, AuthError, NotFoundError
 from atoll.schema.codec import encode
@@ -49,17 +50,12 @@ class LogCursor:
     def parse(cls, text: str | None) -> LogCursor:
         """The cursor in a Last-Event-ID, which may be anything: what is no `trainer:offset` is passed over."""
         parts = [part.rpartition(":") for part in (text or "").split(",")]
-        return cls(offsets={name: int(at) for name, _, at in parts if is_safe_name(name) and _is_offset(at)})
+        return cls(offsets={name: int(at) for name, _, at in parts if is_safe_name(name) and is_place(at)})
 
     def message(self, kind: str, value: object) -> ServerSentEvent:
         """`value` as a message that carries this position."""
         at = ",".join(f"{name}:{offset}" for name, offset in self.offsets.items())
         return ServerSentEvent(encode(value).decode(), event=kind, id=at)
-
-
-def _is_offset(text: str) -> bool:
-    # Eighteen digits: more than any file holds, less than any integer type of those who read it.
-    return text.isascii() and text.isdecimal() and len(text) <= 18  # noqa: PLR2004 - said above
 
 
 async def follow_logs(

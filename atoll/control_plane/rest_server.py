@@ -42,6 +42,7 @@ from atoll.control_plane.rest_bodies import (
     text_of,
 )
 from atoll.control_plane.rest_identity import people_routes
+from atoll.control_plane.rest_numbers import LAST
 from atoll.control_plane.rest_people import caller_of, note
 from atoll.control_plane.rest_sharing import sharing_routes
 from atoll.control_plane.rest_source import LOG_LIMIT, PAGE, ClusterSource
@@ -65,14 +66,12 @@ from atoll.schema.views import (
 from atoll.ui import prometheus
 
 STORY_LIMIT, RUNS_PAGE = 1000, 500
-# What a SQL integer holds: a larger number is nobody's place in anything.
-_LAST = (1 << 63) - 1
 _NOT_ALLOWED = 405
 
-After = Annotated[int, Query(ge=0, le=_LAST)]
-AfterStep = Annotated[int, Query(ge=-1, le=_LAST)]
+After = Annotated[int, Query(ge=0, le=LAST)]
+AfterStep = Annotated[int, Query(ge=-1, le=LAST)]
 Limit = Annotated[int, Query(ge=1, le=PAGE)]
-Offset = Annotated[int, Query(ge=-_LAST, le=_LAST)]
+Offset = Annotated[int, Query(ge=-LAST, le=LAST)]
 
 
 def application(source: ClusterSource, on_close: Callable[[], Awaitable[None]] | None = None) -> FastAPI:

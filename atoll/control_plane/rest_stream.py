@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from sse_starlette import ServerSentEvent
 
+from atoll.control_plane.rest_numbers import is_place
 from atoll.schema.codec import encode
 from atoll.schema.ids import RunId, Step
 from atoll.schema.views import EventView, MetricPoint, RunView
@@ -52,7 +53,7 @@ class Cursor:
     def parse(cls, last_event_id: str | None, after: int, after_step: int) -> Cursor:
         """The later of the query's numbers and a browser's Last-Event-ID, which may be anything."""
         seq, _, step = (last_event_id or "").partition(".")
-        if seq.isdecimal() and step.lstrip("-").isdecimal():
+        if is_place(seq) and is_place(step.removeprefix("-")):
             return cls(after=max(after, int(seq)), after_step=max(after_step, int(step)))
         return cls(after=after, after_step=after_step)
 

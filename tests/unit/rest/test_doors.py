@@ -196,6 +196,24 @@ def test_on_a_full_disk_nothing_is_done_but_for_the_clusters_own_token(site, spe
     assert "not in the audit log" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [str(2**63), "9" * 30, "-1", "x"])
+def test_place_in_the_audit_log_that_no_line_has_is_refused(site, value):
+    assert site.get(f"/api/audit?before={value}").status_code in {400, 422}
+
+
+def test_every_number_in_a_query_is_one_that_a_store_can_hold(site):
+    paths = site.get("/api/openapi.json").json()["paths"]
+    found = [
+        (path, p["name"], p["schema"].get("maximum"))
+        for path, methods in paths.items()
+        for method in methods.values()
+        for p in method.get("parameters", ())
+        if p["schema"].get("type") == "integer"
+    ]
+    assert found
+    assert [one for one in found if one[2] is None or one[2] > 2**63 - 1] == []
+
+
 def test_token_is_shown_once_and_stands_in_no_other_answer(site):
     given = site.post("/api/users", json={"name": "ann", "role": "user"}).json()
     secret = given["token"].rpartition("_")[2]

@@ -76,6 +76,9 @@ def test_state_is_told_at_once_and_again_only_when_more_than_the_step_changed(si
         ("8", (5, 7)),
         ("-8.2", (5, 7)),
         ("1e9.2", (5, 7)),
+        ("9.--9", (5, 7)),
+        (f"{10**18}.9", (5, 7)),
+        (f"9.{'9' * 5000}", (5, 7)),
     ],
 )
 def test_cursor_is_the_later_of_query_and_header_whatever_the_header_holds(header, expected):
