@@ -36,7 +36,7 @@ from atoll.schema.codec import from_plain, to_plain
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, SeatId, TrainerId, is_safe_name
 from atoll.schema.messages import AgentFact, AgentHello, DoctorReport, Examine, Finding, LogChunk, ReadLog, Versions
-from atoll.schema.offers import Offers
+from atoll.schema.offers import Offers, check_offers
 from atoll.schema.spec import JobSpec
 
 _SEE_STORY = "see the agent-failed lines of `atoll story` for this node"
@@ -357,7 +357,7 @@ class ControlRuntime:
         return await self._ask(lambda request: ev.UndrainAsked(request=request, node=node))
 
     async def _offer(self, body: dict[str, Any]) -> dict[str, Any]:
-        said = from_plain(Offers, body)
+        said = check_offers(from_plain(Offers, body))
         return await self._ask(
             lambda request: ev.MachinesOffered(request=request, offers=said.offers, decisions=said.decisions)
         )

@@ -14,11 +14,15 @@ from atoll.schema.spec import JobSpec
 
 UNIT = 10_000
 LEAST = UNIT // 64
+_MOST = 1e9
 
 
 def units(amount: float) -> int:
-    """`amount` of a device in Ray's smallest unit."""
-    return round(amount * UNIT)
+    """`amount` of a device in Ray's smallest unit; more than any cluster has where it is more than that.
+
+    What people may say is checked before it comes here; a journal may hold what an earlier version let pass.
+    """
+    return round(min(amount, _MOST) * UNIT)
 
 
 def needs(spec: JobSpec) -> tuple[int, int]:

@@ -50,7 +50,7 @@ from atoll.errors import AtollError, InternalError, NotFoundError, SpecError
 from atoll.schema.harm import HarmWish
 from atoll.schema.ids import NodeId, RunId, TrainerId
 from atoll.schema.messages import PROTOCOL, Finding, LogChunk
-from atoll.schema.offers import Offers
+from atoll.schema.offers import Offers, check_offers
 from atoll.schema.spec import JobSpec
 from atoll.schema.views import (
     CheckpointView,
@@ -303,7 +303,7 @@ def _cluster(source: ClusterSource) -> APIRouter:
     @router.post("/machines", openapi_extra=body(Offers), **answers(MachinesTaken, 202))
     async def machines(request: Request) -> Response:
         """What an autoscaler would start: for a minute, runs that would fit with these are not refused."""
-        taken = await source.offer(decode(Offers, await read_body(request)))
+        taken = await source.offer(check_offers(decode(Offers, await read_body(request))))
         return json_response({"offers": taken}, status=202)
 
     @router.get("/topology", **answers(TopologyView))

@@ -20,7 +20,7 @@ from atoll.control_plane.state import Run
 from atoll.schema.devices import by_device, device_of, is_spot
 from atoll.schema.ids import NodeId, RunId, SeatId
 from atoll.schema.queues import QueueWish, QuotaWish, Sharing
-from atoll.schema.sharing import Alternative
+from atoll.schema.sharing import MOST_COUNT, Alternative
 from atoll.schema.spec import JobKind, JobSpec
 from atoll.schema.views import RunState
 
@@ -79,7 +79,7 @@ def ask(spec: JobSpec, run: Run | None = None, *, now: float = 0.0) -> m.Ask:
         expected_s=spec.expected_s,
         declared=by_device(spec.speeds),
         measured=dict(run.measured) if run is not None else {},
-        batch=float(run.batch if run is not None and run.batch else spec.batch),
+        batch=float(min(run.batch if run is not None and run.batch else spec.batch, MOST_COUNT)),
         sync_bytes=float(run.sync_bytes if run is not None and run.sync_bytes else spec.sync_mib * _MIB),
         disturbed=tuple(run.disturbed) if run is not None else (),
         suspended=run.suspensions if run is not None else 0,

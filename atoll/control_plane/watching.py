@@ -32,6 +32,8 @@ from atoll.schema.spec import JobKind
 RETURN_S = 3.0
 # A stall of this process by more than this makes what it knows old; it lasts until it has read what waited for it.
 STALL_S, DRAIN_S = 0.5, 0.3
+# Who heard nobody hears one agent first, and the others' words are as old as before: each says all it knows once a second.
+HEARD_AGAIN_S = 2.0
 # A spare whose interpreter gives no thread a turn for so long is not asked to join just then.
 DULL_S = 1.0
 # An agent that comes back says again what was committed before; that shows nobody alive now.
@@ -107,7 +109,18 @@ def ticked(desk: Desk, late_s: float) -> None:
     """Time went on, and this process was so late to notice."""
     desk.strain.note(late_s, at=desk.clock)
     if late_s > STALL_S:
-        desk.steady_at = desk.clock + DRAIN_S
+        desk.steady_at = max(desk.steady_at, desk.clock + DRAIN_S)
+    if _deaf(desk):
+        desk.steady_at = desk.clock + HEARD_AGAIN_S
+
+
+def _deaf(desk: Desk) -> bool:
+    """Whether nobody is heard at all, not even our own host's agent, though its stream stands and crosses no network.
+
+    Then our ears get no turn, or the whole machine; and nobody could be told what follows from a verdict.
+    """
+    own = any(node.local and node.attached for node in desk.nodes.values())
+    return own and not any(audible(_node_facts(desk, node), _now(desk)) for node in desk.nodes.values())
 
 
 # -- for the detector ------------------------------------------------------------------------------------------------

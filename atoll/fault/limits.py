@@ -20,9 +20,6 @@ NODE_SILENCE_S = 15.0
 TOGETHER_S = 0.3
 # All the others fell silent at once: it may be our own network, and they are many.
 ALONE_S = 5.0
-# Not even our own host's agent is heard, whose stream crosses no network: our ears get no turn, or the whole machine. As
-# long as trainers go on by themselves where nobody answers.
-DEAF_S = 60.0
 # Collectives of a pace not yet known.
 UNKNOWN_STEP_S = 2.0
 # Whoever compiles, loads, or builds its first step. What holds the GIL meanwhile gives it back now and then.

@@ -55,7 +55,7 @@ def _cut_off(due: list[Silent], facts: Facts) -> Partitioned:
     kept = tuple(sorted(n.node for n in facts.nodes.values() if n.node in facts.watchers and audible(n, facts)))
     evidence = (
         f"{', '.join(cut)} fell silent together, {min(s.for_s for s in due):.1f} s ago, "
-        f"to {', '.join(kept)} and the control plane"
+        f"to {', '.join(kept)}{' and ' * bool(kept)}the control plane"
     )
     return Partitioned(kept=kept, cut=cut, run=None, reached=False, evidence=evidence)
 

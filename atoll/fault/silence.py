@@ -9,7 +9,7 @@ Where the listeners hear it but our stream does not, our path to it is broken an
 all who wait on other nodes wait for its trainers does one direction of its links not work, and it is lost, too.
 
 - The control plane's own host is never lost. If we hear none but our own host and several fell silent, it may be us
-  who are cut off: `ALONE_S`. If our own host's agent is silent as well, though its stream stands, it is us: `DEAF_S`.
+  who are cut off: `ALONE_S`.
 - A listener that was late to look has no word, nor has one that we do not hear ourselves. Where we hear none of them,
   our own ears have to do.
 - What stalled this process, or was lately late, lengthens every limit (`limits`).
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from atoll.fault.facts import Facts, NodeFacts, RunFacts, TrainerFacts
 from atoll.fault.hangs import Waits, awaited, waits_of
 from atoll.fault.hearing import audible, ears, quiet, unheard_for
-from atoll.fault.limits import ALONE_S, DEAF_S, NODE_SILENCE_S, Limits, silence
+from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, Limits, silence
 from atoll.fault.verdicts import NodeLost
 from atoll.schema.ids import NodeId
 
@@ -62,7 +62,7 @@ def _judged(node: NodeFacts, facts: Facts) -> Silent | None:
         return None
     who = f"{', '.join(sorted(words))} and the control plane" if words else "the control plane"
     evidence = f"unheard for {lasted:.1f} s by {who}" + ("" if words else ", as are all who listen for it")
-    due = lasted >= max(patience, limit, _if_it_is_us(facts))
+    due = lasted >= max(patience, limit, ALONE_S if _may_be_us(facts) else 0.0)
     return Silent(node=node.node, for_s=lasted, due=due, evidence=evidence)
 
 
@@ -103,15 +103,10 @@ def trainers_on(run: RunFacts, node: NodeId) -> list[TrainerFacts]:
     return [t for t in run.trainers if t.node == node]
 
 
-def _if_it_is_us(facts: Facts) -> float:
-    """How long all others have to be silent before it is not us who cannot hear; 0 where we hear one of them."""
+def _may_be_us(facts: Facts) -> bool:
+    """We hear our own host only, and more than one other fell silent."""
     others = [n for n in facts.nodes.values() if not n.local and n.known and not n.lost and n.node in facts.watchers]
-    if not others or any(audible(n, facts) for n in others):
-        return 0.0
-    own = [n for n in facts.nodes.values() if n.local and n.attached]
-    if own and not any(audible(n, facts) for n in own):
-        return DEAF_S
-    return ALONE_S if len(others) > 1 else 0.0
+    return len(others) > 1 and not any(audible(n, facts) for n in others)
 
 
 def _one_way(node: NodeFacts, hearing: list[NodeId], facts: Facts) -> Silent | None:

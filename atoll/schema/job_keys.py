@@ -15,7 +15,15 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from atoll.schema.sharing import MOST_ALTERNATIVES, MOST_SIZES, PRIORITIES
+from atoll.schema.sharing import (
+    MOST_ALTERNATIVES,
+    MOST_COUNT,
+    MOST_DEVICES,
+    MOST_MEASURED,
+    MOST_S,
+    MOST_SIZES,
+    PRIORITIES,
+)
 from atoll.schema.spec import (
     AUTO,
     EVICT,
@@ -75,34 +83,46 @@ NOTES: dict[str, Note] = {
     "queue": Note(text="The queue in which it waits."),
     "team": Note(text="Who is charged for it."),
     "priority": Note(text="Larger is served first within its queue.", least=PRIORITIES.start, most=PRIORITIES.stop - 1),
-    "expected_s": Note(text="How long it will take, as far as its owner knows.", above=0),
+    "expected_s": Note(text="How long it will take, as far as its owner knows.", above=0, most=MOST_S),
     "alternatives": Note(
         text="Ways to place its workers, the dearest first; wherever there is room unless given.",
         items=MOST_ALTERNATIVES,
     ),
     "speeds": Note(text="Samples a second of one worker alone, by device, until they are measured."),
-    "batch": Note(text="Samples of a step, until its first one tells.", least=0),
-    "sync_mib": Note(text="MiB of gradients that its workers add up in a step, until the first one tells.", least=0),
-    "cpus_per_worker": Note(text="CPUs that each trainer holds.", least=0),
-    "gpus_per_worker": Note(text="GPUs that each trainer holds.", least=0),
+    "batch": Note(text="Samples of a step, until its first one tells.", least=0, most=MOST_COUNT),
+    "sync_mib": Note(
+        text="MiB of gradients that its workers add up in a step, until the first one tells.",
+        least=0,
+        most=MOST_MEASURED,
+    ),
+    "cpus_per_worker": Note(text="CPUs that each trainer holds.", least=0, most=MOST_DEVICES),
+    "gpus_per_worker": Note(text="GPUs that each trainer holds.", least=0, most=MOST_DEVICES),
     "threads_per_worker": Note(
         text="Threads of torch in each trainer; as many as its share of the cores unless given."
     ),
     "env": Note(text="Environment variables of the trainers."),
     "seed": Note(text="Seed of data order, dropout and initial weights."),
     "checkpoint_dir": Note(text="Folder of the checkpoints, relative to the job file; the run's own unless given."),
-    "checkpoint_every": Note(text="Steps between checkpoints, 0 for never, or `auto`.", least=0, among=(AUTO,)),
+    "checkpoint_every": Note(
+        text="Steps between checkpoints, 0 for never, or `auto`.", least=0, most=MOST_COUNT, among=(AUTO,)
+    ),
     "checkpoint_failures": Note(
-        text="So many saves in a row may fail, one more stops the run; left out: a failed save never does.", least=0
+        text="So many saves in a row may fail, one more stops the run; left out: a failed save never does.",
+        least=0,
+        most=MOST_COUNT,
     ),
     "checkpoint_remote": Note(text="URI to which each durable checkpoint is copied."),
-    "keep_checkpoints": Note(text="So many of the last checkpoints are kept.", least=1),
-    "keep_every": Note(text="Checkpoints of steps divisible by this are kept too; 0 for none.", least=0),
-    "keep_for_s": Note(text="Checkpoints younger than this are kept too.", least=0),
+    "keep_checkpoints": Note(text="So many of the last checkpoints are kept.", least=1, most=MOST_COUNT),
+    "keep_every": Note(
+        text="Checkpoints of steps divisible by this are kept too; 0 for none.", least=0, most=MOST_COUNT
+    ),
+    "keep_for_s": Note(text="Checkpoints younger than this are kept too.", least=0, most=MOST_S),
     "resume": Note(text="Folder of checkpoints, or one of them, to start from; relative to the job file."),
     "nonfinite": Note(text="What a step that is not finite does to the run.", among=(STOP, SKIP)),
     "compare_every": Note(
-        text="Steps between comparisons of replicas; 0 for never, left out: as often as is cheap.", least=0
+        text="Steps between comparisons of replicas; 0 for never, left out: as often as is cheap.",
+        least=0,
+        most=MOST_COUNT,
     ),
     "corrupt": Note(text="What becomes of the steps that a corrupt replica had a part in.", among=(EVICT, ROLLBACK)),
     "stop_grace_s": Note(

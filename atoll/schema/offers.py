@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atoll.errors import SpecError
+from atoll.schema.sharing import MOST_DEVICES
+
 # The label of a machine's node that names its type.
 TYPE = "atoll-node-type"
 
@@ -28,3 +31,15 @@ class Offers:
 
     offers: tuple[MachineOffer, ...] = ()
     decisions: tuple[str, ...] = ()
+
+
+def check_offers(offers: Offers) -> Offers:
+    """`offers` itself, or a `SpecError` that names the first type at fault, its value and what would be right."""
+    for offer in offers.offers:
+        for name in ("most", "cpus", "gpus"):
+            value = getattr(offer, name)
+            if not 0 <= value <= MOST_DEVICES:
+                raise SpecError(
+                    f"offers: {offer.kind!r}: {name}={value}: a number, 0 or more, at most {MOST_DEVICES:.0f}"
+                )
+    return offers

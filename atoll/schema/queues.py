@@ -21,7 +21,6 @@ What is left out is unbounded. Without any of it there is one queue, `default`, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -29,7 +28,7 @@ from typing import Any
 from atoll.errors import SpecError
 from atoll.schema.ids import is_safe_name
 from atoll.schema.nearest import nearest
-from atoll.schema.sharing import DEFAULT_QUEUE, PRIORITIES
+from atoll.schema.sharing import DEFAULT_QUEUE, MOST_DEVICES, MOST_S, PRIORITIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +105,14 @@ def _problems(sharing: Sharing) -> Iterator[str]:
     for queue in sharing.queue:
         yield from _queue_problems(queue, flavors)
     for name, value in _numbers(sharing.settings):
-        if value is not None and not 0 <= value < math.inf:
-            yield f"settings.{name}={value}: a number, 0 or more"
+        if value is not None and not 0 <= value <= MOST_S:
+            yield f"settings.{name}={value}: a number, 0 or more, at most {MOST_S:.0e}"
 
 
 def _queue_problems(queue: QueueWish, flavors: set[str]) -> Iterator[str]:
     where = f"queue {queue.name!r}"
-    if not 0 < queue.weight < math.inf:
-        yield f"{where}: weight={queue.weight}: a number above 0"
+    if not 0 < queue.weight <= MOST_DEVICES:
+        yield f"{where}: weight={queue.weight}: a number above 0, at most {MOST_DEVICES:.0f}"
     if queue.highest_priority not in PRIORITIES:
         yield f"{where}: highest_priority={queue.highest_priority}: from {PRIORITIES[0]} to {PRIORITIES[-1]}"
     for quota in queue.quota:
@@ -121,8 +120,8 @@ def _queue_problems(queue: QueueWish, flavors: set[str]) -> Iterator[str]:
             named = ", ".join(sorted(flavors)) or "none"
             yield f"{where}: quota of flavor {quota.flavor!r}, which is not there; flavors: {named}"
         for name, value in _numbers(quota):
-            if value is not None and not 0 <= value < math.inf:
-                yield f"{where}: quota {quota.flavor}: {name}={value}: a number, 0 or more"
+            if value is not None and not 0 <= value <= MOST_DEVICES:
+                yield f"{where}: quota {quota.flavor}: {name}={value}: a number, 0 or more, at most {MOST_DEVICES:.0f}"
 
 
 def _numbers(wish: QuotaWish | ArbiterWish) -> Iterator[tuple[str, float | None]]:

@@ -5,7 +5,6 @@ Plain data and its checks; what is made of it is the queue's and the arbiter's b
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,13 @@ DEFAULT_PRIORITY = 50
 # Each costs a search at every decision while the run waits.
 MOST_ALTERNATIVES = 32
 MOST_SIZES = 1_024
+# Beyond what anything here can be, and far within what every sum of such numbers can hold: of devices (of a worker, a host, a
+# quota), counts (of steps, samples, files), seconds, and what is measured.
+MOST_DEVICES = 1e6
+MOST_COUNT = 10**15
+MOST_S = 1e10
+MOST_MEASURED = 1e15
+_UNKNOWN = "(0: not known yet)"
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -95,18 +101,24 @@ def sharing_rules(spec: JobSpec) -> Sequence[tuple[bool, str]]:
             f"priority={spec.priority}: from {PRIORITIES.start} to {PRIORITIES.stop - 1}, larger is served first",
         ),
         (
-            spec.expected_s is None or 0 < spec.expected_s < math.inf,
-            f"expected_s={spec.expected_s}: seconds that the run will take, or nothing",
+            spec.expected_s is None or 0 < spec.expected_s <= MOST_S,
+            f"expected_s={spec.expected_s}: seconds that the run will take, at most {MOST_S:.0e}, or nothing",
         ),
-        (spec.batch >= 0, f"batch={spec.batch}: samples of a step, or 0 for not known yet"),
-        (0 <= spec.sync_mib < math.inf, f"sync_mib={spec.sync_mib}: MiB that a step adds up, or 0 for not known yet"),
+        (0 <= spec.batch <= MOST_COUNT, f"batch={spec.batch}: samples of a step {_UNKNOWN}, at most {MOST_COUNT:.0e}"),
+        (
+            0 <= spec.sync_mib <= MOST_MEASURED,
+            f"sync_mib={spec.sync_mib}: MiB that a step adds up {_UNKNOWN}, at most {MOST_MEASURED:.0e}",
+        ),
         *(
-            (0 < speed < math.inf, f"speeds.{device}={speed}: samples a second, above 0")
+            (
+                0 < speed <= MOST_MEASURED,
+                f"speeds.{device}={speed}: samples a second, above 0, at most {MOST_MEASURED:.0e}",
+            )
             for device, speed in spec.speeds.items()
         ),
         *(
             (
-                a.islands >= 0 and 0 < a.share <= 1,
+                0 <= a.islands <= MOST_COUNT and 0 < a.share <= 1,
                 f"alternatives[{i}]: islands={a.islands} (0: any), share={a.share} (0 to 1)",
             )
             for i, a in enumerate(spec.alternatives)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,15 @@ from typing import Any
 
 from atoll.errors import SpecError
 from atoll.schema.ids import RunId, is_safe_name
-from atoll.schema.sharing import DEFAULT_PRIORITY, DEFAULT_QUEUE, Alternative, sharing_rules
+from atoll.schema.sharing import (
+    DEFAULT_PRIORITY,
+    DEFAULT_QUEUE,
+    MOST_COUNT,
+    MOST_DEVICES,
+    MOST_S,
+    Alternative,
+    sharing_rules,
+)
 from atoll.schema.uris import without_secrets
 
 # 5 seats of 0.4 (four workers and a spare) fit a two-core machine; trainers share cores anyway on CPU.
@@ -29,6 +36,8 @@ MOST_WORKERS = 65_536
 # A spare replaces one lost worker, and places for spares are sought one by one.
 MOST_SPARES = 1_024
 MOST_STOP_GRACE_S = 3600.0
+# What generators of random numbers take.
+_MOST_SEED = (1 << 63) - 1
 # What a step with a loss or gradient that is not finite does to its run.
 STOP, SKIP = "stop", "skip"
 # What becomes of the steps that a corrupt replica had a part in: they stand, or the run goes back before them.
@@ -137,8 +146,11 @@ def check_spec(spec: JobSpec) -> JobSpec:
         (1 <= spec.workers <= MOST_WORKERS, f"workers={spec.workers}: at least 1, at most {MOST_WORKERS}"),
         (0 <= spec.spares <= MOST_SPARES, f"spares={spec.spares}: 0 or more, at most {MOST_SPARES}"),
         *sharing_rules(spec),
-        (0 <= spec.cpus_per_worker < math.inf, f"cpus_per_worker={spec.cpus_per_worker}: a number, 0 or more"),
-        (0 <= spec.gpus_per_worker < math.inf, f"gpus_per_worker={spec.gpus_per_worker}: a number, 0 or more"),
+        *(
+            (0 <= amount <= MOST_DEVICES, f"{name}={amount}: a number, 0 or more, at most {MOST_DEVICES:.0f}")
+            for name, amount in (("cpus_per_worker", spec.cpus_per_worker), ("gpus_per_worker", spec.gpus_per_worker))
+        ),
+        *((abs(count) <= most, f"{name}={count}: too large, at most {most}") for name, count, most in _counts(spec)),
         (
             _is_interval(spec.checkpoint_every),
             f"checkpoint_every={spec.checkpoint_every!r}: steps, 0 for never, or 'auto'",
@@ -155,7 +167,7 @@ def check_spec(spec: JobSpec) -> JobSpec:
         ),
         (spec.keep_checkpoints >= 1, f"keep_checkpoints={spec.keep_checkpoints}: at least 1"),
         (spec.keep_every >= 0, f"keep_every={spec.keep_every}: steps, 0 for none"),
-        (0 <= spec.keep_for_s < math.inf, f"keep_for_s={spec.keep_for_s}: seconds, 0 for none"),
+        (0 <= spec.keep_for_s <= MOST_S, f"keep_for_s={spec.keep_for_s}: seconds, 0 for none, at most {MOST_S:.0e}"),
         (
             0 <= spec.stop_grace_s <= MOST_STOP_GRACE_S,
             f"stop_grace_s={spec.stop_grace_s}: seconds, 0 for at once, at most {MOST_STOP_GRACE_S:.0f}",
@@ -174,6 +186,14 @@ def check_spec(spec: JobSpec) -> JobSpec:
         if not ok:
             raise SpecError(problem)
     return spec
+
+
+def _counts(spec: JobSpec) -> Sequence[tuple[str, int, int]]:
+    """The whole numbers that have no other bound, each with how large it may be."""
+    named = ("keep_checkpoints", "keep_every", "checkpoint_failures", "compare_every", "checkpoint_every")
+    given = [(name, getattr(spec, name), MOST_COUNT) for name in named]
+    given += [("seed", spec.seed, _MOST_SEED), ("threads_per_worker", spec.threads_per_worker, MOST_WORKERS)]
+    return [(name, count, most) for name, count, most in given if isinstance(count, int)]
 
 
 def _is_interval(every: int | str) -> bool:

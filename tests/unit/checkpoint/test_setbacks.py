@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ class Once:
 
 def os_error(number):
     return OSError(number, os.strerror(number))
+
+
+def wait_for(condition, limit_s=10.0):
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def full_disk():
@@ -267,5 +275,6 @@ def test_standby_without_memory_for_the_next_save_waits_for_no_request(crew, sta
     clock.at = 61.0
     # Both end in one look at them; where time moved in the middle of a look, one ends, and its memory is enough.
     assert handles[0].ended.wait(5) or handles[1].ended.wait(5)
-    assert made.save(flatten(state()), 3, [1])[0].local.wait(10)
+    wait_for(lambda: not made.writers[1]._slabs.empty())
+    assert made.save(flatten(state()), 3, [1])[0].local.outcome(10).ending is Ending.DONE
     assert {handle.problem for handle in handles if handle.ended.is_set()} == {"never committed by rank 0"}

@@ -2,6 +2,7 @@
 
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
+from atoll.control_plane import records as r
 from atoll.control_plane.core import Core
 from atoll.control_plane.offers import HOLDS_S
 from atoll.schema.offers import MachineOffer
@@ -47,6 +48,17 @@ def test_run_that_fits_on_offered_machines_waits_and_one_that_does_not_is_refuse
     assert cluster.submit("b", workers=9, cpus_per_worker=1.0).problem.code == "does-not-fit"
     cluster.pass_(2)
     assert cluster.core.desk.cluster.runs["a"].state is RunState.QUEUED
+
+
+def test_journal_that_holds_a_number_beyond_all_bounds_is_still_one_to_start_from():
+    """Earlier versions let such numbers pass."""
+    spec = JobSpec(name="a", working_dir="/w", file="t.py", cpus_per_worker=1e305, batch=10**400, detach=True)
+    journal = [r.RunSubmitted(run="a", spec=spec, run_dir="/r", secret="00", at=0.0)]
+    core = Core(2, journal)
+    head = ev.NodeSeen(node="head", address="h", alive=True, cpus=4.0, gpus=0.0, local=True)
+    for event in (ev.ClusterListed(nodes=(head,), seats=()), ev.Tick(), ev.Tick()):
+        core.handle(event, now=1.0)
+    assert core.desk.cluster.runs["a"].state is RunState.QUEUED
 
 
 def test_machines_that_stand_are_offered_no_second_time():

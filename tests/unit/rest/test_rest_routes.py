@@ -105,6 +105,49 @@ def test_query_that_is_no_number_is_named(site):
     assert "after='soon'" in answer.json()["problem"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cpus_per_worker": 1e305},
+        {"gpus_per_worker": 1e305},
+        {"batch": 10**400},
+        {"seed": 10**400},
+        {"checkpoint_every": 10**400},
+        {"keep_every": 10**400},
+        {"keep_for_s": 1e305},
+        {"expected_s": 1e305},
+        {"sync_mib": 1e305},
+        {"speeds": {"cpu": 1e305}},
+        {"threads_per_worker": 10**400},
+        {"alternatives": [{"islands": 10**400}]},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_number_that_nothing_can_hold_is_refused_before_anybody_is_asked(site, changes):
+    spec = {"name": "tiny", "working_dir": "/w", "file": "t.py", "workers": 2} | changes
+    for path in ("/api/runs", "/api/plan"):
+        answer = site.post(path, json=spec)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid-spec")
+        assert next(iter(changes)) in answer.json()["problem"]
+    assert site.control.asked == []
+
+
+@pytest.mark.parametrize("changes", [{"cpus": "1e305"}, {"gpus": "Infinity"}, {"cpus": "NaN"}, {"most": "1" * 400}])
+def test_offer_that_no_machine_can_be_is_refused(site, changes):
+    offer = {"kind": '"big"', "most": "2", "cpus": "4.0"} | changes
+    text = ", ".join(f'"{key}": {value}' for key, value in offer.items())
+    answer = site.post("/api/machines", content=f'{{"offers": [{{{text}}}]}}')
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-spec")
+    assert site.control.asked == []
+
+
+def test_quota_that_no_cluster_can_have_is_refused(site):
+    queue = {"name": "q", "quota": [{"flavor": "f", "cpus": 1e305}]}
+    answer = site.ask("PUT", "/api/queues", json={"flavor": [{"name": "f"}], "queue": [queue]})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-spec")
+    assert site.control.asked == []
+
+
 def test_log_is_read_from_an_offset_or_from_the_end(site):
     site.add_run()
     site.control.logs["tiny-1-t0"] = b"one\ntwo\n"
