@@ -85,11 +85,11 @@ def test_two_minutes_without_rays_controller_cost_no_step(by_hand, eventually):
         client.stop(run, reason="seen enough")
         eventually(lambda: client.run(run).state.ended, 60)
         view, points = client.run(run), client.metrics(run)
-        story = [(event.kind, event.text) for event in client.events(run)]
+        story = [(event.at, event.kind, event.text) for event in client.events(run)]
     assert view.state == "stopped"
     # Nobody was lost or joined: on a busy machine the same members may share the work anew.
-    later = [text for kind, text in story if kind == "epoch"][1:]
-    assert all("grains by speed" in text for text in later), story
+    later = [text for _, kind, text in story if kind == "epoch"][1:]
+    assert all("grains by speed" in text for text in later), "\n".join(f"{at:.2f} {k}: {t}" for at, k, t in story)
     assert [p.step for p in points] == list(range(1, view.step + 1))
     # Steps take a fifth of a second; Ray's controller was away for two minutes, and its raylet with it.
     assert max(b.at - a.at for a, b in itertools.pairwise(points)) < 10
