@@ -119,8 +119,8 @@ def _deaf(desk: Desk) -> bool:
 
     Then our ears get no turn, or the whole machine; and nobody could be told what follows from a verdict.
     """
-    own = any(node.local and node.attached for node in desk.nodes.values())
-    return own and not any(audible(_node_facts(desk, node), _now(desk)) for node in desk.nodes.values())
+    own, now = any(node.local and node.attached for node in desk.nodes.values()), _now(desk)
+    return own and not any(audible(_node_facts(desk, node), now) for node in desk.nodes.values())
 
 
 # -- for the detector ------------------------------------------------------------------------------------------------
