@@ -7,6 +7,7 @@ kernel drops with its process. All writing goes through `Disk`, the one seam at 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -17,6 +18,11 @@ from pathlib import Path
 
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
+
+# Linux has it, Python does not. None elsewhere.
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Disk:
@@ -29,6 +35,18 @@ class Disk:
     def write(self, handle: int, data: memoryview, offset: int) -> int:
         """Write some of `data` at `offset`; how much."""
         return os.pwrite(handle, data, offset)
+
+    def reserve(self, handle: int, length: int) -> None:
+        """Have room for `length` bytes, which the file then has. Nothing where the system or the file system cannot.
+
+        Writers of one file then go side by side: where blocks are still to be found, ext4 lets one write at a time.
+        Raises `OSError` where the room is lacking.
+        """
+        # os.posix_fallocate would write zeros itself where the file system cannot, over what others write meanwhile.
+        if _fallocate is not None and _fallocate(handle, 0, 0, length) != 0:
+            number = ctypes.get_errno()
+            if number not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR}:
+                raise OSError(number, os.strerror(number))
 
     def sync(self, handle: int) -> None:
         """Make what was written durable."""

@@ -51,11 +51,11 @@ def test_range_that_a_lost_rank_writes_late_changes_no_step_that_another_complet
     made = crew(2)
     go, at, write = threading.Event(), threading.Event(), fs_writing._write_file
 
-    def late(handle, runs, slab):
+    def late(*asked):
         if threading.current_thread() is made.writers[1]._io._process._thread:
             at.set()
             assert go.wait(WITHIN_S)
-        write(handle, runs, slab)
+        write(*asked)
 
     lost = weights()
     made.writers[1]._io._connected()
