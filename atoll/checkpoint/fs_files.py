@@ -20,7 +20,7 @@ from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
 
 # Linux has it, Python does not. None elsewhere.
-_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+_fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -36,17 +36,14 @@ class Disk:
         """Write some of `data` at `offset`; how much."""
         return os.pwrite(handle, data, offset)
 
-    def reserve(self, handle: int, length: int) -> None:
-        """Have room for `length` bytes, which the file then has. Nothing where the system or the file system cannot.
+    def reserve(self, handle: int, begin: int, length: int) -> None:
+        """Have room from `begin` where that can be had: writers of one file then go side by side.
 
-        Writers of one file then go side by side: where blocks are still to be found, ext4 lets one write at a time.
-        Raises `OSError` where the room is lacking.
+        Where blocks are still to be found, ext4 lets one write at a time. Never fails: if room is lacking, writing says so.
         """
         # os.posix_fallocate would write zeros itself where the file system cannot, over what others write meanwhile.
-        if _fallocate is not None and _fallocate(handle, 0, 0, length) != 0:
-            number = ctypes.get_errno()
-            if number not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR}:
-                raise OSError(number, os.strerror(number))
+        if _fallocate is not None:
+            _fallocate(handle, 0, begin, length)
 
     def sync(self, handle: int) -> None:
         """Make what was written durable."""

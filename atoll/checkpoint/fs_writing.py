@@ -53,7 +53,8 @@ def write_runs(directory: Path, runs: Sequence[Run], slab: memoryview, beside: B
             if mine[0].exclusive:
                 made.append(directory / file)
             else:
-                disk().reserve(handle, mine[0].total)
+                for run in mine:
+                    disk().reserve(handle, run.begin, run.bytes)
             failpoint("file-opened")
         hashing.start()
         try:

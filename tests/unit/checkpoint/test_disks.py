@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import threading
 from contextlib import suppress
@@ -16,6 +17,7 @@ from atoll.checkpoint.fs_files import Disk, make_directory, publish
 from atoll.checkpoint.fs_store import Store
 from atoll.checkpoint.fs_writing import write_runs
 from atoll.checkpoint.image import Run
+from atoll.checkpoint.manifest import BLOCK_BYTES
 from atoll.checkpoint.torch_state import digest, flatten
 from atoll.errors import CheckpointError
 from atoll.schema.messages import CheckpointCommitted, CheckpointFailed
@@ -177,45 +179,70 @@ def test_disk_that_hangs_keeps_neither_the_save_nor_the_update_waiting(crew, dis
     assert handle.committed
 
 
-def shared(data, *, total=None):
-    return Run(file="model.safetensors", at=0, begin=0, bytes=len(data), total=total or len(data), exclusive=False)
+class Watched(Disk):
+    """Keeps what was asked, and where in memory the data of whole blocks lay."""
+
+    def __init__(self):
+        self.reserved, self.places, self.direct = [], [], True
+
+    def reserve(self, handle, begin, length):
+        assert not self.places
+        super().reserve(handle, begin, length)
+        self.reserved.append((begin, length))
+        if os.fstat(handle).st_size:  # a file system that reserves has the length at once
+            assert os.fstat(handle).st_size >= begin + length
+
+    def write(self, handle, data, offset):
+        self.direct = self.direct and bool(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT)
+        if len(data) == BLOCK_BYTES:
+            self.places.append(None if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data)))
+        return super().write(handle, data, offset)
 
 
-def test_shared_file_has_room_for_all_before_any_is_written_and_lacking_room_is_said(tmp_path, disk):
-    class Full(Disk):
-        def reserve(self, handle, length):
-            assert length == 3 << 20
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_ranges_of_a_shared_file_are_reserved_and_nothing_else_of_it(tmp_path, disk):
+    seen, data = Watched(), os.urandom(6_000_000)
+    disk(seen)
+    common = {"file": "model.safetensors", "total": 20_000_000, "exclusive": False}
+    runs = [
+        Run(at=4096, begin=4096, bytes=1_000_000, **common),
+        Run(at=2_000_000, begin=10_000_000, bytes=4_000_000, **common),
+    ]
+    write_runs(tmp_path, runs, memoryview(data))
+    assert seen.reserved == [(4096, 1_000_000), (10_000_000, 4_000_000)]
+    found = (tmp_path / "model.safetensors").read_bytes()
+    assert len(found) == 20_000_000
+    assert found[4096:1_004_096] == data[4096:1_004_096]
+    assert found[10_000_000:14_000_000] == data[2_000_000:]
+    seen.reserved.clear()
+    seen.places.clear()
+    write_runs(tmp_path, [Run(file="own", at=0, begin=0, bytes=4096, total=4096, exclusive=True)], memoryview(data))
+    assert seen.reserved == []
 
-        def write(self, handle, data, offset):
-            raise AssertionError("nothing is written where there is no room")
 
-    disk(Full())
-    with pytest.raises(OSError, match="No space left on device"):
-        write_runs(tmp_path, [shared(bytes(1 << 20), total=3 << 20)], memoryview(bytes(1 << 20)))
+def test_blocks_go_directly_from_memory_in_one_piece_and_others_from_the_slab(tmp_path, disk):
+    seen, data = Watched(), os.urandom(3 * BLOCK_BYTES)
+    disk(seen)
+    run = Run(file="own", at=0, begin=0, bytes=len(data), total=len(data), exclusive=True)
+    write_runs(tmp_path, [run], memoryview(data))
+    assert (tmp_path / "own").read_bytes() == data
+    assert len(seen.places) == 3
+    if seen.direct:
+        assert len(set(seen.places)) == 1
+        assert seen.places[0] % (2 << 20) == 0
+    else:  # read-only as the bytes given
+        assert set(seen.places) == {None}
 
 
-@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINTR])
-def test_file_system_that_reserves_nothing_takes_writes_all_the_same(tmp_path, monkeypatch, number):
-    def refuses(*_):
-        ctypes.set_errno(number)
-        return -1
-
-    monkeypatch.setattr(fs_files, "_fallocate", refuses)
+def test_file_system_that_reserves_nothing_takes_writes_all_the_same(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fs_files, "_fallocate", lambda *values: asked.append(values) or -1)
     data = os.urandom(9_000_000)
-    write_runs(tmp_path, [shared(data)], memoryview(data))
+    run = Run(file="model.safetensors", at=0, begin=0, bytes=len(data), total=len(data), exclusive=False)
+    write_runs(tmp_path, [run], memoryview(data))
+    assert [values[1:] for values in asked] == [(0, 0, len(data))]
     assert (tmp_path / "model.safetensors").read_bytes() == data
-
-
-def test_reserving_raises_what_the_kernel_says(tmp_path):
-    handle = os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT)
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            Disk().reserve(handle, (1 << 63) - 1)
-        Disk().reserve(handle, 1 << 20)
-        assert os.fstat(handle).st_size == 1 << 20
-    finally:
-        os.close(handle)
+    monkeypatch.setattr(fs_files, "_fallocate", None)  # a system that has no such call
+    write_runs(tmp_path, [run], memoryview(data))
 
 
 class Recording(Disk):
