@@ -150,7 +150,7 @@ def _write_run(handle: int, run: Run, slab: memoryview, block: memoryview) -> No
     for at in range(first, last, BLOCK_BYTES):
         stop = min(at + BLOCK_BYTES, last)
         pages = slab[at + shift : stop + shift]
-        if fcntl.fcntl(handle, fcntl.F_GETFL) & _DIRECT:
+        if _is_direct(handle):
             block[: len(pages)] = pages
             pages = block[: len(pages)]
         _write_pages(handle, pages, at)
@@ -171,7 +171,7 @@ def _write_pages(handle: int, data: memoryview, offset: int) -> None:
         try:
             count = disk().write(handle, data[done:], offset + done)
         except OSError as error:
-            if error.errno != errno.EINVAL or not fcntl.fcntl(handle, fcntl.F_GETFL) & _DIRECT:
+            if error.errno != errno.EINVAL or not _is_direct(handle):
                 raise
             _leave_direct(handle)  # it opened for direct writes but does not take these
             continue
@@ -183,6 +183,10 @@ def _write_pages(handle: int, data: memoryview, offset: int) -> None:
             write_at(handle, data[done:], offset + done)
             _enter_direct(handle)
             return
+
+
+def _is_direct(handle: int) -> bool:
+    return bool(fcntl.fcntl(handle, fcntl.F_GETFL) & _DIRECT)
 
 
 def _leave_direct(handle: int) -> None:

@@ -265,6 +265,8 @@ class _Probe:
                 if not piece:
                     raise PeerLost("the other end closed the connection during a probe")
                 got += piece
+        if samples[-1][1] < size:  # the last bytes came between a look and its read
+            samples.append((time.perf_counter(), size))
         self._wake_after(1)
         timed = [s for s in samples if s[1] >= skip]
         if timed[0][1] > (skip + size) // 2:

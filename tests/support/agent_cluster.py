@@ -95,6 +95,7 @@ class FakeControl(ControlPlaneServicer):
         self.process = (os.getpid(), my_start_ticks())
         self.facts = []
         self.hellos = []
+        self.agent_log = Path(os.devnull)
         self._changed = threading.Condition()
         self._commands = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="fake-control")
@@ -169,8 +170,12 @@ class FakeControl(ControlPlaneServicer):
                 if found is not None:
                     return found
                 left = deadline - time.monotonic()
-                assert left > 0, f"not heard within {timeout} s; heard {[f for f in self.facts if not quiet(f)]}"
+                assert left > 0, self._unheard(timeout)
                 self._changed.wait(left)
+
+    def _unheard(self, timeout):
+        heard = [f for f in self.facts if not quiet(f)]
+        return f"not heard within {timeout} s; heard {heard}; the agent's log: {self.agent_log.read_text()[-4000:]}"
 
     def hello(self, timeout=15.0):
         with self._changed:
@@ -226,12 +231,14 @@ class Cluster:
     def launch(self):
         self.pid = launch(self.config())
         self.ticks = start_ticks(self.pid)
+        self.control.agent_log = self.state_dir / "agent.log"
         return self.control.hello()
 
     def restart_control(self, **changes):
         port = self.control.port
         self.control.close()
         self.control = FakeControl(self.secret, port=port, **changes)
+        self.control.agent_log = self.state_dir / "agent.log"
         return self.control
 
     def start(self, trainer, function="wait", **changes):

@@ -9,6 +9,8 @@ it, as in Gavel's and Sia's normalised throughput, one run at a time.
 
 from __future__ import annotations
 
+from heapq import nlargest
+
 from atoll.control_plane.arbiter import speed
 from atoll.control_plane.arbiter.model import Amount, Ask
 from atoll.control_plane.arbiter.packing import gang
@@ -99,7 +101,7 @@ def obstacle_of(turn: Turn, ask: Ask, choice: Choice) -> Obstacle:
         kept = next(iter(turn.keeping.active.values()))
         return WouldDelay(run=kept.run, starts_at=kept.start, now=turn.now)
     if way.shape.total >= least and islands:
-        best = sum(sorted(free.values(), reverse=True)[:islands])
+        best = sum(nlargest(islands, free.values()))
         return IslandsFull(wanted=least, islands=islands, fits=best, anywhere=way.shape.total)
     cluster.sizes(way.shape)
     return NoRoom(wanted=least, fits=min(way.shape.total, least), exists=way.shape.all_total)

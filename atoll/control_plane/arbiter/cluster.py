@@ -10,6 +10,9 @@ its grants, `kept` is for a run that waits for more of it. A drained node offers
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from atoll.control_plane.arbiter.catalog import Catalog
 from atoll.control_plane.arbiter.model import Amount, IslandState, NodeState
 from atoll.schema.ids import NodeId, RunId
@@ -90,21 +93,21 @@ class Shape:
         """Workers that these amounts hold."""
         if self.gpus:
             fits = gpus // self.gpus
-            return min(fits, cpus // self.cpus) if self.cpus else fits
+            return min(fits, cpus // self.cpus) if fits and self.cpus else fits
         return cpus // self.cpus if self.cpus else UNBOUNDED
 
     def on(self, island: Island) -> int:
         """Places that are free on the island, in whole groups."""
-        total, kinds = 0, self.kinds
-        for (kind, cpus, gpus), nodes in island.open.items():
-            if kind in kinds:
-                total += self.places(cpus, gpus) * len(nodes)
+        kinds, places = self.kinds, self.places
+        total = sum(
+            [places(cpus, gpus) * len(nodes) for (kind, cpus, gpus), nodes in island.open.items() if kind in kinds]
+        )
         return total - total % self.group
 
     def in_all(self, island: Island) -> int:
         """Places on the island if nobody were there."""
-        sizes = island.capacity.items()
-        total = sum(self.places(cpus, gpus) * n for (kind, cpus, gpus), n in sizes if kind in self.kinds)
+        kinds, places = self.kinds, self.places
+        total = sum([places(cpus, gpus) * n for (kind, cpus, gpus), n in island.capacity.items() if kind in kinds])
         return total - total % self.group
 
 
@@ -119,6 +122,7 @@ class Cluster:
         self.sized = 0
         self._epoch = 0
         self._changed: list[Island] = []
+        self._building = False
         self._shapes: dict[tuple[frozenset[int], int, int, int], Shape] = {}
 
     # -- nodes come, change and go -----------------------------------------------------------------------------------
@@ -143,6 +147,17 @@ class Cluster:
         node.domain = state.domain
         self._file(node)
         return node
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Nodes are put and used within it, and nobody asks what is free: each is filed once, at the end."""
+        self._building = True
+        try:
+            yield
+        finally:
+            self._building = False
+            for node in self.nodes.values():
+                self._file(node)
 
     def drop(self, name: NodeId) -> Node | None:
         """The node is not there any more."""
@@ -214,6 +229,8 @@ class Cluster:
             node.bucket = None
 
     def _file(self, node: Node) -> None:
+        if self._building:
+            return
         cpus = node.cpus - node.used_cpus - node.kept_cpus
         gpus = node.gpus - node.used_gpus - node.kept_gpus
         bucket: tuple[int, int, int] | None = (node.kind, max(cpus, 0), max(gpus, 0))

@@ -77,14 +77,15 @@ class Arbiter:
         state.obtainable = snapshot.obtainable
         for island in snapshot.islands:
             state.cluster.measured(island)
-        for node in snapshot.nodes:
-            arbiter._node(node, now)
         for queue in snapshot.queues:
             state.accounts.put_queue(queue)
         for usage in snapshot.usage:
             state.accounts.remember(usage.queue, usage.user, usage.share, usage.at)
-        for grant in snapshot.grants:
-            arbiter._changed(grant, now)
+        with state.cluster.at_once():
+            for node in snapshot.nodes:
+                arbiter._node(node, now)
+            for grant in snapshot.grants:
+                arbiter._changed(grant, now)
         for ask in snapshot.asks:
             state.wishes[ask.run] = Wish(ask=ask)
         for claim in snapshot.kept:
@@ -196,7 +197,8 @@ class Arbiter:
         known = state.cluster.nodes.get(node.node)
         before = known.kind if known is not None else -1
         state.known[node.node] = node
-        if state.cluster.put(node).kind != before:
+        put = state.cluster.put(node)
+        if put.kind != before and (put.occupants or node.node in state.missing):
             redraw(state, [node.node], now)
         state.accounts.total = (state.cluster.cpus, state.cluster.gpus)
 

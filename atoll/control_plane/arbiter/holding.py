@@ -7,6 +7,8 @@ the decision of whoever ends that grant.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from atoll.control_plane.arbiter.accounts import Pair, plus
 from atoll.control_plane.arbiter.cluster import Node
 from atoll.control_plane.arbiter.state import Holding, State
@@ -46,10 +48,7 @@ def undraw(state: State, holding: Holding, now: float) -> None:
 
 def counted(names: list[NodeId]) -> dict[NodeId, int]:
     """How often each name is there, in their order."""
-    counts: dict[NodeId, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+    return Counter(names)
 
 
 def add(state: State, holding: Holding, nodes: list[Node], now: float) -> None:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from atoll.control_plane.arbiter.accounts import plus
 from atoll.control_plane.arbiter.choosing import worked_out
@@ -38,8 +39,7 @@ _ASKED = 96
 _ISLANDS = 4
 
 
-@dataclass(slots=True)
-class _Part:
+class _Part(NamedTuple):
     """What a run gives up: workers and spares, by node."""
 
     workers: list[NodeId]
@@ -48,6 +48,9 @@ class _Part:
     @property
     def names(self) -> list[NodeId]:
         return [*self.workers, *self.spares]
+
+
+_NOTHING = _Part([], [])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class _Victim:
     whole: bool
     beyond: bool
     reclaim: bool
-    gives: _Part = field(default_factory=lambda: _Part([], []))
+    gives: _Part = _NOTHING
     # in which order workers would go, and which spares, for a scope
     scope: frozenset[str] | None = None
     line: _Part | None = None
@@ -236,7 +239,7 @@ def _search(trial: _Trial, victims: list[_Victim], scope: frozenset[str] | None)
                 return _least(trial, taken, scope)
     _undo(trial, taken)
     for victim in taken:
-        victim.gives = _Part([], [])
+        victim.gives = _NOTHING
     return []
 
 
@@ -273,25 +276,38 @@ def _near(trial: _Trial, name: NodeId, scope: frozenset[str] | None) -> bool:
 def _least(trial: _Trial, taken: list[_Victim], scope: frozenset[str] | None) -> list[_Victim]:
     """Give back to victims, the last asked first, whatever the gang does not need."""
     for victim in reversed(taken):
-        size = len(victim.holding.nodes)
-        keeps = [size, *sorted(victim.sizes, reverse=True)]
-        spares = _down_to(trial, victim, scope, size).spares
-        some = [_Part([], spares[:n]) for n in range(len(spares))]
-        smaller = [*some, *(_down_to(trial, victim, scope, n) for n in keeps)]
-        smaller = [part for part in smaller if len(part.names) < len(victim.gives.names)]
-        # Who gives more leaves no less room: the first of them that is enough is found by halving.
         trial.release(victim.holding, victim.gives.names, sign=1)
-        enough = bisect.bisect_left(smaller, x=True, key=partial(_suffices, trial, victim))
-        victim.gives = smaller[enough] if enough < len(smaller) else victim.gives
+        if trial.fits() is not None:
+            victim.gives = _NOTHING  # so it is with most: those asked after them made the room
+            continue
+        line = _down_to(trial, victim, scope, victim.least)
+        smaller = _smaller(victim, line)
+        # Who gives more leaves no less room: the first of them that is enough is found by halving.
+        enough = bisect.bisect_left(smaller, x=True, key=partial(_suffices, trial, victim, line))
+        victim.gives = _cut(line, smaller[enough]) if enough < len(smaller) else victim.gives
         trial.release(victim.holding, victim.gives.names)
     return [victim for victim in taken if victim.gives.names]
 
 
-def _suffices(trial: _Trial, victim: _Victim, part: _Part) -> bool:
-    """Whether the gang fits if the victim, of which nothing is freed at present, gives this."""
-    trial.release(victim.holding, part.names)
+def _smaller(victim: _Victim, line: _Part) -> list[tuple[int, int]]:
+    """Numbers of workers and spares of the line, fewer than the victim gives: spares one by one, then legal sizes."""
+    size, spares = len(victim.holding.nodes), len(line.spares)
+    counts = [(0, n) for n in range(1, spares + 1)]
+    counts += [(min(size - n, len(line.workers)), spares) for n in sorted(victim.sizes, reverse=True)]
+    most = len(victim.gives.workers) + len(victim.gives.spares)
+    return [(workers, spares) for workers, spares in counts if workers + spares < most]
+
+
+def _cut(line: _Part, counts: tuple[int, int]) -> _Part:
+    return _Part(line.workers[: counts[0]], line.spares[: counts[1]])
+
+
+def _suffices(trial: _Trial, victim: _Victim, line: _Part, counts: tuple[int, int]) -> bool:
+    """Whether the gang fits if the victim, of which nothing is freed at present, gives so many of its line."""
+    names = _cut(line, counts).names
+    trial.release(victim.holding, names)
     fits = trial.fits() is not None
-    trial.release(victim.holding, part.names, sign=1)
+    trial.release(victim.holding, names, sign=1)
     return fits
 
 

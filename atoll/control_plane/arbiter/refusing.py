@@ -6,6 +6,8 @@ meanwhile, or because the cluster is just starting.
 
 from __future__ import annotations
 
+from heapq import nlargest
+
 from atoll.control_plane.arbiter.accounts import Pair
 from atoll.control_plane.arbiter.catalog import labels_of, selects
 from atoll.control_plane.arbiter.choosing import worked_out
@@ -56,7 +58,7 @@ def _holds(state: State, shape: Shape, islands: int) -> int:
     sizes = state.cluster.sizes(shape)
     if not islands:
         return shape.all_total
-    return sum(sorted(sizes.values(), reverse=True)[:islands])
+    return sum(nlargest(islands, sizes.values()))
 
 
 def _quota_ever(state: State, ask: Ask, way: Way) -> int:

@@ -100,7 +100,8 @@ def _start(turn: Turn, wish: Wish, plan: Plan) -> None:
 def _from_kept(turn: Turn, wish: Wish) -> Plan | None:
     """A plan that uses what is kept for others and will be given back in time, or outranks them."""
     ask, keeping = wish.ask, turn.keeping
-    usable = [kept for kept in keeping.active.values() if _over_in_time(turn, ask, kept) or _outranks(turn, ask, kept)]
+    ours = priority(turn.state, ask)
+    usable = [k for k in keeping.active.values() if _over_in_time(turn, ask, k) or _outranks(turn, ours, k)]
     if not usable or not _could_fit(turn, wish, usable):
         return None
     for kept in usable:
@@ -141,11 +142,9 @@ def _over_in_time(turn: Turn, ask: Ask, kept: Kept) -> bool:
     return turn.now + ask.expected_s <= kept.start
 
 
-def _outranks(turn: Turn, ask: Ask, kept: Kept) -> bool:
+def _outranks(turn: Turn, ours: int, kept: Kept) -> bool:
     owner = turn.state.wishes[kept.run].ask
-    if starving(turn.state, owner, turn.now):
-        return False
-    return priority(turn.state, ask) > priority(turn.state, owner)
+    return ours > priority(turn.state, owner) and not starving(turn.state, owner, turn.now)
 
 
 # -- it waits --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,9 @@ from atoll.control_plane.arbiter.cluster import Cluster, Node, Shape
 from atoll.control_plane.arbiter.model import Ask, Grant, NodeState, Obtainable, Option, Settings
 from atoll.schema.ids import NodeId, RunId
 
+# Classes of nodes that count as one: of a flavor if quotas count, of a device if speeds are known.
+Group = tuple[str | None, str | None, frozenset[int]]
+
 
 @dataclass(slots=True, kw_only=True)
 class Way:
@@ -84,9 +87,10 @@ class Holding:
         """Where its trainers are, counted once for each change."""
         if self.spread is None:
             islands: dict[str, int] = {}
-            for node in self.drawn:
-                islands[node.island.name] = islands.get(node.island.name, 0) + 1
-            self.spread = Spread(islands, frozenset(node.kind for node in self.drawn))
+            nodes, run = dict.fromkeys(self.drawn), self.ask.run
+            for node in nodes:
+                islands[node.island.name] = islands.get(node.island.name, 0) + node.occupants[run]
+            self.spread = Spread(islands, frozenset([node.kind for node in nodes]))
         return self.spread
 
     def steady(self) -> bool:
@@ -129,6 +133,7 @@ class State:
     queues_version: int = 0
     # ways of options, shared by all who ask alike
     ways: dict[tuple[object, ...], list[Way]] = field(default_factory=dict)
+    groups: dict[tuple[object, ...], list[Group]] = field(default_factory=dict)
     ways_version: tuple[int, int] = (-1, -1)
 
     def version(self) -> tuple[int, int]:
@@ -203,7 +208,7 @@ def choices(state: State, ask: Ask) -> list[Choice]:
 
 def _ways(state: State, ask: Ask, option: Option) -> list[Way]:
     if state.ways_version != state.version():
-        state.ways, state.ways_version = {}, state.version()
+        state.ways, state.groups, state.ways_version = {}, {}, state.version()
     speeds = bool(ask.declared or ask.measured)
     key = (ask.queue, ask.each.cpus, ask.each.gpus, ask.group, speeds, option.flavors, *sorted(option.selector.items()))
     found = state.ways.get(key)
@@ -213,23 +218,33 @@ def _ways(state: State, ask: Ask, option: Option) -> list[Way]:
 
 
 def _found_ways(state: State, ask: Ask, option: Option, *, speeds: bool) -> list[Way]:
-    catalog, cluster = state.catalog, state.cluster
+    cluster = state.cluster
     bounded = state.accounts.bounded(ask.queue)
-    kinds = catalog.matching(option.flavors, option.selector)
-    groups: dict[tuple[str | None, str | None], set[int]] = {}
-    quotas = {q.flavor for q in state.accounts.queues[ask.queue].quotas} if bounded else set()
-    for kind in sorted(kinds):
-        flavor, device = catalog.flavor_of[kind], catalog.kinds[kind].device
-        if not bounded or flavor in quotas:
-            groups.setdefault((flavor if bounded else None, device if speeds else None), set()).add(kind)
+    kinds = state.catalog.matching(option.flavors, option.selector)
+    quotas = frozenset(q.flavor for q in state.accounts.queues[ask.queue].quotas) if bounded else None
     ways = [
-        Way(shape=cluster.shape(frozenset(group), ask.each, ask.group), flavor=flavor, device=device)
-        for (flavor, device), group in groups.items()
+        Way(shape=cluster.shape(group, ask.each, ask.group), flavor=flavor, device=device)
+        for flavor, device, group in _groups(state, kinds, quotas, speeds=speeds)
     ]
     if len(ways) > 1 and not bounded:
         # Unlike devices together: slower than the best of them, but room where no device alone has it.
         ways.append(Way(shape=cluster.shape(kinds, ask.each, ask.group), flavor=None, device=None))
     return sorted(ways, key=lambda way: _rank(option, way))
+
+
+def _groups(state: State, kinds: frozenset[int], quotas: frozenset[str] | None, *, speeds: bool) -> list[Group]:
+    """The classes by flavor if quotas bound them (then only those with one), and by device if speeds are known."""
+    key = (kinds, quotas, speeds)
+    found = state.groups.get(key)
+    if found is None:
+        flavor_of, known = state.catalog.flavor_of, state.catalog.kinds
+        groups: dict[tuple[str | None, str | None], list[int]] = {}
+        for kind in sorted(kinds):
+            if quotas is None or flavor_of[kind] in quotas:
+                of = (None if quotas is None else flavor_of[kind], known[kind].device if speeds else None)
+                groups.setdefault(of, []).append(kind)
+        found = state.groups[key] = [(flavor, device, frozenset(group)) for (flavor, device), group in groups.items()]
+    return found
 
 
 def _rank(option: Option, way: Way) -> tuple[int, bool]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import termios
 import threading
 import time
 
@@ -59,6 +61,26 @@ def test_both_ends_hear_the_same_and_the_connection_stays_usable(pair):
     assert one.gettimeout() == 5
     one.sendall(b"after")
     assert two.recv(16) == b"after"
+
+
+def test_bytes_that_come_between_a_look_and_a_read_count(pair, monkeypatch):
+    """The kernel had said that nothing was there yet, and one read took the whole burst."""
+    one, two = pair
+
+    def ioctl(sock, request, waiting):
+        if request != termios.FIONREAD:
+            return true(sock, request, waiting)
+        waiting[:] = bytes(4)
+        time.sleep(0.01)
+        return 0
+
+    true = fcntl.ioctl
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    small = Effort(seconds=0.001, limit_bytes=64 * 1024)
+    other = Beside(lambda: probe(two, first=False, deadline=soon(), effort=small))
+    mine, theirs = probe(one, first=True, deadline=soon(), effort=small), other.result()
+    for rate in (mine.outwards, mine.inwards, theirs.outwards, theirs.inwards):
+        assert 64 * 1024 / 1.0 < rate < 64 * 1024 / 0.01
 
 
 def test_a_steady_probe_takes_the_time_it_was_given_each_way(pair):
