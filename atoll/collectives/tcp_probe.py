@@ -38,6 +38,8 @@ _LARGEST_BYTES = 256 << 20
 _LONGEST_S = 1.0
 # So often a burst is looked at while it comes in: enough for a straight line through the looks.
 _LOOKS = 64
+# From fewer of them in the timed part no rate follows.
+_ENOUGH_LOOKS = 2
 # A burst that grew by less over the one before has found the link's rate.
 _GROWTH = 1.1
 # A burst this many round trips long is ruled by the link, not by TCP's opening window.
@@ -265,11 +267,12 @@ class _Probe:
                 if not piece:
                     raise PeerLost("the other end closed the connection during a probe")
                 got += piece
+        looks = sum(count >= skip for _, count in samples)
         if samples[-1][1] < size:  # the last bytes came between a look and its read
             samples.append((time.perf_counter(), size))
         self._wake_after(1)
         timed = [s for s in samples if s[1] >= skip]
-        if timed[0][1] > (skip + size) // 2:
+        if looks < _ENOUGH_LOOKS or timed[0][1] > (skip + size) // 2:
             # It came faster than this process looked: at least this fast.
             timed = [(began, 0), (samples[-1][0], size)]
             return _slope(timed), timed[-1][0] - began

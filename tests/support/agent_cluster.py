@@ -175,11 +175,17 @@ class FakeControl(ControlPlaneServicer):
 
     def _unheard(self, timeout):
         heard = [f for f in self.facts if not quiet(f)]
-        return f"not heard within {timeout} s; heard {heard}; the agent's log: {self.agent_log.read_text()[-4000:]}"
+        return f"not heard within {timeout} s; heard {heard}; the agent's log: {self._log()}"
+
+    def _log(self):
+        try:
+            return self.agent_log.read_text(errors="replace")[-4000:]
+        except OSError as error:
+            return str(error)
 
     def hello(self, timeout=15.0):
         with self._changed:
-            assert self._changed.wait_for(lambda: self.hellos, timeout), "no agent attached"
+            assert self._changed.wait_for(lambda: self.hellos, timeout), f"no agent attached; its log: {self._log()}"
             return self.hellos[-1]
 
     def started(self, trainer):
@@ -229,9 +235,9 @@ class Cluster:
         }
 
     def launch(self):
+        self.control.agent_log = self.state_dir / "agent.log"
         self.pid = launch(self.config())
         self.ticks = start_ticks(self.pid)
-        self.control.agent_log = self.state_dir / "agent.log"
         return self.control.hello()
 
     def restart_control(self, **changes):

@@ -133,6 +133,7 @@ class Cluster:
         if node is not None and node.island.name != state.island:
             self._leave(node)
             self._enter(node, state.island)
+            self.sized += 1
         if node is None:
             node = self.nodes[state.node] = Node(state.node, self.island(state.island))
             self._enter(node, state.island)
@@ -150,7 +151,7 @@ class Cluster:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Nodes are put and used within it, and nobody asks what is free: each is filed once, at the end."""
+        """Within it nodes are put and used, and what is free may not be asked: each is filed once, at the end."""
         self._building = True
         try:
             yield

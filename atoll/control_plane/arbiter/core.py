@@ -195,10 +195,10 @@ class Arbiter:
     def _node(self, node: NodeState, now: float) -> None:
         state = self.state
         known = state.cluster.nodes.get(node.node)
-        before = known.kind if known is not None else -1
+        before = (known.kind, known.island) if known is not None else None
         state.known[node.node] = node
         put = state.cluster.put(node)
-        if put.kind != before and (put.occupants or node.node in state.missing):
+        if (put.kind, put.island) != before and (put.occupants or node.node in state.missing):
             redraw(state, [node.node], now)
         state.accounts.total = (state.cluster.cpus, state.cluster.gpus)
 

@@ -59,7 +59,7 @@ def add(state: State, holding: Holding, nodes: list[Node], now: float) -> None:
 
 
 def redraw(state: State, names: list[NodeId], now: float) -> None:
-    """Nodes of these names came, changed class or went: whoever is on them is counted anew."""
+    """Nodes of these names came, went, or changed class or island: whoever is on them is counted anew."""
     runs: dict[str, Holding] = {}
     for name in names:
         node = state.cluster.nodes.get(name)

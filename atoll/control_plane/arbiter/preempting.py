@@ -290,7 +290,7 @@ def _least(trial: _Trial, taken: list[_Victim], scope: frozenset[str] | None) ->
 
 
 def _smaller(victim: _Victim, line: _Part) -> list[tuple[int, int]]:
-    """Numbers of workers and spares of the line, fewer than the victim gives: spares one by one, then legal sizes."""
+    """Numbers of workers and spares of the line, fewer than the victim gives, not none: spares, then legal sizes."""
     size, spares = len(victim.holding.nodes), len(line.spares)
     counts = [(0, n) for n in range(1, spares + 1)]
     counts += [(min(size - n, len(line.workers)), spares) for n in sorted(victim.sizes, reverse=True)]

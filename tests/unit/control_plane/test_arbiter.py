@@ -131,6 +131,18 @@ def test_run_that_sums_much_takes_the_island_with_the_faster_links():
     assert set(started(shell.tick())["r"].nodes) == {"fast"}
 
 
+def test_run_whose_node_turned_out_to_be_on_another_island_yields_there():
+    shell = Shell([node("n0", gpus=2, island="guessed"), node("n1", gpus=2, island="measured")])
+    for name in ("r0", "r1"):
+        shell.submit(ask(name, least=2, most=2, priority=10))
+    shell.tick()
+    shell.submit(ask("equal", least=2, most=2, priority=10))
+    assert not shell.tick(100.0).suspends  # but it was looked at where they are
+    shell.put(node("n0", gpus=2, island="measured"))
+    shell.submit(ask("wide", at=1.0, least=4, most=4, options=(Option(islands=1),), priority=90))
+    assert {one.run for one in shell.tick(101.0).suspends} == {"r0", "r1"}
+
+
 def test_run_moves_to_a_faster_device_that_its_user_declared_though_it_was_measured_on_another_only():
     shell = Shell([node("k", device="K80", gpus=2), node("busy", device="A100", gpus=2)])
     shell.submit(ask("other", least=2, most=2, declared={"A100": 1.0, "K80": 0.1}))
