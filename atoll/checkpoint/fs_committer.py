@@ -282,8 +282,15 @@ class Committer:
             handle.verified.set(found)
             return found
 
-        now = self._clock.now()
-        damage = retain(self._store, run=self._run, keep=self._keep, newest=handle.step, now=now, verify=verify)
+        damage = retain(
+            self._store,
+            run=self._run,
+            keep=self._keep,
+            newest=handle.step,
+            now=self._clock.now(),
+            verify=verify,
+            pending={other.step for other in self._pending if not other.ended.is_set()},
+        )
         if damage:
             self._tell_failed(handle, f"committed, but it does not read back: {damage}; older steps are kept")
 

@@ -47,6 +47,7 @@ __all__ = ["COMMIT", "Report", "Store", "StoredCheckpoint"]
 
 COMMIT = "commit.json"
 _STEP = re.compile(r"step-([0-9]{8,})", re.ASCII)
+_EPOCH = re.compile(r"(?:^|[.-])e(\d+)-")
 _WORD = re.compile(r"e(\d+)-r\d+of(\d+)-([0-9a-f]{8})(?:-by\d+)?\.json")
 
 AnyRecord = CommitRecord | format1.CommitRecord
@@ -364,16 +365,17 @@ class Store:
             directory.rename(aside_for(directory))
             sync_directory(self.directory)
 
-    def strays(self, step: int, run: str) -> Sequence[Path]:
-        """Files that saves of `run` left at `step` and that no commit record names."""
+    def strays(self, step: int, run: str, *, until: int | None = None) -> Sequence[Path]:
+        """Files that saves of `run`, of epochs up to `until`, left at `step` and that no commit record names."""
         directory = self.step_directory(step)
         named = set(self.record(step).files) if self.is_committed(step) else set()
-        return [p for p in directory.glob(f"*-{run_tag(run)}*") if p.name not in named]
+        found = [p for p in directory.glob(f"*-{run_tag(run)}*") if p.name not in named]
+        return [p for p in found if until is None or _epoch_of(p.name) <= until]
 
-    def sweep(self, step: int, run: str) -> None:
+    def sweep(self, step: int, run: str, *, until: int | None = None) -> None:
         """Remove the strays of `run` at `step`, and the folder when no run's files are in it. Not while it is written."""
         directory = self.step_directory(step)
-        for path in self.strays(step, run):
+        for path in self.strays(step, run, until=until):
             if self._claim is None:
                 path.unlink(missing_ok=True)
             else:
@@ -389,6 +391,12 @@ class Store:
         others = [s.step for s in self.list() if s.step != step]
         older = [s for s in others if s < step] or others
         return f"use step {older[-1]} instead" if older else f"no other checkpoint lies under {self.directory}"
+
+
+def _epoch_of(name: str) -> int:
+    """The epoch of the save that wrote a file of this name; -1: it does not say."""
+    found = _EPOCH.search(name)
+    return int(found[1]) if found is not None else -1
 
 
 def step_of(name: str) -> int:
