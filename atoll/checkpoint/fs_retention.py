@@ -43,7 +43,8 @@ def retain(
     if damage:
         return damage
     for step in surplus:
-        store.delete(step)
+        if not store.is_saved_anew(step, run, after=epoch):  # a run that went back: the next commit sees to it
+            store.delete(step)
     for step in littered:
         store.sweep(step, run, until=epoch)
     return ""

@@ -19,7 +19,6 @@ of format 1 are read as they are (`fs_pack_read`).
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from atoll.checkpoint.fs_files import claim_for_deletion, create, publish, readi
 from atoll.checkpoint.fs_sources import Unasked, failed
 from atoll.checkpoint.hf_index import BESIDE
 from atoll.checkpoint.manifest import CommitRecord, NewerFormat, Request, Word, run_tag, seal, unseal, unseal_commit
+from atoll.checkpoint.names import WORD, epoch_of, is_passing, step_of
 from atoll.checkpoint.report import Report
 from atoll.errors import CheckpointError
 from atoll.fault.inject import failpoint
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["COMMIT", "Report", "Store", "StoredCheckpoint"]
 
 COMMIT = "commit.json"
-_STEP = re.compile(r"step-([0-9]{8,})", re.ASCII)
-_EPOCH = re.compile(r"(?:^|[.-])e(\d+)-")
-_WORD = re.compile(r"e(\d+)-r\d+of(\d+)-([0-9a-f]{8})(?:-by\d+)?\.json")
 
 AnyRecord = CommitRecord | format1.CommitRecord
 
@@ -300,7 +297,7 @@ class Store:
     def _completed(self, step: int, run: str, now: float) -> bool:
         from atoll.checkpoint.commit import Commit  # noqa: PLC0415 - Arrow, as above
 
-        names = [_WORD.fullmatch(p.name) for p in self.step_directory(step).iterdir()]
+        names = [WORD.fullmatch(p.name) for p in self.step_directory(step).iterdir()]
         saves = {(int(m[1]), int(m[2])) for m in names if m and m[3] == run_tag(run)}
         # The newest epoch first: what it wrote is what the run went on from. Nobody writes any more: what is not
         # there will not come, but others may have written it.
@@ -370,7 +367,11 @@ class Store:
         directory = self.step_directory(step)
         named = set(self.record(step).files) if self.is_committed(step) else set()
         found = [p for p in directory.glob(f"*-{run_tag(run)}*") if p.name not in named]
-        return [p for p in found if until is None or _epoch_of(p.name) <= until]
+        return [p for p in found if until is None or epoch_of(p.name) <= until]
+
+    def is_saved_anew(self, step: int, run: str, *, after: int) -> bool:
+        """Whether a later epoch of `run` than `after` has begun to save `step`."""
+        return any(epoch_of(path.name) > after for path in self.strays(step, run))
 
     def sweep(self, step: int, run: str, *, until: int | None = None) -> None:
         """Remove the strays of `run` at `step`, and the folder when no run's files are in it. Not while it is written."""
@@ -381,7 +382,7 @@ class Store:
             else:
                 self._claim.remove(path)
         try:
-            rest = {p.name for p in directory.iterdir() if not p.name.startswith(".")}
+            rest = {p.name for p in directory.iterdir() if not is_passing(p.name, until)}
         except FileNotFoundError:
             return  # another did it
         if not self.is_committed(step) and rest <= BESIDE:
@@ -391,15 +392,3 @@ class Store:
         others = [s.step for s in self.list() if s.step != step]
         older = [s for s in others if s < step] or others
         return f"use step {older[-1]} instead" if older else f"no other checkpoint lies under {self.directory}"
-
-
-def _epoch_of(name: str) -> int:
-    """The epoch of the save that wrote a file of this name; -1: it does not say."""
-    found = _EPOCH.search(name)
-    return int(found[1]) if found is not None else -1
-
-
-def step_of(name: str) -> int:
-    """The step whose folder has this name; -1: none has."""
-    found = _STEP.fullmatch(name)
-    return int(found[1]) if found is not None and f"{int(found[1]):08d}" == found[1] else -1

@@ -355,7 +355,11 @@ class Writer:
 
     def _hand_over(self, part: Part) -> None:
         if self._store.is_committed(part.handle.step):
-            return  # what stands there is never written again; the committer finds out whose it is
+            # What stands there is never written again. Word of it is left all the same: it may be deleted before the
+            # leader looks, who would wait for this rank then.
+            if self._store.record(part.handle.step).epoch != part.handle.epoch:
+                part.problem = "another epoch's save of the step stood there"
+            return
         asked = part.job(self._store.step_directory(part.handle.step))
         failpoint("before-handover")
         self._io.write(*asked)
