@@ -1,9 +1,10 @@
 """What can go from a folder of checkpoints, and letting it go: for a person who asks, outside of any run.
 
 The same law as a run's own retention: nothing goes but behind a newer step of the same run that was just read back whole,
-and nothing that someone is reading. Saves that never counted go where a newer step of their run does: of a run that goes on
-one of them may still have been waited for, and does not count then. What a deletion left that was cut off goes at once, since it is deleted but for its bytes. Damaged steps that
-were set aside go only where that is asked for: someone may want to see what is left of them.
+and nothing that someone is reading. Saves that never counted go where a newer step of their run does; where that run goes
+on, one that it still waits for goes, too, and does not count then. What a deletion left that was cut off goes at once,
+since it is deleted but for its bytes. Damaged steps that were set aside go only where that is asked for: someone may want
+to see what is left of them.
 """
 
 from __future__ import annotations

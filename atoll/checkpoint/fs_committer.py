@@ -169,7 +169,7 @@ class Committer:
 
     def _notice(self, handle: Handle, *, overdue: bool) -> None:
         try:
-            other = self._not_ours(handle, self._store.record(handle.step))
+            other = self.not_ours(handle, self._store.record(handle.step))
         except CheckpointError as error:  # a disk that does not answer now may do so at the next look
             if overdue:
                 self._end(handle, problem=str(error))
@@ -178,7 +178,7 @@ class Committer:
         if self._end(handle, committed=not other, problem=other) and not other:
             handle.remote.set("the rank that commits sees to it")
 
-    def _not_ours(self, handle: Handle, record: CommitRecord | format1.CommitRecord) -> str:
+    def not_ours(self, handle: Handle, record: CommitRecord | format1.CommitRecord) -> str:
         """Empty where the record is of this very save: the same step of another epoch may differ in its last bits."""
         if (record.run, record.epoch) == (self._run, handle.epoch):
             return ""
@@ -199,7 +199,7 @@ class Committer:
             return
         handle.seen = seen
         match self._store.try_commit(handle.step, handle.epoch, handle.size, run=self._run, now=now, gone=gone):
-            case Commit(record=record) if other := self._not_ours(handle, record):
+            case Commit(record=record) if other := self.not_ours(handle, record):
                 self.fail(handle, other)
             case Commit(record=record, odd=odd):
                 self._committed(handle, record, odd)

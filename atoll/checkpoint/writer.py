@@ -357,8 +357,7 @@ class Writer:
         if self._store.is_committed(part.handle.step):
             # What stands there is never written again. Word of it is left all the same: it may be deleted before the
             # leader looks, who would wait for this rank then.
-            if self._store.record(part.handle.step).epoch != part.handle.epoch:
-                part.problem = "another epoch's save of the step stood there"
+            part.problem = self._committer.not_ours(part.handle, self._store.record(part.handle.step))
             return
         asked = part.job(self._store.step_directory(part.handle.step))
         failpoint("before-handover")
