@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 if a part failed; a bar that is missed is a result, not a failure."""
     command = Command(prog="python -m benchmarks.recovery", title="Recovery, measured", text=__doc__ or "")
     command.parser.add_argument("--kind", action="append", choices=[k.name for k in KINDS], metavar="NAME")
-    what = "the interpreter that has the peers (torchft, Ray Train); default: this one"
+    what = "the interpreter that has the peers (torchft, Ray Train), not below /tmp, which is each lab host's own; default: this one"
     command.parser.add_argument("--peers-python", metavar="FILE", default=sys.executable, help=what)
     asked = command.asked(arguments, parts=PARTS)
     notes = Path(f"{asked.resume}.{'quick' if asked.quick else 'full'}") if asked.resume else None

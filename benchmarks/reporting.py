@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from atoll.ui.wording import plain_log
 from benchmarks.timing import rounded
 
 
@@ -72,7 +73,7 @@ def table(kept: Mapping[str, Any], title: str) -> str:
         for name, f in part["figures"].items():
             value = "not measurable here" if f["value"] is None else f"{f['value']:g}"
             met = {True: "yes", False: "**no**", None: "-"}[f["met"]]
-            lines.append(f"| {name} | {value} | {f['bar'] or '-'} | {met} | {f['note']} |")
+            lines.append(f"| {name} | {value} | {f['bar'] or '-'} | {met} | {_cell(f['note'])} |")
     for part in kept["parts"].values():
         lines += _rows(part["details"].get("rows", {}))
     return "\n".join(lines) + "\n"
@@ -86,7 +87,13 @@ def _rows(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = ["", f"| | {' | '.join(c.replace('_', ' ') for c in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
         cells = [
-            "-" if row[c] is None else f"{row[c]:g}" if isinstance(row[c], float) else str(row[c]) for c in columns
+            "-" if row[c] is None else f"{row[c]:g}" if isinstance(row[c], float) else _cell(str(row[c]))
+            for c in columns
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell(text: str) -> str:
+    """What a process said last may hold colours, line ends and bars, which would end a cell or its row."""
+    return " ".join(plain_log(text)).replace("|", "\\|")

@@ -58,3 +58,12 @@ def test_rows_of_a_part_become_a_table_of_their_own():
         "|---|---|---|---|",
         "| a loss | 5 | 0.25 | - |",
     ]
+
+
+def test_what_a_process_said_last_stays_in_its_cell():
+    said = "0-head: \x1b[36mnothing\x1b[0m | 1-a0: killed\nby SIGKILL"
+    found = kept(Figure(name="slow", value=None, note=said))
+    found["parts"]["part0"]["details"] = {"rows": {"a loss": {"n": 5, "note": said}}}
+    cell = r"0-head: nothing \| 1-a0: killed by SIGKILL"
+    assert f"| slow | not measurable here | - | - | {cell} |" in table(found, "Things")
+    assert table(found, "Things").splitlines()[-1] == f"| a loss | 5 | {cell} |"
