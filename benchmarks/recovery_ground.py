@@ -181,10 +181,16 @@ class Ground:
     # -- the cluster -------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """What the control plane says of itself."""
+        """What the control plane says of itself, when it is back if it was just lost. Raises `NotSteady`."""
         headers = {"Authorization": f"Bearer {self._token}"}
-        answer = httpx.get(f"{self.client.url}/api/status", headers=headers, timeout=5.0, trust_env=False)
-        found: dict[str, Any] = answer.raise_for_status().json()
+
+        def said() -> Any:
+            with contextlib.suppress(httpx.HTTPError):
+                answer = httpx.get(f"{self.client.url}/api/status", headers=headers, timeout=5.0, trust_env=False)
+                return answer.raise_for_status().json()
+            return None
+
+        found: dict[str, Any] = self.until(said, BACK_S, "the control plane to answer")
         return found
 
     def control(self) -> tuple[int, int]:
