@@ -185,9 +185,10 @@ class Ground:
         headers = {"Authorization": f"Bearer {self._token}"}
 
         def said() -> Any:
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(httpx.TransportError):
                 answer = httpx.get(f"{self.client.url}/api/status", headers=headers, timeout=5.0, trust_env=False)
-                return answer.raise_for_status().json()
+                if not answer.is_server_error:
+                    return answer.raise_for_status().json()
             return None
 
         found: dict[str, Any] = self.until(said, BACK_S, "the control plane to answer")
