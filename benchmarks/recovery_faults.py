@@ -278,30 +278,39 @@ def on_fast_nics(ground: Ground, members: list[Worker]) -> bool:
     fast = {n.address for m in members for n in ground.lab.layout.nics[m.host] if n.name == _fast(ground, m.host)}
     hosts = {n.address: m.host for m in members for n in ground.lab.layout.nics[m.host]}
     joined = {
-        frozenset((name, hosts[peer]))
-        for name in set(hosts.values())
-        for peer, _ in _connections(ground, name)
-        if peer in fast and hosts[peer][0] == name[0]
+        frozenset((m.host, hosts[peer]))
+        for m in members
+        for peer, _ in _connections(ground, m)
+        if peer in fast and hosts[peer][0] == m.host[0]
     }
-    return len(joined) == len({name[0] for name in hosts.values()})
+    return len(joined) == len({m.host[0] for m in members})
 
 
 def _sent(scene: Scene) -> dict[tuple[str, str], int]:
-    """What the connections that are open now have carried from host to host."""
+    """What the members' connections that are open now have carried from host to host."""
     ground, sent = scene.ground, dict[tuple[str, str], int]()
     hosts = {nic.address: m.host for m in scene.members for nic in ground.lab.layout.nics[m.host]}
-    for name in {m.host for m in scene.members}:
-        for peer, many in _connections(ground, name):
-            if (target := hosts.get(peer)) not in (None, name):
-                sent[name, target] = sent.get((name, target), 0) + many
+    for member in scene.members:
+        for peer, many in _connections(ground, member):
+            if (target := hosts.get(peer)) not in (None, member.host):
+                sent[member.host, target] = sent.get((member.host, target), 0) + many
     return sent
 
 
-def _connections(ground: Ground, host: str) -> list[tuple[str, int]]:
-    """Of each open connection of a host that carried something: the peer's address, and the bytes sent to it."""
-    words = ground.lab.words(host, ["ss", "-tinHO"])
+def _connections(ground: Ground, member: Worker) -> list[tuple[str, int]]:
+    """Of each open connection of a member that carried something: the peer's address, and the bytes sent to it."""
+    words = ground.lab.words(member.host, ["ss", "-tinpHO"])
     told = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
-    found = re.findall(r"\S+:\d+ +(\S+):\d+ .*bytes_acked:(\d+)", told)
+    return carried(told, member.pid)
+
+
+def carried(told: str, pid: int) -> list[tuple[str, int]]:
+    """The same, read from the words of `ss -tinpHO`.
+
+    Others must not count: an agent's probe, or what a dead trainer left for the kernel to send, uses the NIC that the
+    run avoids.
+    """
+    found = re.findall(rf"\S+:\d+ +(\S+):\d+ .*[(,]pid={pid},.*bytes_acked:(\d+)", told)
     return [(peer.removeprefix("[::ffff:").removesuffix("]"), int(many)) for peer, many in found]
 
 

@@ -7,6 +7,7 @@ import pytest
 from atoll.schema.views import EventView
 from benchmarks import recovery_classes
 from benchmarks.recovery_classes import report
+from benchmarks.recovery_faults import carried
 from benchmarks.recovery_kinds import KINDS, Shape, verdicts
 from benchmarks.recovery_soak import growth
 from benchmarks.recovery_trials import LIMIT_S, NO_RUN
@@ -134,3 +135,18 @@ def test_kind_that_ends_its_ground_gets_one_of_its_own(monkeypatch):
 def test_what_grows_is_seen_from_the_first_third_to_the_last():
     assert growth([10.0, 10.0, 30.0, 11.0, 11.0, 11.0]) == pytest.approx(0.1)
     assert growth([1.0, 2.0]) == 0.0
+
+
+_TOLD = """\
+ESTAB 0 0 10.66.0.1:38371 10.66.0.2:34633 users:(("python",pid=71,fd=9)) cubic wscale:7,7 rto:204 bytes_sent:9 bytes_acked:1867266 bytes_received:165
+ESTAB 0 0 [::ffff:10.64.0.1]:37645 [::ffff:10.64.0.2]:53469 users:(("ray::atoll",pid=7,fd=4),("ray::atoll",pid=71,fd=4)) cubic bytes_acked:42 segs_out:3
+ESTAB 0 0 10.64.0.1:40001 10.64.0.2:9000 users:(("python",pid=7,fd=12)) cubic bytes_acked:5000 segs_out:3
+FIN-WAIT-1 0 77 10.64.0.1:37646 10.64.0.2:53470 cubic bytes_acked:9000 segs_out:3
+ESTAB 0 0 10.66.0.1:38372 10.66.0.4:34633 users:(("python",pid=71,fd=10)) cubic wscale:7,7 rto:204
+"""
+
+
+def test_only_what_a_members_own_connections_carried_counts():
+    assert carried(_TOLD, 71) == [("10.66.0.2", 1867266), ("10.64.0.2", 42)]
+    assert carried(_TOLD, 7) == [("10.64.0.2", 42), ("10.64.0.2", 5000)]
+    assert carried(_TOLD, 1) == []
