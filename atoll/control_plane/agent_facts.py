@@ -287,7 +287,7 @@ def _blame(desk: Desk, run: Run, trainer: Trainer, fact: m.PeerDown) -> None:
 
 def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) -> None:
     watching.committed(desk, run, trainer, fact)
-    run.losses = after_commit(run.losses)
+    run.losses = after_commit(run.losses, workers=run.size)
     run.step = max(run.step, fact.step)
     first = bool(run.members) and run.members[0].trainer == trainer.trainer
     if not first and not fact.metrics:

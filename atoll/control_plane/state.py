@@ -33,6 +33,8 @@ DISTURBANCES = 100
 NO_INCARNATION = Incarnation(0)
 # Withdrawn copies of so many steps are remembered: those of older ones were deleted long ago.
 _WITHDRAWN_KEPT = 64
+# Of a run that ended, the epochs of so many last steps.
+_TOLD_KEPT = 64
 
 
 @dataclass(slots=True)
@@ -420,8 +422,20 @@ def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r
         case r.RunEnded():
             goal = run.stopping.goal if run.stopping else RunState.STOPPED
             run.state, run.ended_at = after(run.run, run.state, END_OF_GOAL[goal]), record.at
+            _lay_down(run)
         case _:
             assert_never(record)
+
+
+def _lay_down(run: Run) -> None:
+    """A cluster lives through many runs: of one that ended, what served to judge it is given back."""
+    run.losses, run.blames, run.waits, run.apart = [], [], {}, {}
+    run.speeds, run.comparisons, run.rhythm = Speeds(), Comparisons(), Rhythm()
+    run.pace, run.jumps = Pace(), Jumps()
+    # Words on its last steps may still be on their way, said again.
+    run.told = dict(list(run.told.items())[-_TOLD_KEPT:])
+    for trainer in run.trainers.values():
+        trainer.track, trainer.process = ProcessTrack(), None
 
 
 def _begin_anew(run: Run, at: float) -> None:

@@ -27,7 +27,7 @@ _SAME_STEP = 1
 # Bits flip once in weeks, in a bad host more often, and its node is left out then. So many within so many steps, though
 # bad nodes were left out, is no hardware.
 CORRUPT_WITHIN = 10_000
-# Of memory that ran out and of corruption, the last so many are remembered.
+# Of memory that ran out and of corruption, at least the last so many are remembered, and as many as the budget counts.
 REMEMBERED = 32
 
 
@@ -76,9 +76,10 @@ def allowed(cause: Cause, workers: int) -> int:
     ]
 
 
-def after_commit(losses: Sequence[Loss]) -> list[Loss]:
-    """What is remembered of losses once a step was committed after them."""
-    return [loss for loss in losses if loss.cause in {Cause.MEMORY, Cause.CORRUPT}][-REMEMBERED:]
+def after_commit(losses: Sequence[Loss], *, workers: int) -> list[Loss]:
+    """What is remembered of losses once a step was committed after them, in their order."""
+    kept = [loss for loss in losses if loss.cause in {Cause.MEMORY, Cause.CORRUPT}]
+    return kept[-max(REMEMBERED, allowed(Cause.MEMORY, workers) + allowed(Cause.CORRUPT, workers)) :]
 
 
 def verdict(losses: Sequence[Loss], *, workers: int) -> str:

@@ -71,13 +71,24 @@ def test_memory_that_runs_out_on_all_workers_at_once_ends_the_run():
 
 def test_only_memory_is_remembered_across_commits():
     losses = [loss(Cause.HARDWARE), loss(Cause.MEMORY), loss(Cause.CRASH)]
-    assert [x.cause for x in after_commit(losses)] == [Cause.MEMORY]
+    assert [x.cause for x in after_commit(losses, workers=4)] == [Cause.MEMORY]
 
 
 def test_replicas_that_differ_wherever_they_run_end_it_though_steps_are_committed_between():
     differ = [loss(Cause.CORRUPT, trainer=f"t{i}", step=100 * i) for i in range(12)]
-    assert verdict(after_commit(differ[:11]), workers=4) == ""
-    assert "12 replicas came to differ from the others, last t11" in verdict(after_commit(differ), workers=4)
+    assert verdict(after_commit(differ[:11], workers=4), workers=4) == ""
+    assert "12 replicas came to differ from the others, last t11" in verdict(after_commit(differ, workers=4), workers=4)
+
+
+@pytest.mark.parametrize("workers", [1, 15, 200])
+def test_budget_of_corruption_can_be_used_up_by_however_many_workers(workers):
+    losses = []
+    for i in range(allowed(Cause.CORRUPT, workers)):
+        assert verdict(losses, workers=workers) == ""
+        losses = after_commit([*losses, loss(Cause.CORRUPT, step=i), loss(Cause.CRASH, step=i)], workers=workers)
+    assert "replicas came to differ" in verdict(losses, workers=workers)
+    longer = after_commit([*losses, *losses, *losses], workers=workers)
+    assert len(longer) < 2 * max(len(losses), 32)
 
 
 def test_replicas_that_differ_once_in_a_long_while_are_borne():
