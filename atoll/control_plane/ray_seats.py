@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from atoll.control_plane import effects as fx
@@ -47,6 +47,13 @@ class RaySeats:
     ray: Any
     home_address: str
     agent_config: Callable[[NodeId, str], dict[str, Any]]
+    # Wrapped once: Ray publishes whatever is wrapped, and keeps it for good.
+    _seat: Any = field(init=False, repr=False)
+    _launch: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_seat", self.ray.remote(Seat))
+        object.__setattr__(self, "_launch", self.ray.remote(launch_agent))
 
     def listing(self) -> ev.ClusterListed:
         """All nodes, and the seats that live."""
@@ -70,7 +77,7 @@ class RaySeats:
         }
         if wanted.working_dir_uri:
             options["runtime_env"] = {"working_dir": wanted.working_dir_uri}
-        actor = self.ray.remote(Seat).options(**options).remote()
+        actor = self._seat.options(**options).remote()
         held = self.ray.get(actor.hold.remote(), timeout=CREATE_S)
         return ev.SeatCreated(
             seat=wanted.seat,
@@ -89,7 +96,7 @@ class RaySeats:
     def start_agent(self, node: NodeId) -> int:
         """Have an agent started on the node; its pid."""
         config = self.agent_config(node, self._alive(node)["NodeManagerAddress"])
-        task = self.ray.remote(launch_agent).options(num_cpus=0, max_retries=0, scheduling_strategy=self._on(node))
+        task = self._launch.options(num_cpus=0, max_retries=0, scheduling_strategy=self._on(node))
         return int(self.ray.get(task.remote(config), timeout=AGENT_S))
 
     def _alive(self, node: NodeId) -> dict[str, Any]:
