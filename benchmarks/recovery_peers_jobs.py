@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll.lab.lab_runtime import Lab
+from atoll.ui.wording import plain_log
 from atoll.workers.proc_runtime import send_signal
 from benchmarks import networks
 from benchmarks.recovery_peers_account import Cost, Member, cost, member_of, members_since, read
@@ -179,7 +180,7 @@ class Job:
         """The last line of each log that tells of an error, or else its last."""
         found = []
         for log in sorted(self.folder.glob("*.log")):
-            lines = log.read_text(errors="replace").splitlines()
+            lines = [line for line in plain_log(log.read_text(errors="replace")) if line.strip()]
             said = [line for line in lines if "rror" in line] or lines or ["nothing"]
             found.append(f"{log.stem}: {said[-1][-_WORDS:]}")
         return " | ".join(found)

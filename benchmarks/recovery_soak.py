@@ -76,13 +76,18 @@ class _Sizes:
         status = here.status()
         self._processes = {f"agent of {here.host_of(n)}": psutil.Process(p) for n, p in status["agents"].items()}
         self._processes["control plane"] = psutil.Process(int(status["pid"]))
+        self._begun = time.monotonic()
         self.memory: dict[str, list[float]] = {name: [] for name in self._processes}
         self.files: dict[str, list[float]] = {name: [] for name in self._processes}
+        # The memory at the end of each minute.
+        self.by_minute: dict[str, dict[int, float]] = {name: {} for name in self._processes}
 
     def look(self) -> None:
+        minute = int((time.monotonic() - self._begun) / 60)
         for name, process in self._processes.items():
             try:
                 self.memory[name].append(process.memory_info().rss / 2**20)
+                self.by_minute[name][minute] = round(self.memory[name][-1], 1)
                 self.files[name].append(process.num_fds())
             except psutil.Error:
                 continue
@@ -118,6 +123,7 @@ def _report(trials: list[dict[str, Any]], sizes: _Sizes, seed: int, lasts: float
         "seconds": spread(measured).plain() if measured else None,
         "memory_growth": memory,
         "files_growth": files,
+        "memory_mib_by_minute": {name: list(values.values()) for name, values in sizes.by_minute.items()},
         "trials": trials,
     }
     return Report(figures=figures, details=details)
