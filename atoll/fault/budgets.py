@@ -27,7 +27,7 @@ _SAME_STEP = 1
 # Bits flip once in weeks, in a bad host more often, and its node is left out then. So many within so many steps, though
 # bad nodes were left out, is no hardware.
 CORRUPT_WITHIN = 10_000
-# Of memory that ran out and of corruption, at least the last so many are remembered, and as many as the budget counts.
+# Of memory that ran out, and of corruption, at least the last so many are remembered, and as many as the budget counts.
 REMEMBERED = 32
 
 
@@ -78,8 +78,13 @@ def allowed(cause: Cause, workers: int) -> int:
 
 def after_commit(losses: Sequence[Loss], *, workers: int) -> list[Loss]:
     """What is remembered of losses once a step was committed after them, in their order."""
-    kept = [loss for loss in losses if loss.cause in {Cause.MEMORY, Cause.CORRUPT}]
-    return kept[-max(REMEMBERED, allowed(Cause.MEMORY, workers) + allowed(Cause.CORRUPT, workers)) :]
+    room = {cause: max(REMEMBERED, allowed(cause, workers)) for cause in (Cause.MEMORY, Cause.CORRUPT)}
+    kept: list[Loss] = []
+    for loss in reversed(losses):
+        if room.get(loss.cause, 0):
+            room[loss.cause] -= 1
+            kept.append(loss)
+    return kept[::-1]
 
 
 def verdict(losses: Sequence[Loss], *, workers: int) -> str:
