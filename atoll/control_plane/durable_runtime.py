@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from atoll.clock import Clock
 from atoll.control_plane import effects as fx
 from atoll.control_plane.log_keeping import KEEP_EVERY_S, PIECES, LogKeeper, LogWanted
+from atoll.control_plane.proc_heap import trim
 from atoll.control_plane.sql_archive import Archivist
 from atoll.control_plane.state import Cluster
 from atoll.errors import AtollError
@@ -86,7 +87,7 @@ class Packages:
 
 
 class Tidier:
-    """Runs the archivist now and then, in a thread of its own."""
+    """Runs the archivist now and then, in a thread of its own, and gives back what this process does not use any more."""
 
     def __init__(self, make: Callable[[], Archivist], clock: Clock) -> None:
         self._make, self._clock = make, clock
@@ -109,6 +110,7 @@ class Tidier:
             self.problem = ""
         except Exception as error:  # noqa: BLE001 - a shell's outer edge: a store of any kind fails in any way
             self.problem = f"metrics are not archived: {error}"
+        trim()
 
     def close(self) -> None:
         """End the thread, when what it does is done."""
