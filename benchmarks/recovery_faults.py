@@ -270,6 +270,8 @@ def _crossed(scene: Scene) -> tuple[str, str]:
     before = _sent(scene)
     time.sleep(_WATCHED_S)
     sent = {pair: many - before.get(pair, 0) for pair, many in _sent(scene).items() if pair[0][0] != pair[1][0]}
+    if not any(sent.values()):
+        raise NotSteady(f"nothing went between the islands' members in {_WATCHED_S:g} s, as far as `ss -p` may see")
     return scene.chance.choice(sorted(pair for pair, many in sent.items() if many > max(sent.values()) / 2))
 
 

@@ -295,7 +295,8 @@ def _committed(desk: Desk, run: Run, trainer: Trainer, fact: m.StepCommitted) ->
     # Said again after a regroup or a reconnection: the first word on a step counts, unless a later epoch did it anew.
     if run.told.get(fact.step, NO_EPOCH) >= fact.epoch:
         return
-    run.told[fact.step] = fact.epoch
+    run.told.pop(fact.step, None)
+    run.told[fact.step] = fact.epoch  # the newest word last, also on a step that is done again
     if len(run.told) > REMEMBERED_STEPS:
         del run.told[next(iter(run.told))]
     if fact.again:

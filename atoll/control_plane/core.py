@@ -27,7 +27,7 @@ from atoll.control_plane.records import Record
 from atoll.control_plane.settle import SEAT_RETRY_S, begin_stop, settle, stop_now
 from atoll.control_plane.state import Cluster, Run
 from atoll.errors import NotFoundError
-from atoll.fault.budgets import after_commit
+from atoll.fault.budgets import after_restart
 from atoll.schema.ids import Incarnation, NodeId, RunId
 from atoll.schema.messages import (
     AgentBeat,
@@ -61,8 +61,7 @@ class Core:
         for record in records:
             cluster.apply(record)
         for run in cluster.runs.values():
-            # Whether a step was committed since a loss is not on record: what one would forget is forgotten.
-            run.start_failures, run.losses = 0, after_commit(run.losses, workers=run.size)
+            run.start_failures, run.losses = 0, after_restart(run.losses, workers=run.size)
         self.desk = Desk(cluster=cluster, beat_key=beat_key)
         self._returns = returns.Returns()
         self._count = 0

@@ -47,13 +47,11 @@ class RaySeats:
     ray: Any
     home_address: str
     agent_config: Callable[[NodeId, str], dict[str, Any]]
-    # Wrapped once: Ray publishes whatever is wrapped, and keeps it for good.
+    # Wrapped once: Ray publishes each class that is wrapped, and keeps it for good.
     _seat: Any = field(init=False, repr=False)
-    _launch: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_seat", self.ray.remote(Seat))
-        object.__setattr__(self, "_launch", self.ray.remote(launch_agent))
 
     def listing(self) -> ev.ClusterListed:
         """All nodes, and the seats that live."""
@@ -96,7 +94,8 @@ class RaySeats:
     def start_agent(self, node: NodeId) -> int:
         """Have an agent started on the node; its pid."""
         config = self.agent_config(node, self._alive(node)["NodeManagerAddress"])
-        task = self._launch.options(num_cpus=0, max_retries=0, scheduling_strategy=self._on(node))
+        # Anew each time: a function whose publication failed once counts as published from then on.
+        task = self.ray.remote(launch_agent).options(num_cpus=0, max_retries=0, scheduling_strategy=self._on(node))
         return int(self.ray.get(task.remote(config), timeout=AGENT_S))
 
     def _alive(self, node: NodeId) -> dict[str, Any]:

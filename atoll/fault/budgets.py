@@ -87,6 +87,15 @@ def after_commit(losses: Sequence[Loss], *, workers: int) -> list[Loss]:
     return kept[::-1]
 
 
+def after_restart(losses: Sequence[Loss], *, workers: int) -> list[Loss]:
+    """What a control plane that starts anew remembers of those on record: corruption.
+
+    Whether a step was committed since is not on record, nor does it know at which step a run stands before one is told:
+    memory that runs out until then would seem to do so in the first step, again and again.
+    """
+    return [loss for loss in after_commit(losses, workers=workers) if loss.cause is Cause.CORRUPT]
+
+
 def verdict(losses: Sequence[Loss], *, workers: int) -> str:
     """Why the run stops, in words for its owner; empty while it may go on."""
     starved = _starved([loss for loss in losses if loss.cause is Cause.MEMORY], workers)
