@@ -19,7 +19,7 @@ _COMPUTE_S = (0.5, 0.1)
 _EVERY = 10
 _ROWS = (128, 16)
 _SHARE_PAIRS = (5, 2)
-_WRITE_ROUNDS = (5, 2)
+_WRITE_ROUNDS = (15, 2)
 _PEERS = ("dcp_thread", "dcp_process")
 _WRITERS = ("atoll", "raw", "dcp", "torch.save", "safetensors")
 
