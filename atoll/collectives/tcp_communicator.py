@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ def connect(
     listener.enter(membership.epoch)
     terms = Terms(deadline=time.monotonic() + deadline_s, cancelled=cancelled, on_wait=on_wait)
     sockets = Meeting(membership, mine, network, listener, terms).hold()
-    return Communicator(membership, mine, sockets, network, on_wait=on_wait)
+    return Communicator(membership, mine, sockets, network, on_wait=on_wait, on_close=listener.doubt)
 
 
 def connect_devices(
@@ -121,6 +121,7 @@ class Communicator:
         network: Network | None = None,
         *,
         on_wait: Told | None = None,
+        on_close: Callable[[Iterable[tuple[TrainerId, str]]], None] | None = None,
     ) -> None:
         self.epoch: int = membership.epoch
         self.members: tuple[Member, ...] = tuple(sorted(membership.members, key=lambda m: m.rank))
@@ -141,6 +142,7 @@ class Communicator:
         self._lock = threading.Lock()
         self._open: set[Work] = set()
         self._listeners: list[Callable[[Poison], None]] = []
+        self._on_close = on_close
         self._sequence = 0
         with self._lock:  # a peer may end before this constructor does: `_end` waits
             self._reactor = Reactor(
@@ -338,6 +340,8 @@ class Communicator:
         """Leave: operations still open end as poisoned, the peers are told that nobody is to blame."""
         self._end(Poison(reason="closed", culprit=None, epoch=self.epoch), Kind.BYE)
         self._reactor.join(_CLOSE_S)
+        if self._on_close is not None:
+            self._on_close((self.members[rank].trainer, host) for rank, host in self._reactor.silent)
         if self._island is not None:
             self._island.close()
 

@@ -17,6 +17,7 @@ import functools
 import heapq
 import itertools
 import math
+import selectors
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -153,6 +154,7 @@ class Peer:
         sock.settimeout(0.0)
         shorten_backlog(sock)
         self.rank, self.sock, self.epoch = rank, sock, epoch
+        self.host = host_of(sock)
         self.leaving = False  # it said BYE
         self.gone = False  # its stream ended after that
         self.claimed: Ticket | None = None  # for whom the body under way is received
@@ -182,6 +184,11 @@ class Peer:
     def has_output(self) -> bool:
         """True while something waits for the socket to take it."""
         return bool(self._out or self._queue)
+
+    @property
+    def events(self) -> int:
+        """What a selector is to tell of it at the end."""
+        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self.has_output else 0)
 
     @property
     def owes(self) -> bool:
@@ -418,6 +425,13 @@ class Peer:
 
 def _ignore(_peer: Peer, _frame: Frame) -> None:
     """Of a peer that nobody watches."""
+
+
+def host_of(sock: socket.socket) -> str:
+    """The address at the other end; "" where there is none."""
+    with suppress(OSError):
+        return "" if sock.family == socket.AF_UNIX else str(sock.getpeername()[0])
+    return ""
 
 
 def shorten_backlog(sock: socket.socket, bandwidth: float = math.inf) -> None:

@@ -9,7 +9,7 @@ the epoch here (`on_end`).
 The end: `end` takes the callers' memory out of the loop's hands. Operations queue nothing more and nothing is received,
 and what is left of a frame that stands half-sent is copied, so that what its owner does with a buffer afterwards reaches
 nobody. Then peers get a last frame (ABORT with the culprit's name, or BYE) and a short while to take it, all at the same
-time.
+time. An ABORT is not waited for by those that were asked and have been silent since, as a host behind a cut.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from atoll.collectives.telemetry import Trace
 from atoll.collectives.waits import LOOK_S, STALL_S, Wait
 from atoll.collectives.wire import Abort, Frame, Header, Kind, farewell
 
-# How long a closing side tries to get its last frame out. Peers read all the time and answer within milliseconds; only
-# one that was stopped or cut off takes the whole of it, and a recovery waits for it.
+# How long a closing side tries to get its last frame out: peers answer within milliseconds, unless they just stopped.
 FAREWELL_S = 0.2
 # How long the end waits for the turn in hand: a turn takes a millisecond or two, more on an overloaded machine.
 HANDS_S = 0.04
@@ -89,6 +88,8 @@ class _Farewell:
 class Reactor:
     """The loop of `rank`; `local` are the peers on its own host.
 
+    `silent`, once it ended: the connections (rank, its address) by which nothing came though it was asked for.
+
     On its thread: `on_end`, once, when the epoch cannot go on; `on_wait`, when an operation waits long for others (`waits`).
     """
 
@@ -120,6 +121,7 @@ class Reactor:
         self._writers: set[Peer] = set()
         self._open: set[Running] = set()
         self._ending: _Farewell | None = None
+        self.silent: frozenset[tuple[int, str]] = frozenset()
         self._lock = threading.Lock()
         self._kept = self._watched = False
         self._hands = threading.RLock()  # held while callers' memory may be read or written
@@ -168,7 +170,7 @@ class Reactor:
 
     @property
     def waiting(self) -> Wait | None:
-        """Whom the oldest operation in flight waits for, as of the last look."""
+        """Whom the oldest operation in flight waits for, by the last look."""
         return self._waits.current
 
     def sockets(self) -> dict[int, list[socket.socket]]:
@@ -412,20 +414,22 @@ class Reactor:
         with self._hands:
             self._keep()
         scrap = memoryview(bytearray(_SCRAP_BYTES))
+        silent = self._waits.silent(time.monotonic()) if last.drop else set()
+        self.silent = frozenset((peer.rank, peer.host) for peer in silent)
         staying = [peer for peer in self._peers if not peer.gone]
         for peer in staying:
             peer.finish_with(last.frame, drop=last.drop)
-        staying = [peer for peer in staying if not peer.part(scrap) and peer.rank != last.unreachable]
+        staying = [p for p in staying if not p.part(scrap) and p not in silent and p.rank != last.unreachable]
         deadline = time.monotonic() + FAREWELL_S
         with selectors.DefaultSelector() as selector:
             for peer in staying:
-                selector.register(peer.sock, _events(peer), peer)
+                selector.register(peer.sock, peer.events, peer)
             while selector.get_map() and (left := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
                     if key.data.part(scrap):
                         selector.unregister(key.data.sock)
                     else:
-                        selector.modify(key.data.sock, _events(key.data), key.data)
+                        selector.modify(key.data.sock, key.data.events, key.data)
 
     def _dispose(self) -> None:
         for running in (*self._open, *self._asked):
@@ -436,10 +440,6 @@ class Reactor:
         with self._lock:
             os.close(self._wake)
             self._wake = -1
-
-
-def _events(peer: Peer) -> int:
-    return selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.has_output else 0)
 
 
 def _listed(found: socket.socket | Sequence[socket.socket]) -> Sequence[socket.socket]:

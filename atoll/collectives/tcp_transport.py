@@ -12,7 +12,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 
 from atoll.collectives.network import Way
@@ -38,6 +38,8 @@ _RETRY_S = 0.05
 # connection at once, however busy its machine; only proofs take the peer's own time. Each round gives twice as long.
 _WAY_S = 1.0
 _REACH_S = 0.25
+# Of an address by which nothing came any more when the last epoch ended. One that was only late answers at once here too.
+_DOUBTED_REACH_S = 0.05
 _JOIN_S = 2.0
 
 
@@ -56,6 +58,7 @@ class Listener:
         self._changed = threading.Condition()
         self._parked: dict[tuple[int, int, int], tuple[Greeting, socket.socket]] = {}
         self._oldest = 0
+        self._doubted: frozenset[tuple[TrainerId, str]] = frozenset()
         self._closed = False
         self._greeters: set[threading.Thread] = set()
         self._threads = [
@@ -70,6 +73,10 @@ class Listener:
             self._oldest = max(self._oldest, epoch)
             for key in [k for k in self._parked if k[0] < self._oldest]:
                 self._parked.pop(key)[1].close()
+
+    def doubt(self, silent: Iterable[tuple[TrainerId, str]]) -> None:
+        """Nothing came by these connections (trainer, its address) when the last epoch ended: the next dials wait less there."""
+        self._doubted = frozenset(silent)
 
     def dial(
         self,
@@ -88,7 +95,8 @@ class Listener:
         """
         greeting = Greeting(run=self._run, epoch=epoch, rank=me.rank, trainer=me.trainer, to=peer.trainer, line=line)
         patience = Patience(deadline=deadline, cancelled=lambda: self._closed or cancelled())
-        return dial(ways or (Way(peer.host, peer.port),), greeting, self._secret, patience)
+        doubted = {host for trainer, host in self._doubted if trainer == peer.trainer}
+        return dial(ways or (Way(peer.host, peer.port),), greeting, self._secret, patience, doubted=doubted)
 
     def claim(
         self,
@@ -177,8 +185,13 @@ class Listener:
             self._changed.notify_all()
 
 
-def dial(ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patience) -> socket.socket:
-    """A proven connection by one of `ways`, tried in turn while nothing answers. Raises `PeerLost` or `HandshakeError`."""
+def dial(
+    ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patience, *, doubted: Container[str] = ()
+) -> socket.socket:
+    """A proven connection by one of `ways`, tried in turn while nothing answers; `doubted` hosts get less time to.
+
+    Raises `PeerLost` or `HandshakeError`.
+    """
     problem: Exception | None = None
     for number, way in enumerate(itertools.cycle(ways)):
         where = f"{greeting.to} at {way.host}:{way.port}"
@@ -187,8 +200,8 @@ def dial(ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patie
         except PeerLost as over:
             raise PeerLost(f"{where} does not answer in epoch {greeting.epoch}: {problem or over}") from None
         try:
-            rounds = number // len(ways)
-            reach_s, way_s = min(_WAY_S, _REACH_S * 2 ** min(rounds, 8)), _WAY_S
+            first_s = _DOUBTED_REACH_S if way.host in doubted else _REACH_S
+            reach_s, way_s = min(_WAY_S, first_s * 2 ** min(number // len(ways), 8)), _WAY_S
             if len(ways) == 1:
                 reach_s = way_s = HANDSHAKE_S
             return _dial_once(way, greeting, secret, patience.at_most(way_s), patience.at_most(reach_s))
@@ -199,7 +212,8 @@ def dial(ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patie
         except PeerLost as error:
             # The last try may have begun with no time left: what one before it met says more.
             problem = problem or error
-        time.sleep(_RETRY_S)
+        if way is ways[-1]:
+            time.sleep(_RETRY_S)
     raise InternalError(f"no address of {greeting.to} is known")
 
 

@@ -19,7 +19,10 @@ from atoll.schema.views import RunState
 
 def broken(cluster: Cluster) -> list[str]:
     """What does not hold, in words; empty where all is well."""
-    return [problem for run in cluster.runs.values() for problem in _run(run)]
+    problems = [problem for run in cluster.runs.values() for problem in _run(run)]
+    if cluster.open_runs() != [run for run in cluster.runs.values() if not run.state.ended]:
+        problems.append(f"open runs are said to be {[run.run for run in cluster.open_runs()]}")
+    return problems
 
 
 def _run(run: Run) -> Iterator[str]:

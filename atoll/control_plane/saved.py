@@ -11,9 +11,10 @@ from typing import assert_never
 
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
+from atoll.control_plane.copies import decision
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.settle import begin_stop
-from atoll.control_plane.state import Run, SaveFailures, Trainer, decision
+from atoll.control_plane.state import Run, SaveFailures, Trainer
 from atoll.errors import CheckpointError
 from atoll.schema import messages as m
 from atoll.schema.checkpoints import Tier, TierState, TierView

@@ -11,11 +11,12 @@ import dataclasses
 
 from atoll.control_plane import effects as fx
 from atoll.control_plane import records as r
+from atoll.control_plane.copies import decisions
 from atoll.control_plane.desk import Desk
 from atoll.control_plane.leaving import gives_up, hurried, leaves, moves, shunned, still_needed, why_leaves
 from atoll.control_plane.network import awaits_links
 from atoll.control_plane.paces import weighed
-from atoll.control_plane.state import Run, Seat, Trainer, decisions
+from atoll.control_plane.state import Run, Seat, Trainer
 from atoll.control_plane.watching import able
 from atoll.fault import balance, budgets, policy
 from atoll.fault.budgets import Cause

@@ -22,7 +22,7 @@ from atoll.fault.process import ProcessTrack
 from atoll.fault.replicas import Comparisons
 from atoll.fault.speeds import Speeds
 from atoll.schema.ids import NO_EPOCH, NO_STEP, Epoch, Incarnation, NodeId, RunId, SeatId, Step, TrainerId
-from atoll.schema.messages import CopyDecided, Member, ServerReady
+from atoll.schema.messages import Member, ServerReady
 from atoll.schema.queues import Sharing
 from atoll.schema.spec import JobSpec
 from atoll.schema.topology import Door, Topology
@@ -222,6 +222,8 @@ class Cluster:
     drains: dict[NodeId, Drain] = field(default_factory=dict)
     notices: set[tuple[NodeId, str]] = field(default_factory=set)
     sharing: Sharing = field(default_factory=Sharing)
+    # A cluster lives through many runs, and every event asks for those that have not ended.
+    _open: dict[RunId, Run] = field(default_factory=dict)
 
     def apply(self, record: r.Record) -> None:
         """Change the durable state by one record. Raises `TransitionError` where the record cannot follow."""
@@ -238,6 +240,8 @@ class Cluster:
         if run is None:
             raise TransitionError(f"{type(record).__name__} of unknown run {record.run}")
         _apply_to_run(run, record)
+        if run.state.ended:
+            self._open.pop(run.run, None)
 
     def _node(self, record: r.NodeRecord) -> None:
         match record:
@@ -255,7 +259,7 @@ class Cluster:
     def _submitted(self, record: r.RunSubmitted) -> None:
         if record.run in self.runs:
             raise TransitionError(f"run {record.run} was submitted twice")
-        self.runs[record.run] = Run(
+        self.runs[record.run] = self._open[record.run] = Run(
             run=record.run,
             spec=record.spec,
             run_dir=record.run_dir,
@@ -266,12 +270,12 @@ class Cluster:
         )
 
     def seat(self, seat: SeatId) -> Seat | None:
-        """The seat of that name, in whichever run."""
-        return next((run.seats[seat] for run in self.runs.values() if seat in run.seats), None)
+        """The seat of that name, in whichever run; one that ended holds none."""
+        return next((run.seats[seat] for run in self._open.values() if seat in run.seats), None)
 
     def open_runs(self) -> list[Run]:
         """Runs that have not ended."""
-        return [run for run in self.runs.values() if not run.state.ended]
+        return list(self._open.values())
 
 
 def _apply_to_run(run: Run, record: r.RunRecord) -> None:
@@ -296,16 +300,6 @@ def _apply_to_run(run: Run, record: r.RunRecord) -> None:
             raise TransitionError(f"run {run.run} was submitted twice")
         case _:
             assert_never(record)
-
-
-def decision(run: Run, step: Step) -> CopyDecided:
-    """What is decided on the remote copy of a step."""
-    return CopyDecided(step=step, record=run.copied.get(step, ""), withdrawn=run.withdrawn.get(step, ()))
-
-
-def decisions(run: Run) -> tuple[CopyDecided, ...]:
-    """All of them, for a trainer that begins."""
-    return tuple(decision(run, step) for step in sorted({*run.copied, *run.withdrawn}))
 
 
 def _apply_copy(run: Run, record: r.CopyDecided | r.CopyWithdrawn) -> None:
@@ -429,22 +423,27 @@ def _apply_move(run: Run, record: r.RunPlaced | r.RunServing | r.RunStopping | r
 
 def _lay_down(run: Run) -> None:
     """A cluster lives through many runs: of one that ended, what served to judge it is given back."""
-    run.losses, run.blames, run.waits, run.apart = [], [], {}, {}
-    run.speeds, run.comparisons, run.rhythm = Speeds(), Comparisons(), Rhythm()
-    run.pace, run.jumps = Pace(), Jumps()
+    _forget(run)
+    run.apart, run.pace, run.jumps = {}, Pace(), Jumps()
     # Words on its last steps may still be on their way, said again.
     run.told = dict(list(run.told.items())[-_TOLD_KEPT:])
     for trainer in run.trainers.values():
         trainer.track, trainer.process = ProcessTrack(), None
 
 
+def _forget(run: Run) -> None:
+    """What was held against its trainers, and what they were judged by."""
+    run.losses, run.blames, run.waits = [], [], {}
+    run.speeds, run.comparisons, run.rhythm = Speeds(), Comparisons(), Rhythm()
+
+
 def _begin_anew(run: Run, at: float) -> None:
     """Nothing is left of its trainers but what they saved; their names are not given again."""
     run.reason = run.stopping.reason if run.stopping is not None else ""
     run.stopping, run.members, run.topology, run.size = None, (), None, run.most
-    run.trainers, run.start_failures, run.losses = {}, 0, []
+    run.trainers, run.start_failures = {}, 0
     run.suspensions, run.queued_at = run.suspensions + 1, at
     run.disturbed = [*run.disturbed, at][-DISTURBANCES:]
-    run.links_until, run.blames, run.waits = None, [], {}
-    run.speeds, run.comparisons, run.rhythm = Speeds(), Comparisons(), Rhythm()
+    run.links_until = None
+    _forget(run)
     run.failures = SaveFailures(ever=run.failures.ever)

@@ -168,6 +168,51 @@ def test_a_last_try_without_time_left_does_not_hide_what_those_before_met(monkey
         tcp_transport.dial([Way("127.0.0.1", 1)], greeting, b"s", patience)
 
 
+class Allowing:
+    """A patience that tells what each try is allowed, and ends after a dozen."""
+
+    def __init__(self, tried):
+        self.tried = tried
+
+    def left(self):
+        if len(self.tried) == 12:
+            raise PeerLost("no answer in time")
+
+    def at_most(self, seconds):
+        return seconds
+
+
+def test_a_doubted_address_is_given_little_time_to_answer_and_then_as_much_as_others(monkeypatch):
+    from atoll.collectives import tcp_transport
+    from atoll.collectives.tcp_handshake import Greeting
+
+    tried = []
+
+    def dial_once(way, _greeting, _secret, _patience, reaching):
+        tried.append((way.host, reaching))
+        raise TimeoutError
+
+    monkeypatch.setattr(tcp_transport, "_dial_once", dial_once)
+    monkeypatch.setattr(tcp_transport, "_RETRY_S", 0.0)
+    ways = [Way("10.0.0.1", 1), Way("10.0.0.2", 1)]
+    greeting = Greeting(run="r", epoch=3, rank=1, trainer="t1", to="t0")
+    with pytest.raises(PeerLost, match="t0"):
+        tcp_transport.dial(ways, greeting, b"s", Allowing(tried), doubted={"10.0.0.1"})
+    assert tried[:4] == [("10.0.0.1", 0.05), ("10.0.0.2", 0.25), ("10.0.0.1", 0.1), ("10.0.0.2", 0.5)]
+    assert tried[-2:] == [("10.0.0.1", 1.0), ("10.0.0.2", 1.0)]
+
+
+def test_a_listener_doubts_addresses_of_the_trainer_that_was_silent_there(place, monkeypatch):
+    from atoll.collectives import tcp_transport
+
+    (listener,), dials = place.listen(1), []
+    monkeypatch.setattr(tcp_transport, "dial", lambda *_, doubted: dials.append(set(doubted)))
+    listener.doubt([("t0", "10.0.0.1"), ("t2", "10.0.0.2")])
+    for rank in (0, 1, 2):
+        listener.dial(member(rank, "a"), me=member(3, "b"), epoch=1, deadline=0.0, cancelled=lambda: False)
+    assert dials == [{"10.0.0.1"}, set(), {"10.0.0.2"}]
+
+
 def test_a_listener_has_a_door_at_each_nic(place):
     from atoll.collectives.tcp_transport import Listener
 

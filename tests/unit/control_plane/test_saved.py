@@ -5,9 +5,9 @@ import pytest
 from atoll.control_plane import effects as fx
 from atoll.control_plane import events as ev
 from atoll.control_plane import records as r
+from atoll.control_plane.copies import decisions
 from atoll.control_plane.core import Core
 from atoll.control_plane.projection import run_view
-from atoll.control_plane.state import decisions
 from atoll.errors import CheckpointError
 from atoll.schema import messages as m
 from atoll.schema.checkpoints import Tier, TierState
