@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -121,7 +121,7 @@ class Communicator:
         network: Network | None = None,
         *,
         on_wait: Told | None = None,
-        on_close: Callable[[Iterable[tuple[TrainerId, str]]], None] | None = None,
+        on_close: Callable[[dict[tuple[TrainerId, str], float]], None] | None = None,
     ) -> None:
         self.epoch: int = membership.epoch
         self.members: tuple[Member, ...] = tuple(sorted(membership.members, key=lambda m: m.rank))
@@ -340,8 +340,9 @@ class Communicator:
         """Leave: operations still open end as poisoned, the peers are told that nobody is to blame."""
         self._end(Poison(reason="closed", culprit=None, epoch=self.epoch), Kind.BYE)
         self._reactor.join(_CLOSE_S)
-        if self._on_close is not None:
-            self._on_close((self.members[rank].trainer, host) for rank, host in self._reactor.silent)
+        silent = self._reactor.silent
+        if self._on_close is not None and silent is not None:
+            self._on_close({(self.members[rank].trainer, host): rtt_s for (rank, host), rtt_s in silent.items()})
         if self._island is not None:
             self._island.close()
 

@@ -24,6 +24,8 @@ from atoll.schema.topology import Detour, Observation, Topology
 
 # bytes_acked u64 at 120, min_rtt u32 at 148, busy_time u64 at 168, rwnd_limited u64 at 176; times in microseconds.
 _INFO = struct.Struct("=120xQ20xI16xQQ")
+# retransmits u8 at 2 (of what is unacknowledged now), unacked packets u32 at 24, rtt u32 (microseconds) at 68.
+_UNANSWERED = struct.Struct("=2xB21xI40xI")
 
 
 # A stretch: a few times what a shaper or a NIC may have let through at once.
@@ -45,6 +47,18 @@ def counts(sock: socket.socket) -> Counts | None:
     with suppress(OSError, struct.error):
         acked, rtt, busy, unread = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
         return Counts(acked, busy / 1e6, unread / 1e6, rtt / 1e6)
+    return None
+
+
+def unanswered(sock: socket.socket) -> float | None:
+    """The round trip, in seconds, of a connection whose other end acknowledges nothing, though it was sent again.
+
+    None of any other. A kernel acknowledges also for a process that stands still, and however busy its machine is: that
+    end is gone, or the way to it or back.
+    """
+    with suppress(OSError, struct.error):
+        again, unacked, rtt = _UNANSWERED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNANSWERED.size))
+        return rtt / 1e6 if again and unacked else None
     return None
 
 

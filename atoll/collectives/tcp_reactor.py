@@ -9,7 +9,7 @@ the epoch here (`on_end`).
 The end: `end` takes the callers' memory out of the loop's hands. Operations queue nothing more and nothing is received,
 and what is left of a frame that stands half-sent is copied, so that what its owner does with a buffer afterwards reaches
 nobody. Then peers get a last frame (ABORT with the culprit's name, or BYE) and a short while to take it, all at the same
-time. An ABORT is not waited for by those that were asked and have been silent since, as a host behind a cut.
+time. For those whose kernel answers nothing, as that of a host behind a cut, an ABORT does not wait.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from atoll.collectives.call import NO_CALL
-from atoll.collectives.tcp_links import Line
+from atoll.collectives.tcp_links import Line, unanswered
 from atoll.collectives.tcp_mail import Mail
 from atoll.collectives.tcp_peer import EpochEnded, Peer, Ticket
 from atoll.collectives.tcp_waits import Told, Waits
@@ -88,7 +88,7 @@ class _Farewell:
 class Reactor:
     """The loop of `rank`; `local` are the peers on its own host.
 
-    `silent`, once it ended: the connections (rank, its address) by which nothing came though it was asked for.
+    `silent`, once it ended by an ABORT: the peers (rank, address) that answered nothing, with their usual round trip.
 
     On its thread: `on_end`, once, when the epoch cannot go on; `on_wait`, when an operation waits long for others (`waits`).
     """
@@ -121,7 +121,7 @@ class Reactor:
         self._writers: set[Peer] = set()
         self._open: set[Running] = set()
         self._ending: _Farewell | None = None
-        self.silent: frozenset[tuple[int, str]] = frozenset()
+        self.silent: dict[tuple[int, str], float] | None = None
         self._lock = threading.Lock()
         self._kept = self._watched = False
         self._hands = threading.RLock()  # held while callers' memory may be read or written
@@ -170,7 +170,7 @@ class Reactor:
 
     @property
     def waiting(self) -> Wait | None:
-        """Whom the oldest operation in flight waits for, by the last look."""
+        """Whom the oldest operation in flight waits for, as of the last look."""
         return self._waits.current
 
     def sockets(self) -> dict[int, list[socket.socket]]:
@@ -414,9 +414,9 @@ class Reactor:
         with self._hands:
             self._keep()
         scrap = memoryview(bytearray(_SCRAP_BYTES))
-        silent = self._waits.silent(time.monotonic()) if last.drop else set()
-        self.silent = frozenset((peer.rank, peer.host) for peer in silent)
         staying = [peer for peer in self._peers if not peer.gone]
+        silent = {p: rtt_s for p in staying if (rtt_s := unanswered(p.sock)) is not None} if last.drop else {}
+        self.silent = {(p.rank, p.host): rtt_s for p, rtt_s in silent.items()} if last.drop else None
         for peer in staying:
             peer.finish_with(last.frame, drop=last.drop)
         staying = [p for p in staying if not p.part(scrap) and p not in silent and p.rank != last.unreachable]

@@ -12,7 +12,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from atoll.collectives.network import Way
@@ -38,8 +38,8 @@ _RETRY_S = 0.05
 # connection at once, however busy its machine; only proofs take the peer's own time. Each round gives twice as long.
 _WAY_S = 1.0
 _REACH_S = 0.25
-# Of an address by which nothing came any more when the last epoch ended. One that was only late answers at once here too.
-_DOUBTED_REACH_S = 0.05
+# Of an address that answered nothing when the last epoch ended, and of so many of its usual round trips at least.
+_DOUBTED_S, _DOUBTED_TRIPS = 0.05, 3
 _JOIN_S = 2.0
 
 
@@ -58,7 +58,7 @@ class Listener:
         self._changed = threading.Condition()
         self._parked: dict[tuple[int, int, int], tuple[Greeting, socket.socket]] = {}
         self._oldest = 0
-        self._doubted: frozenset[tuple[TrainerId, str]] = frozenset()
+        self._doubted: Mapping[tuple[TrainerId, str], float] = {}
         self._closed = False
         self._greeters: set[threading.Thread] = set()
         self._threads = [
@@ -74,9 +74,12 @@ class Listener:
             for key in [k for k in self._parked if k[0] < self._oldest]:
                 self._parked.pop(key)[1].close()
 
-    def doubt(self, silent: Iterable[tuple[TrainerId, str]]) -> None:
-        """Nothing came by these connections (trainer, its address) when the last epoch ended: the next dials wait less there."""
-        self._doubted = frozenset(silent)
+    def doubt(self, silent: Mapping[tuple[TrainerId, str], float]) -> None:
+        """These (trainer, address) answered nothing when the last epoch ended, with their round trip (s) before that.
+
+        The next dials give such an address less time to answer before they try another.
+        """
+        self._doubted = silent
 
     def dial(
         self,
@@ -95,7 +98,7 @@ class Listener:
         """
         greeting = Greeting(run=self._run, epoch=epoch, rank=me.rank, trainer=me.trainer, to=peer.trainer, line=line)
         patience = Patience(deadline=deadline, cancelled=lambda: self._closed or cancelled())
-        doubted = {host for trainer, host in self._doubted if trainer == peer.trainer}
+        doubted = {host: rtt_s for (trainer, host), rtt_s in self._doubted.items() if trainer == peer.trainer}
         return dial(ways or (Way(peer.host, peer.port),), greeting, self._secret, patience, doubted=doubted)
 
     def claim(
@@ -186,12 +189,18 @@ class Listener:
 
 
 def dial(
-    ways: Sequence[Way], greeting: Greeting, secret: bytes, patience: Patience, *, doubted: Container[str] = ()
+    ways: Sequence[Way],
+    greeting: Greeting,
+    secret: bytes,
+    patience: Patience,
+    *,
+    doubted: Mapping[str, float] | None = None,
 ) -> socket.socket:
-    """A proven connection by one of `ways`, tried in turn while nothing answers; `doubted` hosts get less time to.
+    """A proven connection by one of `ways`, tried in turn while nothing answers. Raises `PeerLost` or `HandshakeError`.
 
-    Raises `PeerLost` or `HandshakeError`.
+    `doubted`: hosts that get less time to answer, with their usual round trip in seconds.
     """
+    first_s = {host: min(_REACH_S, max(_DOUBTED_S, _DOUBTED_TRIPS * rtt_s)) for host, rtt_s in (doubted or {}).items()}
     problem: Exception | None = None
     for number, way in enumerate(itertools.cycle(ways)):
         where = f"{greeting.to} at {way.host}:{way.port}"
@@ -200,8 +209,8 @@ def dial(
         except PeerLost as over:
             raise PeerLost(f"{where} does not answer in epoch {greeting.epoch}: {problem or over}") from None
         try:
-            first_s = _DOUBTED_REACH_S if way.host in doubted else _REACH_S
-            reach_s, way_s = min(_WAY_S, first_s * 2 ** min(number // len(ways), 8)), _WAY_S
+            rounds = number // len(ways)
+            reach_s, way_s = min(_WAY_S, first_s.get(way.host, _REACH_S) * 2 ** min(rounds, 8)), _WAY_S
             if len(ways) == 1:
                 reach_s = way_s = HANDSHAKE_S
             return _dial_once(way, greeting, secret, patience.at_most(way_s), patience.at_most(reach_s))
@@ -212,7 +221,7 @@ def dial(
         except PeerLost as error:
             # The last try may have begun with no time left: what one before it met says more.
             problem = problem or error
-        if way is ways[-1]:
+        if number % len(ways) == len(ways) - 1:
             time.sleep(_RETRY_S)
     raise InternalError(f"no address of {greeting.to} is known")
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from atoll.collectives.call import unpack
 from atoll.collectives.tcp_mail import Mail
@@ -41,15 +41,6 @@ class InFlight(Protocol):
     since_s: float
 
 
-class _Info(NamedTuple):
-    """Packets not acknowledged, milliseconds since the last byte came, bytes acknowledged, bytes not sent."""
-
-    unacked: int
-    idle_ms: int
-    acked: int
-    unsent: int
-
-
 @dataclass(slots=True)
 class _Taken:
     """Until when the kernel of a peer acknowledged more."""
@@ -63,7 +54,6 @@ class Waits:
 
     def __init__(self, rank: int, lines: Mapping[int, list[Peer]], mail: Mail, on_wait: Told | None) -> None:
         self._rank, self._lines, self._mail, self._on_wait = rank, lines, mail, on_wait
-        self._peers = [peer for each in lines.values() for peer in each]
         size = 1 + max([rank, *lines])
         self.progress = Progress(rank, size)
         self.current: Wait | None = None
@@ -86,19 +76,12 @@ class Waits:
         stuck = self._stuck()
         since = oldest.since_s if oldest is not None else min(stuck.values(), default=None)
         if self._watch.asks(since, now):
-            self._ask(now)
+            self._ask()
         found = None
         if self._watch.asked_s is not None and since is not None:
             scene = self._scene(oldest, since, stuck, now)
             found = self._watch.judged(scene, self.progress.entered, now)
         self._tell(found, now)
-
-    def silent(self, now: float) -> set[Peer]:
-        """The connections by which nothing came for too long since all were asked, whether anybody waits for them or not."""
-        asked = self._watch.asked_s
-        if asked is None:
-            return set()
-        return {p for p in self._peers if self._quiet(p, asked, now) >= self._watch.silent_s}
 
     def ends(self) -> None:
         """The loop does."""
@@ -115,12 +98,11 @@ class Waits:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, now: float) -> None:
+    def _ask(self) -> None:
         word = self.progress.word()
-        for peer in self._peers:
-            peer.say_progress(_ASKS, word)
-            if not peer.gone and (info := _info(peer.sock)) is not None:
-                self._takes(peer, info.acked, now)
+        for lines in self._lines.values():
+            for peer in lines:
+                peer.say_progress(_ASKS, word)
 
     def _tell(self, found: Wait | None, now: float) -> None:
         self.current = found
@@ -130,7 +112,12 @@ class Waits:
 
     def _stuck(self) -> dict[int, float]:
         """Ranks that do not take what waits for them, and since when."""
-        return {p.rank: p.blocked_since for p in self._peers if p.has_output and not p.gone}
+        return {
+            peer.rank: peer.blocked_since
+            for lines in self._lines.values()
+            for peer in lines
+            if peer.has_output and not peer.gone
+        }
 
     def _scene(self, oldest: InFlight | None, since: float, stuck: Collection[int], now: float) -> Scene:
         if oldest is None:
@@ -164,16 +151,12 @@ class Waits:
         info = _info(peer.sock)
         if info is None:
             return quiet
-        quiet = min(quiet, info.idle_ms / 1000)
-        since = self._takes(peer, info.acked, now)
-        return min(quiet, now - since) if info.unacked or info.unsent or peer.has_output else quiet
-
-    def _takes(self, peer: Peer, acked: int, now: float) -> float:
-        """Until when its kernel acknowledged more, as far as this loop saw."""
+        unacked, idle_ms, acked, unsent = info
+        quiet = min(quiet, idle_ms / 1000)
         taken = self._taken.get(peer)
         if taken is None or taken.acked != acked:
             taken = self._taken[peer] = _Taken(acked, now)
-        return taken.at
+        return min(quiet, now - taken.at) if unacked or unsent or peer.has_output else quiet
 
 
 def _oldest(operations: Iterable[InFlight]) -> InFlight | None:
@@ -189,8 +172,9 @@ def _oldest(operations: Iterable[InFlight]) -> InFlight | None:
     return collective or message
 
 
-def _info(sock: socket.socket) -> _Info | None:
-    """None where Linux has none."""
+def _info(sock: socket.socket) -> tuple[int, int, int, int] | None:
+    """(unacked packets, ms since the last byte came, bytes acknowledged, bytes not sent); None where Linux has none."""
     with suppress(OSError, struct.error):
-        return _Info._make(_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)))
+        unacked, idle_ms, acked, unsent = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
+        return unacked, idle_ms, acked, unsent
     return None

@@ -115,11 +115,6 @@ class Watch:
         """Whether a wait was told that is not over."""
         return self._told is not None
 
-    @property
-    def silent_s(self) -> float:
-        """How long nothing may come of one that was asked."""
-        return max(TELL_S, _SILENT_ASKS * self._ask_s)
-
     def woke(self, now: float) -> None:
         """This process was late itself."""
         self._woke_s = now
@@ -141,7 +136,7 @@ class Watch:
         since = max(scene.since_s, self._woke_s)
         if now - since < TELL_S:
             return None
-        quiet = {r for r in scene.awaited if scene.silence_s.get(r, 0.0) >= self.silent_s}
+        quiet = {r for r in scene.awaited if scene.silence_s.get(r, 0.0) >= self._silent_s}
         if scene.sequence:
             absent = {r for r in scene.needed | scene.awaited if entered[r] < scene.sequence}
         else:  # not numbered: whoever owes something has not come, unless it is silent
@@ -170,6 +165,10 @@ class Watch:
             return None
         self._told, self._told_s = found, now
         return found
+
+    @property
+    def _silent_s(self) -> float:
+        return max(TELL_S, _SILENT_ASKS * self._ask_s)
 
 
 def _same(one: Wait, other: Wait) -> bool:

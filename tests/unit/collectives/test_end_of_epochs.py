@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 import threading
@@ -10,9 +11,11 @@ import time
 import pytest
 import torch
 
+from atoll.collectives.tcp_links import unanswered
 from atoll.collectives.telemetry import Trace
 
 LARGE = 5_000_000
+_SO_ATTACH_FILTER = 26  # the socket module has no name for it
 # Milliseconds on a quiet machine; all ranks are threads of one process here, and others may use its cores.
 QUICKLY_S = 0.3
 
@@ -181,6 +184,67 @@ def test_a_peer_that_reads_nothing_does_not_keep_the_others_waiting(place):
     comms[0].close()
     comms[1].close()
     assert time.monotonic() - started < 0.5
+    stuck.set()
+
+
+def cut_off(comm):
+    """Drop what comes to a rank and what it sends, as a cut of its link: no kernel acknowledges anything."""
+    nothing = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))  # BPF_RET, 0 bytes of each packet
+    program = struct.pack("@HP", 1, ctypes.addressof(nothing))
+    for peer in comm._reactor._peers:
+        peer.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def in_vain(comm, rank):
+    """Whether the kernel has sent something to a rank again."""
+    return all(unanswered(sock) is not None for sock in comm.sockets()[rank])
+
+
+def until(true, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_an_abort_does_not_wait_for_a_peer_whose_kernel_answers_nothing(place, monkeypatch):
+    monkeypatch.setattr("atoll.collectives.tcp_reactor.FAREWELL_S", 20.0)
+    monkeypatch.setattr("atoll.collectives.tcp_communicator._CLOSE_S", 20.0)
+    comms = place.epoch(4)
+    cut_off(comms[2])
+    others = [c for c in comms if c.rank != 2]
+    for comm in others:
+        comm.all_reduce(torch.ones(1000))
+    until(lambda: all(in_vain(c, 2) for c in others))
+    started = time.monotonic()
+    for comm in others:
+        comm.abort("a newer epoch")
+    for comm in others:
+        comm.close()
+    assert time.monotonic() - started < 10.0
+    assert [set(place.listeners[c.rank]._doubted) for c in others] == [{("t2", "127.0.0.1")}] * 3
+    monkeypatch.setattr("atoll.collectives.tcp_reactor.FAREWELL_S", 0.01)
+
+
+def test_a_close_in_order_waits_for_it_all_the_same(place, monkeypatch):
+    monkeypatch.setattr("atoll.collectives.tcp_reactor.FAREWELL_S", 0.5)
+    comms = place.epoch(2)
+    cut_off(comms[1])
+    comms[0].send(torch.ones(1000), to=1)
+    until(lambda: in_vain(comms[0], 1))
+    started = time.monotonic()
+    comms[0].close()
+    assert time.monotonic() - started >= 0.4
+    assert not place.listeners[0]._doubted
+
+
+def test_a_loop_that_stands_still_is_answered_for_by_its_kernel(place):
+    comms = place.epoch(3)
+    stuck = threading.Event()
+    comms[2]._reactor.start(_blocking(stuck.wait), Trace())
+    works = [c.all_reduce(torch.ones(LARGE)) for c in comms[:2]]
+    assert not works[0].wait(1.0)
+    assert not any(in_vain(comm, rank) for comm in comms[:2] for rank in range(3) if rank != comm.rank)
     stuck.set()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 from declared_network import declared, island_nodes, two_nics
@@ -182,35 +183,38 @@ class Allowing:
         return seconds
 
 
-def test_a_doubted_address_is_given_little_time_to_answer_and_then_as_much_as_others(monkeypatch):
+@pytest.mark.parametrize(("rtt_s", "first_s"), [(0.0001, 0.05), (0.03, 0.09), (0.5, 0.25)])
+def test_a_doubted_address_is_given_less_time_to_answer_and_in_the_end_as_much_as_others(monkeypatch, rtt_s, first_s):
     from atoll.collectives import tcp_transport
     from atoll.collectives.tcp_handshake import Greeting
 
-    tried = []
+    tried, naps = [], []
 
     def dial_once(way, _greeting, _secret, _patience, reaching):
         tried.append((way.host, reaching))
         raise TimeoutError
 
     monkeypatch.setattr(tcp_transport, "_dial_once", dial_once)
-    monkeypatch.setattr(tcp_transport, "_RETRY_S", 0.0)
+    monkeypatch.setattr(tcp_transport, "time", SimpleNamespace(sleep=naps.append))
     ways = [Way("10.0.0.1", 1), Way("10.0.0.2", 1)]
     greeting = Greeting(run="r", epoch=3, rank=1, trainer="t1", to="t0")
     with pytest.raises(PeerLost, match="t0"):
-        tcp_transport.dial(ways, greeting, b"s", Allowing(tried), doubted={"10.0.0.1"})
-    assert tried[:4] == [("10.0.0.1", 0.05), ("10.0.0.2", 0.25), ("10.0.0.1", 0.1), ("10.0.0.2", 0.5)]
-    assert tried[-2:] == [("10.0.0.1", 1.0), ("10.0.0.2", 1.0)]
+        tcp_transport.dial(ways, greeting, b"s", Allowing(tried), doubted={"10.0.0.1": rtt_s})
+    assert [host for host, _ in tried] == ["10.0.0.1", "10.0.0.2"] * 6
+    assert [s for _, s in tried[:4]] == pytest.approx([first_s, 0.25, 2 * first_s, 0.5])
+    assert [s for _, s in tried[-2:]] == [1.0, 1.0]
+    assert len(naps) == 6  # once all were tried
 
 
 def test_a_listener_doubts_addresses_of_the_trainer_that_was_silent_there(place, monkeypatch):
     from atoll.collectives import tcp_transport
 
     (listener,), dials = place.listen(1), []
-    monkeypatch.setattr(tcp_transport, "dial", lambda *_, doubted: dials.append(set(doubted)))
-    listener.doubt([("t0", "10.0.0.1"), ("t2", "10.0.0.2")])
+    monkeypatch.setattr(tcp_transport, "dial", lambda *_, doubted: dials.append(doubted))
+    listener.doubt({("t0", "10.0.0.1"): 0.1, ("t2", "10.0.0.2"): 0.2})
     for rank in (0, 1, 2):
         listener.dial(member(rank, "a"), me=member(3, "b"), epoch=1, deadline=0.0, cancelled=lambda: False)
-    assert dials == [{"10.0.0.1"}, set(), {"10.0.0.2"}]
+    assert dials == [{"10.0.0.1": 0.1}, {}, {"10.0.0.2": 0.2}]
 
 
 def test_a_listener_has_a_door_at_each_nic(place):
