@@ -17,7 +17,7 @@ from atoll.collectives.telemetry import Trace
 LARGE = 5_000_000
 _SO_ATTACH_FILTER = 26  # the socket module has no name for it
 # Milliseconds on a quiet machine; all ranks are threads of one process here, and others may use its cores.
-QUICKLY_S = 0.3
+QUICKLY_S = 0.9
 
 
 def ended(comms, seconds=2.0):
@@ -183,7 +183,7 @@ def test_a_peer_that_reads_nothing_does_not_keep_the_others_waiting(place):
     assert time.monotonic() - started < QUICKLY_S
     comms[0].close()
     comms[1].close()
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 2.0
     stuck.set()
 
 
@@ -222,7 +222,9 @@ def test_an_abort_does_not_wait_for_a_peer_whose_kernel_answers_nothing(place, m
     for comm in others:
         comm.close()
     assert time.monotonic() - started < 10.0
-    assert [set(place.listeners[c.rank]._doubted) for c in others] == [{("t2", "127.0.0.1")}] * 3
+    doubts = [place.listeners[c.rank]._doubted for c in others]
+    assert [set(d) for d in doubts] == [{("t2", "127.0.0.1")}] * 3
+    assert all(rtt_s > 0 for d in doubts for rtt_s in d.values())
     monkeypatch.setattr("atoll.collectives.tcp_reactor.FAREWELL_S", 0.01)
 
 
@@ -244,7 +246,8 @@ def test_a_loop_that_stands_still_is_answered_for_by_its_kernel(place):
     comms[2]._reactor.start(_blocking(stuck.wait), Trace())
     works = [c.all_reduce(torch.ones(LARGE)) for c in comms[:2]]
     assert not works[0].wait(1.0)
-    assert not any(in_vain(comm, rank) for comm in comms[:2] for rank in range(3) if rank != comm.rank)
+    lines = [sock for comm in comms[:2] for met in comm.sockets().values() for sock in met]
+    assert [unanswered(sock) for sock in lines] == [None] * 4
     stuck.set()
 
 

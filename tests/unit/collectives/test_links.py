@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import time
 
 import pytest
 from declared_network import two_nics
 
 from atoll.collectives import tcp_links
-from atoll.collectives.tcp_links import Counts, Line, Links, Pressure, counts
+from atoll.collectives.tcp_links import Counts, Line, Links, Pressure, counts, unanswered
 
 
 @pytest.fixture
@@ -51,6 +52,31 @@ def test_counts_are_those_of_the_kernel_and_none_of_a_connection_that_is_gone(pa
     one, other = socket.socketpair()
     with one, other:
         assert counts(one) is None
+
+
+class Kernel:
+    """A connection of which the kernel says what linux/tcp.h puts at these places, and other numbers at all others."""
+
+    def __init__(self, *, retransmits, unacked, rtt_us):
+        info = bytearray(range(100, 172))
+        info[2] = retransmits
+        struct.pack_into("=I", info, 24, unacked)
+        struct.pack_into("=I", info, 68, rtt_us)
+        self.info = bytes(info)
+
+    def getsockopt(self, _level, _option, size):
+        return self.info[:size]
+
+
+def test_what_was_sent_again_in_vain_is_unanswered_and_tells_the_usual_round_trip(pair):
+    assert unanswered(Kernel(retransmits=1, unacked=2, rtt_us=250)) == 0.00025
+    assert unanswered(Kernel(retransmits=0, unacked=2, rtt_us=250)) is None
+    assert unanswered(Kernel(retransmits=1, unacked=0, rtt_us=250)) is None
+    left, right = pair
+    carry(left, right, 100_000)
+    assert unanswered(left) is None
+    left.close()
+    assert unanswered(left) is None
 
 
 def test_only_what_went_under_pressure_is_counted_and_only_once(pair):
