@@ -17,7 +17,7 @@ from atoll.collectives.telemetry import Trace
 LARGE = 5_000_000
 _SO_ATTACH_FILTER = 26  # the socket module has no name for it
 # Milliseconds on a quiet machine; all ranks are threads of one process here, and others may use its cores.
-QUICKLY_S = 0.9
+QUICKLY_S = 0.3
 
 
 def ended(comms, seconds=2.0):
@@ -183,7 +183,7 @@ def test_a_peer_that_reads_nothing_does_not_keep_the_others_waiting(place):
     assert time.monotonic() - started < QUICKLY_S
     comms[0].close()
     comms[1].close()
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 0.5
     stuck.set()
 
 
