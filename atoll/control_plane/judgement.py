@@ -45,6 +45,10 @@ def judge(desk: Desk, *, stalled: bool = False) -> None:
             n: desk.clock if n in deaf else at for n, at in run.apart.items() if n in deaf or desk.clock - at < HEALED_S
         }
     verdicts = fold(facts)
+    # All first, so that no run is given a survivor on a node that is lost as well.
+    for verdict in verdicts:
+        for node in _cut_away(verdict):
+            _mark_lost(desk, node)
     for verdict in verdicts:
         _carry_out(desk, verdict)
     # What fell together leaves together: one epoch for all of it.
@@ -61,7 +65,8 @@ def _carry_out(desk: Desk, verdict: v.Verdict) -> None:
         case v.Hung():
             _lost(desk, verdict.run, verdict.trainer, f"hung: {verdict.evidence}")
         case v.NodeLost():
-            node_lost(desk, verdict.node, verdict.evidence)
+            desk.note(None, verdict.node, "node-lost", verdict.evidence)
+            _empty(desk, verdict.node, f"{verdict.node} is {verdict.evidence}")
         case v.Partitioned():
             _partitioned(desk, verdict)
         case v.Desync():
@@ -103,9 +108,6 @@ def _lost(desk: Desk, run_id: RunId, trainer_id: TrainerId, evidence: str, *, pr
 def _partitioned(desk: Desk, verdict: v.Partitioned) -> None:
     if verdict.run is None:
         desk.note(None, ", ".join(verdict.cut), "partitioned", verdict.evidence)
-        # All first, so that no run is given a survivor of the part that is cut off.
-        for node in verdict.cut:
-            _mark_lost(desk, node)
         for node in verdict.cut:
             _empty(desk, node, f"partitioned: {verdict.evidence}")
         return
@@ -116,11 +118,11 @@ def _partitioned(desk: Desk, verdict: v.Partitioned) -> None:
         end_trainer(desk, run, trainer, End.LOST, f"partitioned: {verdict.evidence}")
 
 
-def node_lost(desk: Desk, node: NodeId, evidence: str) -> None:
-    """The node and all on it are out of reach."""
-    _mark_lost(desk, node)
-    desk.note(None, node, "node-lost", evidence)
-    _empty(desk, node, f"{node} is {evidence}")
+def _cut_away(verdict: v.Verdict) -> tuple[NodeId, ...]:
+    """The nodes that are out of reach by this verdict."""
+    if isinstance(verdict, v.NodeLost):
+        return (verdict.node,)
+    return verdict.cut if isinstance(verdict, v.Partitioned) and verdict.run is None else ()
 
 
 def _mark_lost(desk: Desk, node: NodeId) -> None:

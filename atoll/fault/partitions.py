@@ -34,11 +34,23 @@ def lost_nodes(facts: Facts) -> list[NodeLost | Partitioned]:
     islands = _whole_islands([s.node for s in silent], facts)
     if islands and {s.node for s in due} <= islands:
         late = [s for s in silent if s.node in islands and not s.due]
-        if late and max(s.for_s for s in due) < silence(facts.strain_s) + TOGETHER_S:
+        if late and all(s.for_s < s.limit_s + TOGETHER_S for s in due):
             return []
         if not late:
             return [_cut_off(due, facts)]
-    return [NodeLost(node=s.node, evidence=s.evidence) for s in due]
+    return [NodeLost(node=s.node, evidence=s.evidence) for s in due if not _others_may_follow(s.node, silent, facts)]
+
+
+def _others_may_follow(node: NodeId, silent: list[Silent], facts: Facts) -> bool:
+    """Whether to wait for others: no run there has a member left that is heard, and some are not silent for long enough.
+
+    Those will be heard again, or be lost with it; to lose one after the other would leave a run to the last of them.
+    """
+    late = {s.node for s in silent if not s.due}
+    gone = {s.node for s in silent} | {n.node for n in facts.nodes.values() if n.lost}
+    homes = [{m.node for m in run.members} for run in facts.runs]
+    here = [nodes for nodes in homes if node in nodes]
+    return bool(here) and all(nodes <= gone and nodes & late for nodes in here)
 
 
 def _whole_islands(silent: list[NodeId], facts: Facts) -> frozenset[NodeId]:

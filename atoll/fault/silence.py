@@ -34,12 +34,17 @@ REACHABLE_S = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silent:
-    """A node that nobody hears, for how long, by whose word. `due`: for long enough to be lost."""
+    """A node that nobody hears, for how long, by whose word; and for how long it has to be, to be lost."""
 
     node: NodeId
     for_s: float
-    due: bool
+    limit_s: float
     evidence: str
+
+    @property
+    def due(self) -> bool:
+        """Whether it is lost."""
+        return self.for_s >= self.limit_s
 
 
 def silent_nodes(facts: Facts) -> list[Silent]:
@@ -62,8 +67,8 @@ def _judged(node: NodeFacts, facts: Facts) -> Silent | None:
         return None
     who = f"{', '.join(sorted(words))} and the control plane" if words else "the control plane"
     evidence = f"unheard for {lasted:.1f} s by {who}" + ("" if words else ", as are all who listen for it")
-    due = lasted >= max(patience, limit, ALONE_S if _may_be_us(facts) else 0.0)
-    return Silent(node=node.node, for_s=lasted, due=due, evidence=evidence)
+    limit = max(patience, limit, ALONE_S if _may_be_us(facts) else 0.0)
+    return Silent(node=node.node, for_s=lasted, limit_s=limit, evidence=evidence)
 
 
 def _words(node: NodeId, facts: Facts) -> dict[NodeId, float]:
@@ -122,7 +127,7 @@ def _one_way(node: NodeFacts, hearing: list[NodeId], facts: Facts) -> Silent | N
             f"silent to the control plane for {ours:.1f} s, and all who wait wait for it, though "
             f"{', '.join(hearing)} can hear it: one direction of its links works"
         )
-        return Silent(node=node.node, for_s=lasted, due=lasted >= limit, evidence=evidence)
+        return Silent(node=node.node, for_s=lasted, limit_s=limit, evidence=evidence)
     return None
 
 

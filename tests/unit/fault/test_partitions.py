@@ -1,6 +1,9 @@
-from imagined_facts import NOW, Imagined
+import dataclasses
 
-from atoll.fault.limits import SILENCE_S, TOGETHER_S
+from imagined_facts import ISLANDS, NODES, NOW, Imagined
+
+from atoll.fault.detector import fold
+from atoll.fault.limits import ALONE_S, SILENCE_S, TOGETHER_S
 from atoll.fault.verdicts import NodeLost, Partitioned
 
 
@@ -44,6 +47,42 @@ def test_island_is_given_time_to_fall_silent_as_a_whole():
     verdict = only(world)
     assert isinstance(verdict, NodeLost)
     assert verdict.node == "b1"
+
+
+def cut_off_ourselves(late_s, *, islands=ISLANDS):
+    """Our host `h` has a spare only and hears nobody else; `b2` was heard last, so long ago."""
+    world = Imagined(nodes={**NODES, "h": "s0"}, islands=(*islands, ("h",)), local="h", committed_ago=20.0)
+    world.trainer("s0", rank=None)
+    world.silent("a1", "a2", "b1", for_s=ALONE_S + 2 * TOGETHER_S)
+    world.silent("b2", for_s=late_s)
+    return world
+
+
+def test_members_that_nobody_hears_are_lost_together_or_not_at_all():
+    assert cut_off_ourselves(ALONE_S - 0.1).verdicts() == []
+    verdict = only(cut_off_ourselves(ALONE_S))
+    assert isinstance(verdict, Partitioned)
+    assert verdict.cut == ("a1", "a2", "b1", "b2")
+
+
+def test_members_on_islands_of_one_wait_for_the_last_as_well():
+    alone = tuple((node,) for node in NODES)
+    assert cut_off_ourselves(ALONE_S - 0.1, islands=alone).verdicts() == []
+    assert {v.node for v in cut_off_ourselves(ALONE_S, islands=alone).verdicts()} == set(NODES)
+
+
+def test_silent_members_are_lost_if_another_is_heard():
+    alone = tuple((node,) for node in NODES)
+    assert {v.node for v in cut_off_ourselves(0.0, islands=alone).verdicts()} == {"a1", "a2", "b1"}
+
+
+def test_members_of_a_run_that_goes_on_do_not_wait_for_those_of_another():
+    world = cut_off_ourselves(ALONE_S - 0.1, islands=tuple((node,) for node in NODES))
+    facts = world.facts()
+    spare = dataclasses.replace(facts.runs[0].trainers[-1], rank=4)
+    other = dataclasses.replace(facts.runs[0], run="r2", trainers=(facts.runs[0].trainers[0], spare))
+    verdicts = fold(dataclasses.replace(facts, runs=(facts.runs[0], other)))
+    assert [v.node for v in verdicts] == ["a1"]
 
 
 def test_two_nodes_of_two_islands_are_lost_each():
