@@ -342,7 +342,7 @@ class Communicator:
         self._reactor.join(_CLOSE_S)
         silent = self._reactor.silent
         if self._on_close is not None and silent is not None:
-            self._on_close({(self.members[rank].trainer, host): rtt_s for (rank, host), rtt_s in silent.items()})
+            self._on_close({(self.members[peer.rank].trainer, peer.host): rtt_s for peer, rtt_s in silent.items()})
         if self._island is not None:
             self._island.close()
 

@@ -15,19 +15,17 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from atoll.collectives.network import Way
+from atoll.collectives.tcp_info import tcp_info
 from atoll.schema.ids import NodeId
 from atoll.schema.topology import Detour, Observation, Topology
 
 # bytes_acked u64 at 120, min_rtt u32 at 148, busy_time u64 at 168, rwnd_limited u64 at 176; times in microseconds.
-_INFO = struct.Struct("=120xQ20xI16xQQ")
+_COUNTS = struct.Struct("=120xQ20xI16xQQ")
 # retransmits u8 at 2 (of what is unacknowledged now), unacked packets u32 at 24, rtt u32 (microseconds) at 68.
 _UNANSWERED = struct.Struct("=2xB21xI40xI")
-
-
 # A stretch: a few times what a shaper or a NIC may have let through at once.
 STRETCH_BYTES = 64 * 1024
 
@@ -44,10 +42,11 @@ class Counts:
 
 def counts(sock: socket.socket) -> Counts | None:
     """What the kernel counts; None where it does not, or the connection is gone."""
-    with suppress(OSError, struct.error):
-        acked, rtt, busy, unread = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
-        return Counts(acked, busy / 1e6, unread / 1e6, rtt / 1e6)
-    return None
+    info = tcp_info(sock, _COUNTS)
+    if info is None:
+        return None
+    acked, rtt, busy, unread = info
+    return Counts(acked, busy / 1e6, unread / 1e6, rtt / 1e6)
 
 
 def unanswered(sock: socket.socket) -> float | None:
@@ -56,10 +55,11 @@ def unanswered(sock: socket.socket) -> float | None:
     None of any other. A kernel acknowledges also for a process that stands still, and however busy its machine is: that
     end is gone, or the way to it or back.
     """
-    with suppress(OSError, struct.error):
-        again, unacked, rtt = _UNANSWERED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNANSWERED.size))
-        return rtt / 1e6 if again and unacked else None
-    return None
+    info = tcp_info(sock, _UNANSWERED)
+    if info is None:
+        return None
+    again, unacked, rtt = info
+    return rtt / 1e6 if again and unacked else None
 
 
 class Pressure:

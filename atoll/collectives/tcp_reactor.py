@@ -88,7 +88,7 @@ class _Farewell:
 class Reactor:
     """The loop of `rank`; `local` are the peers on its own host.
 
-    `silent`, once it ended by an ABORT: the peers (rank, address) that answered nothing, with their usual round trip.
+    `silent`, once it ended by an ABORT: the peers that answered nothing, with their usual round trip.
 
     On its thread: `on_end`, once, when the epoch cannot go on; `on_wait`, when an operation waits long for others (`waits`).
     """
@@ -121,7 +121,7 @@ class Reactor:
         self._writers: set[Peer] = set()
         self._open: set[Running] = set()
         self._ending: _Farewell | None = None
-        self.silent: dict[tuple[int, str], float] | None = None
+        self.silent: dict[Peer, float] | None = None
         self._lock = threading.Lock()
         self._kept = self._watched = False
         self._hands = threading.RLock()  # held while callers' memory may be read or written
@@ -415,11 +415,13 @@ class Reactor:
             self._keep()
         scrap = memoryview(bytearray(_SCRAP_BYTES))
         staying = [peer for peer in self._peers if not peer.gone]
-        silent = {p: rtt_s for p in staying if (rtt_s := unanswered(p.sock)) is not None} if last.drop else {}
-        self.silent = {(p.rank, p.host): rtt_s for p, rtt_s in silent.items()} if last.drop else None
+        if last.drop:
+            self.silent = {p: rtt_s for p in staying if (rtt_s := unanswered(p.sock)) is not None}
         for peer in staying:
             peer.finish_with(last.frame, drop=last.drop)
-        staying = [p for p in staying if not p.part(scrap) and p not in silent and p.rank != last.unreachable]
+        staying = [
+            p for p in staying if not p.part(scrap) and p not in (self.silent or ()) and p.rank != last.unreachable
+        ]
         deadline = time.monotonic() + FAREWELL_S
         with selectors.DefaultSelector() as selector:
             for peer in staying:

@@ -8,15 +8,14 @@ long as its kernel acknowledges them, however slow the link is (`struct tcp_info
 
 from __future__ import annotations
 
-import socket
 import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from atoll.collectives.call import unpack
+from atoll.collectives.tcp_info import tcp_info
 from atoll.collectives.tcp_mail import Mail
 from atoll.collectives.tcp_peer import EpochEnded, Peer
 from atoll.collectives.waits import Progress, Scene, Wait, Watch
@@ -24,7 +23,7 @@ from atoll.collectives.wire import Frame
 from atoll.errors import HandshakeError
 
 # unacked packets u32 at 24, last_data_recv u32 (ms) at 52, bytes_acked u64 at 120, notsent_bytes u32 at 144.
-_INFO = struct.Struct("=24xI24xI64xQ16xI")
+_PROGRESS = struct.Struct("=24xI24xI64xQ16xI")
 # `part` of a PROGRESS frame.
 _ASKS, _ANSWERS = 0, 1
 
@@ -148,7 +147,7 @@ class Waits:
         if peer.gone:
             return 0.0
         quiet = now - max(asked, peer.read_s)
-        info = _info(peer.sock)
+        info = tcp_info(peer.sock, _PROGRESS)
         if info is None:
             return quiet
         unacked, idle_ms, acked, unsent = info
@@ -170,11 +169,3 @@ def _oldest(operations: Iterable[InFlight]) -> InFlight | None:
         elif each.source is not None and (message is None or each.since_s < message.since_s):
             message = each
     return collective or message
-
-
-def _info(sock: socket.socket) -> tuple[int, int, int, int] | None:
-    """(unacked packets, ms since the last byte came, bytes acknowledged, bytes not sent); None where Linux has none."""
-    with suppress(OSError, struct.error):
-        unacked, idle_ms, acked, unsent = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
-        return unacked, idle_ms, acked, unsent
-    return None

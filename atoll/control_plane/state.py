@@ -223,7 +223,7 @@ class Cluster:
     notices: set[tuple[NodeId, str]] = field(default_factory=set)
     sharing: Sharing = field(default_factory=Sharing)
     # A cluster lives through many runs, and every event asks for those that have not ended.
-    _open: dict[RunId, Run] = field(default_factory=dict)
+    _open: dict[RunId, Run] = field(default_factory=dict, repr=False, compare=False)
 
     def apply(self, record: r.Record) -> None:
         """Change the durable state by one record. Raises `TransitionError` where the record cannot follow."""
