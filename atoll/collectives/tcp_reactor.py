@@ -415,13 +415,11 @@ class Reactor:
             self._keep()
         scrap = memoryview(bytearray(_SCRAP_BYTES))
         staying = [peer for peer in self._peers if not peer.gone]
-        if last.drop:
-            self.silent = {p: rtt_s for p in staying if (rtt_s := unanswered(p.sock)) is not None}
+        silent = {p: rtt_s for p in staying if (rtt_s := unanswered(p.sock)) is not None} if last.drop else {}
+        self.silent = silent if last.drop else None
         for peer in staying:
             peer.finish_with(last.frame, drop=last.drop)
-        staying = [
-            p for p in staying if not p.part(scrap) and p not in (self.silent or ()) and p.rank != last.unreachable
-        ]
+        staying = [p for p in staying if not p.part(scrap) and p not in silent and p.rank != last.unreachable]
         deadline = time.monotonic() + FAREWELL_S
         with selectors.DefaultSelector() as selector:
             for peer in staying:
