@@ -17,8 +17,7 @@ from atoll.fault.facts import Facts, MissingFacts, RunFacts
 from atoll.fault.hangs import hung
 from atoll.fault.links import links
 from atoll.fault.partitions import Pair, deaf_pairs, lost_nodes, split
-from atoll.fault.silence import dead_to_ray
-from atoll.fault.verdicts import NodeLost, Partitioned, TrainerLost, Verdict
+from atoll.fault.verdicts import Partitioned, TrainerLost, Verdict
 from atoll.schema.ids import NodeId
 
 # A restarted agent hears from its living trainers within a second or two of opening its socket.
@@ -32,9 +31,8 @@ def fold(facts: Facts) -> list[Verdict]:
     verdicts += [v for v in map(replicas.judge, facts.runs) if v is not None]
     if not facts.steady:
         return verdicts
-    nodes: list[NodeLost | Partitioned] = lost_nodes(facts)
+    nodes = lost_nodes(facts)
     gone = {n for v in nodes for n in (v.cut if isinstance(v, Partitioned) else (v.node,))}
-    nodes += [v for v in dead_to_ray(facts) if v.node not in gone]
     verdicts += nodes
     deaf = deaf_pairs(facts)
     for run in facts.runs:

@@ -19,6 +19,7 @@ all who wait on other nodes wait for its trainers does one direction of its link
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from atoll.fault.facts import Facts, NodeFacts, RunFacts, TrainerFacts
@@ -34,7 +35,10 @@ REACHABLE_S = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silent:
-    """A node that nobody hears, for how long, by whose word; and for how long it has to be, to be lost."""
+    """A node that nobody hears, for how long, by whose word; and for how long it has to be, to be lost.
+
+    `limit_s` is infinite while the node shows life in another way.
+    """
 
     node: NodeId
     for_s: float
@@ -78,7 +82,7 @@ def _words(node: NodeId, facts: Facts) -> dict[NodeId, float]:
 
 
 def _patience(node: NodeFacts, facts: Facts, *, since: float) -> float | None:
-    """How long to wait for the sake of those who need the node; None if nobody has a part there, or it shows life."""
+    """How long to wait for the sake of those who need the node: for ever if it shows life, None if nobody is there."""
     patience: list[float] = []
     for run in facts.runs:
         here = trainers_on(run, node.node)
@@ -86,7 +90,7 @@ def _patience(node: NodeFacts, facts: Facts, *, since: float) -> float | None:
         member = any(t.rank is not None and t.joined for t in here)
         after = run.committed_at > since + silence(facts.strain_s) / 2
         if member and after and facts.now - run.committed_at < limits.unneeded:
-            return None
+            return math.inf
         if here:
             patience.append(_patience_of(run, here, node, facts))
     return min(patience, default=None)

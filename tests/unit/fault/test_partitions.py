@@ -3,7 +3,7 @@ import dataclasses
 from imagined_facts import ISLANDS, NODES, NOW, Imagined
 
 from atoll.fault.detector import fold
-from atoll.fault.limits import ALONE_S, SILENCE_S, TOGETHER_S
+from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, SILENCE_S, TOGETHER_S
 from atoll.fault.verdicts import NodeLost, Partitioned
 
 
@@ -69,6 +69,26 @@ def test_members_on_islands_of_one_wait_for_the_last_as_well():
     alone = tuple((node,) for node in NODES)
     assert cut_off_ourselves(ALONE_S - 0.1, islands=alone).verdicts() == []
     assert {v.node for v in cut_off_ourselves(ALONE_S, islands=alone).verdicts()} == set(NODES)
+
+
+def test_members_wait_for_one_that_shows_life_until_it_shows_none():
+    world = cut_off_ourselves(ALONE_S + 0.4, islands=tuple((node,) for node in NODES))
+    commit_told_last = -ALONE_S + 0.1
+    world.run = dataclasses.replace(world.run, committed_at=commit_told_last)
+    world.silent("b2", for_s=ALONE_S)
+    assert world.verdicts() == []
+    world.run = dataclasses.replace(world.run, committed_at=commit_told_last - 0.1)
+    assert {v.node for v in world.verdicts()} == set(NODES)
+
+
+def test_members_that_are_dead_to_ray_wait_for_the_last_as_well():
+    world = cut_off_ourselves(ALONE_S - 0.1, islands=tuple((node,) for node in NODES))
+    for node in ("a1", "a2", "b1"):
+        world.silent(node, for_s=NODE_SILENCE_S + 1.0)
+        world.node(node, attached=False, ray_alive=False)
+    assert world.verdicts() == []
+    world.silent("b2", for_s=ALONE_S)
+    assert {v.node for v in world.verdicts()} == set(NODES)
 
 
 def test_silent_members_are_lost_if_another_is_heard():
