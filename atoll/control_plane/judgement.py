@@ -1,8 +1,9 @@
 """The detector's verdicts, carried out: who has no part any more, which connections are made anew, which run stops.
 
 A member that is lost costs its run one epoch, nothing else, as long as one survives whose acknowledgement fences it
-(law 1). A run whose every member is on lost nodes has no such survivor, and nobody can know whether it still trains
-there. It is held as it is: if a node is heard again within `LEASE_S` nothing has happened. After that a trainer that
+(law 1). A run with no member that we hear has no such survivor, and nobody can know whether it still trains: members on
+nodes that are lost are held as they are. If all are heard again within `LEASE_S` nothing has happened; if one is, the
+others are lost once nobody can think that they are on their way (`silence.left_behind`). After the lease a trainer that
 hears neither agent nor peers has ended itself, its death counts as proven, and the run goes on from its last checkpoint.
 While we hear no host but our own, and for `RETURN_S` after, it may be we who are cut off, and members who hear each other
 train on: they stay held.
@@ -23,6 +24,7 @@ from atoll.errors import ProgramFailed
 from atoll.fault import verdicts as v
 from atoll.fault.detector import fold
 from atoll.fault.facts import Blame
+from atoll.fault.limits import RETURN_S
 from atoll.fault.partitions import deaf_pairs
 from atoll.schema.ids import NodeId, RunId, TrainerId
 from atoll.schema.spec import JobKind
@@ -30,8 +32,6 @@ from atoll.schema.views import RunState
 
 # A trainer's lifeline, and what its looks at the clock may be late.
 LEASE_S = LIFELINE_S + 10.0
-# So soon after a cut of ours has healed the agents on its other side are back, one after the other.
-RETURN_S = 15.0
 # A cut that healed has to hold that long before whoever was behind it may join.
 HEALED_S = 3.0
 
@@ -45,10 +45,6 @@ def judge(desk: Desk, *, stalled: bool = False) -> None:
             n: desk.clock if n in deaf else at for n, at in run.apart.items() if n in deaf or desk.clock - at < HEALED_S
         }
     verdicts = fold(facts)
-    # All first, so that no run is given a survivor on a node that is lost as well.
-    for verdict in verdicts:
-        for node in _cut_away(verdict):
-            _mark_lost(desk, node)
     for verdict in verdicts:
         _carry_out(desk, verdict)
     # What fell together leaves together: one epoch for all of it.
@@ -65,8 +61,7 @@ def _carry_out(desk: Desk, verdict: v.Verdict) -> None:
         case v.Hung():
             _lost(desk, verdict.run, verdict.trainer, f"hung: {verdict.evidence}")
         case v.NodeLost():
-            desk.note(None, verdict.node, "node-lost", verdict.evidence)
-            _empty(desk, verdict.node, f"{verdict.node} is {verdict.evidence}")
+            node_lost(desk, verdict.node, verdict.evidence)
         case v.Partitioned():
             _partitioned(desk, verdict)
         case v.Desync():
@@ -100,6 +95,8 @@ def _connect_anew(desk: Desk, run: Run, verdict: v.LinkBroken | v.HungLink) -> N
 def _lost(desk: Desk, run_id: RunId, trainer_id: TrainerId, evidence: str, *, proof: bool = False) -> None:
     run = desk.cluster.runs[run_id]
     trainer = run.trainers[trainer_id]
+    if desk.nodes[trainer.node].lost and not proof and trainer in _held(desk, run):
+        return
     end_trainer(desk, run, trainer, End.LOST, evidence)
     if proof:
         gone(desk, run, trainer, evidence)
@@ -108,6 +105,9 @@ def _lost(desk: Desk, run_id: RunId, trainer_id: TrainerId, evidence: str, *, pr
 def _partitioned(desk: Desk, verdict: v.Partitioned) -> None:
     if verdict.run is None:
         desk.note(None, ", ".join(verdict.cut), "partitioned", verdict.evidence)
+        # All first, so that no run is given a survivor of the part that is cut off.
+        for node in verdict.cut:
+            _mark_lost(desk, node)
         for node in verdict.cut:
             _empty(desk, node, f"partitioned: {verdict.evidence}")
         return
@@ -118,11 +118,11 @@ def _partitioned(desk: Desk, verdict: v.Partitioned) -> None:
         end_trainer(desk, run, trainer, End.LOST, f"partitioned: {verdict.evidence}")
 
 
-def _cut_away(verdict: v.Verdict) -> tuple[NodeId, ...]:
-    """The nodes that are out of reach by this verdict."""
-    if isinstance(verdict, v.NodeLost):
-        return (verdict.node,)
-    return verdict.cut if isinstance(verdict, v.Partitioned) and verdict.run is None else ()
+def node_lost(desk: Desk, node: NodeId, evidence: str) -> None:
+    """The node and all on it are out of reach."""
+    _mark_lost(desk, node)
+    desk.note(None, node, "node-lost", evidence)
+    _empty(desk, node, f"{node} is {evidence}")
 
 
 def _mark_lost(desk: Desk, node: NodeId) -> None:
@@ -150,11 +150,15 @@ def _empty(desk: Desk, node: NodeId, evidence: str) -> None:
 
 
 def _held(desk: Desk, run: Run) -> list[Trainer]:
-    """Members on lost nodes, if there are no others that hold the state: only the lease can tell that they ended."""
+    """Members that hold the state, if none of them is heard: only the lease can tell that they ended.
+
+    To be heard is more than not to be lost: silences of one cut come to an end one after another, and whoever's was last
+    would be left with the run.
+    """
     if run.spec.kind is not JobKind.TRAIN or run.state is RunState.STOPPING:
         return []
     holders = [t for t in map(run.trainers.__getitem__, run.member_ids()) if t.active and t.holds]
-    return [] if any(not desk.nodes[t.node].lost for t in holders) else holders
+    return [] if any(watching.hears(desk, t.node) for t in holders) else holders
 
 
 def lapse(desk: Desk) -> None:

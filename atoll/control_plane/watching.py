@@ -114,6 +114,11 @@ def ticked(desk: Desk, late_s: float) -> None:
         desk.steady_at = desk.clock + HEARD_AGAIN_S
 
 
+def hears(desk: Desk, node: NodeId) -> bool:
+    """Whether we hear the node now."""
+    return audible(_node_facts(desk, desk.nodes[node]), _now(desk))
+
+
 def _deaf(desk: Desk) -> bool:
     """Whether nobody is heard at all, not even our own host's agent, though its stream stands and crosses no network.
 

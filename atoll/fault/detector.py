@@ -17,7 +17,8 @@ from atoll.fault.facts import Facts, MissingFacts, RunFacts
 from atoll.fault.hangs import hung
 from atoll.fault.links import links
 from atoll.fault.partitions import Pair, deaf_pairs, lost_nodes, split
-from atoll.fault.verdicts import Partitioned, TrainerLost, Verdict
+from atoll.fault.silence import dead_to_ray, left_behind
+from atoll.fault.verdicts import NodeLost, Partitioned, TrainerLost, Verdict
 from atoll.schema.ids import NodeId
 
 # A restarted agent hears from its living trainers within a second or two of opening its socket.
@@ -31,8 +32,9 @@ def fold(facts: Facts) -> list[Verdict]:
     verdicts += [v for v in map(replicas.judge, facts.runs) if v is not None]
     if not facts.steady:
         return verdicts
-    nodes = lost_nodes(facts)
+    nodes: list[NodeLost | Partitioned] = lost_nodes(facts)
     gone = {n for v in nodes for n in (v.cut if isinstance(v, Partitioned) else (v.node,))}
+    nodes += [v for v in dead_to_ray(facts) if v.node not in gone]
     verdicts += nodes
     deaf = deaf_pairs(facts)
     for run in facts.runs:
@@ -41,7 +43,7 @@ def fold(facts: Facts) -> list[Verdict]:
 
 
 def _run(run: RunFacts, facts: Facts, gone: set[NodeId], deaf: dict[Pair, float]) -> list[Verdict]:
-    found: list[Verdict] = list(hung(run, facts))
+    found: list[Verdict] = [*hung(run, facts), *left_behind(run, facts)]
     if found or any(m.node in gone for m in run.members):
         return found
     parted = split(run, facts, deaf)

@@ -12,13 +12,11 @@ its ends has to leave, that with more such links, or without rank 0. All members
 
 from __future__ import annotations
 
-import math
-
 from atoll.fault.facts import Facts, RunFacts
 from atoll.fault.hangs import Waits, waits_of
 from atoll.fault.hearing import audible, ears, quiet, unheard_for
 from atoll.fault.limits import TOGETHER_S, silence
-from atoll.fault.silence import Silent, dead_to_ray, silent_nodes
+from atoll.fault.silence import Silent, silent_nodes
 from atoll.fault.verdicts import NodeLost, Partitioned
 from atoll.schema.ids import NodeId
 
@@ -28,15 +26,8 @@ Cut = tuple[Side, Side]
 
 
 def lost_nodes(facts: Facts) -> list[NodeLost | Partitioned]:
-    """Nodes that nobody hears: each lost, or all together cut off. Then those of the slow rule."""
+    """Nodes that nobody hears: each lost, or all together cut off."""
     silent = silent_nodes(facts)
-    found = _fell_silent([s for s in silent if math.isfinite(s.limit_s)], facts)
-    gone = {n for v in found for n in (v.cut if isinstance(v, Partitioned) else (v.node,))}
-    found += [v for v in dead_to_ray(facts) if v.node not in gone]
-    return [v for v in found if isinstance(v, Partitioned) or not _others_may_follow(v.node, silent, facts)]
-
-
-def _fell_silent(silent: list[Silent], facts: Facts) -> list[NodeLost | Partitioned]:
     due = [s for s in silent if s.due]
     if not due:
         return []
@@ -48,18 +39,6 @@ def _fell_silent(silent: list[Silent], facts: Facts) -> list[NodeLost | Partitio
         if not late:
             return [_cut_off(due, facts)]
     return [NodeLost(node=s.node, evidence=s.evidence) for s in due]
-
-
-def _others_may_follow(node: NodeId, silent: list[Silent], facts: Facts) -> bool:
-    """Whether to wait for others: no run there has a member left that is heard, and some are not silent for long enough.
-
-    Those will be heard again, or be lost with it; to lose one after the other would leave a run to the last of them.
-    """
-    late = {s.node for s in silent if not s.due}
-    gone = {node, *(s.node for s in silent), *(n.node for n in facts.nodes.values() if n.lost)}
-    homes = [{m.node for m in run.members} for run in facts.runs]
-    here = [nodes for nodes in homes if node in nodes]
-    return bool(here) and all(nodes <= gone and nodes & late for nodes in here)
 
 
 def _whole_islands(silent: list[NodeId], facts: Facts) -> frozenset[NodeId]:

@@ -19,14 +19,13 @@ all who wait on other nodes wait for its trainers does one direction of its link
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from atoll.fault.facts import Facts, NodeFacts, RunFacts, TrainerFacts
 from atoll.fault.hangs import Waits, awaited, waits_of
 from atoll.fault.hearing import audible, ears, quiet, unheard_for
-from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, Limits, silence
-from atoll.fault.verdicts import NodeLost
+from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, RETURN_S, Limits, silence
+from atoll.fault.verdicts import NodeLost, TrainerLost
 from atoll.schema.ids import NodeId
 
 # An agent heard within this time proves that our side of the network works.
@@ -35,10 +34,7 @@ REACHABLE_S = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silent:
-    """A node that nobody hears, for how long, by whose word; and for how long it has to be, to be lost.
-
-    `limit_s` is infinite while the node shows life in another way.
-    """
+    """A node that nobody hears, for how long, by whose word; and for how long it has to be, to be lost."""
 
     node: NodeId
     for_s: float
@@ -71,8 +67,8 @@ def _judged(node: NodeFacts, facts: Facts) -> Silent | None:
         return None
     who = f"{', '.join(sorted(words))} and the control plane" if words else "the control plane"
     evidence = f"unheard for {lasted:.1f} s by {who}" + ("" if words else ", as are all who listen for it")
-    limit = max(patience, limit, ALONE_S if _may_be_us(facts) else 0.0)
-    return Silent(node=node.node, for_s=lasted, limit_s=limit, evidence=evidence)
+    until = max(patience, limit, ALONE_S if _may_be_us(facts) else 0.0)
+    return Silent(node=node.node, for_s=lasted, limit_s=until, evidence=evidence)
 
 
 def _words(node: NodeId, facts: Facts) -> dict[NodeId, float]:
@@ -82,7 +78,7 @@ def _words(node: NodeId, facts: Facts) -> dict[NodeId, float]:
 
 
 def _patience(node: NodeFacts, facts: Facts, *, since: float) -> float | None:
-    """How long to wait for the sake of those who need the node: for ever if it shows life, None if nobody is there."""
+    """How long to wait for the sake of those who need the node; None if nobody has a part there, or it shows life."""
     patience: list[float] = []
     for run in facts.runs:
         here = trainers_on(run, node.node)
@@ -90,7 +86,7 @@ def _patience(node: NodeFacts, facts: Facts, *, since: float) -> float | None:
         member = any(t.rank is not None and t.joined for t in here)
         after = run.committed_at > since + silence(facts.strain_s) / 2
         if member and after and facts.now - run.committed_at < limits.unneeded:
-            return math.inf
+            return None
         if here:
             patience.append(_patience_of(run, here, node, facts))
     return min(patience, default=None)
@@ -119,11 +115,17 @@ def _may_be_us(facts: Facts) -> bool:
 
 
 def _one_way(node: NodeFacts, hearing: list[NodeId], facts: Facts) -> Silent | None:
-    """Agents hear it, and yet all who wait elsewhere wait for its trainers, and our stream is silent: it cannot hear."""
+    """Agents hear it, and yet all who wait elsewhere wait for its trainers, and our stream is silent: it cannot hear.
+
+    What they say has to be from well after we heard it: a cut of ours silences one after the other.
+    """
     limit, ours = silence(facts.strain_s), quiet(node, facts.now)
+    late = {n.node for n in facts.nodes.values() if quiet(n, facts.now) > ours - limit / 2}
     for run in facts.runs:
         here = {t.trainer for t in trainers_on(run, node.node) if t.rank is not None}
         outside = [w for w in waits_of(run, facts).by.values() if w.trainer not in here]
+        if any(t.node in late for w in outside if (t := run.of(w.trainer)) is not None):
+            continue
         if not outside or run.committed_at > node.heard_at + limit or not all(here & set(w.named) for w in outside):
             continue
         lasted = min(ours, *(w.lasts(facts.now) for w in outside))
@@ -133,6 +135,36 @@ def _one_way(node: NodeFacts, hearing: list[NodeId], facts: Facts) -> Silent | N
         )
         return Silent(node=node.node, for_s=lasted, limit_s=limit, evidence=evidence)
     return None
+
+
+def left_behind(run: RunFacts, facts: Facts) -> list[TrainerLost]:
+    """Members on lost nodes that are needed, where another has been heard for long enough for all to be back.
+
+    They were held, since no member was heard when their nodes were lost (`judgement`).
+    """
+    homes = {m.trainer: facts.nodes.get(m.node) for m in run.members}
+    lost = [m for m in run.members if (home := homes[m.trainer]) is not None and home.lost]
+    back = [n.node for n in homes.values() if n is not None and audible(n, facts) and _long_here(n, facts)]
+    if not lost or not back:
+        return []
+    waits, still = waits_of(run, facts), facts.now - run.committed_at
+    if still < Limits(run.step_s, facts.strain_s).unneeded:
+        lost = [m for m in lost if awaited(run, m, waits)]
+    names = sorted(set(back))
+    who = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} heard"
+    return [
+        TrainerLost(
+            run=run.run,
+            trainer=m.trainer,
+            evidence=f"{m.node} is lost and not back, {who}, and no step was committed for {still:.1f} s",
+            proof=False,
+        )
+        for m in lost
+    ]
+
+
+def _long_here(node: NodeFacts, facts: Facts) -> bool:
+    return facts.now - node.attached_at >= RETURN_S
 
 
 def dead_to_ray(facts: Facts) -> list[NodeLost]:

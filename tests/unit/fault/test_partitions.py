@@ -1,9 +1,6 @@
-import dataclasses
+from imagined_facts import NOW, Imagined
 
-from imagined_facts import ISLANDS, NODES, NOW, Imagined
-
-from atoll.fault.detector import fold
-from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, SILENCE_S, TOGETHER_S
+from atoll.fault.limits import SILENCE_S, TOGETHER_S, UNAWAITED_S
 from atoll.fault.verdicts import NodeLost, Partitioned
 
 
@@ -49,60 +46,16 @@ def test_island_is_given_time_to_fall_silent_as_a_whole():
     assert verdict.node == "b1"
 
 
-def cut_off_ourselves(late_s, *, islands=ISLANDS):
-    """Our host `h` has a spare only and hears nobody else; `b2` was heard last, so long ago."""
-    world = Imagined(nodes={**NODES, "h": "s0"}, islands=(*islands, ("h",)), local="h", committed_ago=20.0)
-    world.trainer("s0", rank=None)
-    world.silent("a1", "a2", "b1", for_s=ALONE_S + 2 * TOGETHER_S)
-    world.silent("b2", for_s=late_s)
-    return world
-
-
-def test_members_that_nobody_hears_are_lost_together_or_not_at_all():
-    assert cut_off_ourselves(ALONE_S - 0.1).verdicts() == []
-    verdict = only(cut_off_ourselves(ALONE_S))
-    assert isinstance(verdict, Partitioned)
-    assert verdict.cut == ("a1", "a2", "b1", "b2")
-
-
-def test_members_on_islands_of_one_wait_for_the_last_as_well():
-    alone = tuple((node,) for node in NODES)
-    assert cut_off_ourselves(ALONE_S - 0.1, islands=alone).verdicts() == []
-    assert {v.node for v in cut_off_ourselves(ALONE_S, islands=alone).verdicts()} == set(NODES)
-
-
-def test_members_wait_for_one_that_shows_life_until_it_shows_none():
-    world = cut_off_ourselves(ALONE_S + 0.4, islands=tuple((node,) for node in NODES))
-    commit_told_last = -ALONE_S + 0.1
-    world.run = dataclasses.replace(world.run, committed_at=commit_told_last)
-    world.silent("b2", for_s=ALONE_S)
+def test_island_that_nobody_needs_is_given_that_time_after_its_own_limit():
+    world = Imagined(committed_ago=60.0)
+    world.silent("b1", for_s=UNAWAITED_S + TOGETHER_S / 2)
+    world.silent("b2", for_s=UNAWAITED_S - TOGETHER_S / 2)
     assert world.verdicts() == []
-    world.run = dataclasses.replace(world.run, committed_at=commit_told_last - 0.1)
-    assert {v.node for v in world.verdicts()} == set(NODES)
-
-
-def test_members_that_are_dead_to_ray_wait_for_the_last_as_well():
-    world = cut_off_ourselves(ALONE_S - 0.1, islands=tuple((node,) for node in NODES))
-    for node in ("a1", "a2", "b1"):
-        world.silent(node, for_s=NODE_SILENCE_S + 1.0)
-        world.node(node, attached=False, ray_alive=False)
-    assert world.verdicts() == []
-    world.silent("b2", for_s=ALONE_S)
-    assert {v.node for v in world.verdicts()} == set(NODES)
-
-
-def test_silent_members_are_lost_if_another_is_heard():
-    alone = tuple((node,) for node in NODES)
-    assert {v.node for v in cut_off_ourselves(0.0, islands=alone).verdicts()} == {"a1", "a2", "b1"}
-
-
-def test_members_of_a_run_that_goes_on_do_not_wait_for_those_of_another():
-    world = cut_off_ourselves(ALONE_S - 0.1, islands=tuple((node,) for node in NODES))
-    facts = world.facts()
-    spare = dataclasses.replace(facts.runs[0].trainers[-1], rank=4)
-    other = dataclasses.replace(facts.runs[0], run="r2", trainers=(facts.runs[0].trainers[0], spare))
-    verdicts = fold(dataclasses.replace(facts, runs=(facts.runs[0], other)))
-    assert [v.node for v in verdicts] == ["a1"]
+    world.silent("b2", for_s=UNAWAITED_S)
+    assert isinstance(only(world), Partitioned)
+    world.silent("b1", for_s=UNAWAITED_S + TOGETHER_S)
+    world.silent("b2", for_s=UNAWAITED_S - TOGETHER_S / 2)
+    assert isinstance(only(world), NodeLost)
 
 
 def test_two_nodes_of_two_islands_are_lost_each():

@@ -4,8 +4,8 @@ import pytest
 from imagined_facts import NOW, Imagined
 
 from atoll.fault.facts import Ears
-from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, SILENCE_S, UNAWAITED_S
-from atoll.fault.verdicts import NodeLost
+from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, RETURN_S, SILENCE_S, UNAWAITED_S
+from atoll.fault.verdicts import NodeLost, TrainerLost
 
 
 def dead(name="b2", *, for_s, **options):
@@ -168,6 +168,14 @@ def test_node_that_is_heard_and_cannot_hear_is_lost_when_all_wait_for_it():
     assert "one direction" in verdict.evidence
 
 
+def test_node_is_not_taken_for_deaf_by_words_that_are_hardly_newer_than_its_own():
+    world = Imagined()
+    world.node("b2", heard_at=NOW - SILENCE_S)
+    world.node("b1", heard_at=NOW - SILENCE_S / 2 - 0.05)
+    world.all_wait_for("t3", for_s=SILENCE_S)
+    assert world.verdicts() == []
+
+
 def test_node_with_a_broken_path_to_us_is_not_lost_while_others_hang():
     world = Imagined()
     world.node("b2", heard_at=NOW - 5.0)
@@ -204,3 +212,28 @@ def test_unwatched_node_is_lost_only_while_another_is_heard():
     world = slow()
     world.nodes = {n: dataclasses.replace(f, heard_at=NOW - 20.0) for n, f in world.nodes.items()}
     assert world.verdicts() == []
+
+
+def left(*, heard_for=RETURN_S, committed_ago=UNAWAITED_S):
+    """The node of `t3` is lost; the others are heard again."""
+    world = Imagined(committed_ago=committed_ago)
+    world.node("b2", lost=True, attached=False, heard_at=NOW - 60.0)
+    for node in ("a2", "b1"):
+        world.node(node, attached_at=NOW - heard_for)
+    world.node("a1", attached_at=NOW)
+    return world
+
+
+def test_member_of_a_lost_node_is_lost_once_others_are_back_for_long_and_nothing_is_committed():
+    verdict = only(left())
+    assert isinstance(verdict, TrainerLost)
+    assert (verdict.trainer, verdict.proof) == ("t3", False)
+    assert verdict.evidence == "b2 is lost and not back, a2, b1 are heard, and no step was committed for 5.0 s"
+    assert left(heard_for=RETURN_S - 0.1).verdicts() == []
+
+
+def test_member_of_a_lost_node_that_may_train_on_stays_unless_somebody_waits_for_it():
+    world = left(committed_ago=UNAWAITED_S - 0.1)
+    assert world.verdicts() == []
+    world.waits("t2", "t3")
+    assert only(world).trainer == "t3"
