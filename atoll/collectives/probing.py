@@ -4,19 +4,21 @@ Probes are two-sided and short, and a node is in one at a time. A *survey* of pa
 tournament (the circle method: each round pairs everybody once), many pairs side by side. What a pair reached beside others
 is a lower bound: they may share a trunk. So islands found in a survey are *checked*: a few pairs between an island and the
 nodes outside, first each alone, then all together. If together they reach less than 70 % of what they reach one by one,
-they share a trunk of that bandwidth; hosts that cross by NICs of their own lose nothing. Later probes run alone, the
+they share a trunk of that bandwidth; hosts that cross by NICs of their own lose nothing. On a busy host pairs may miss each
+other: a check that leaves slow pairs without a reason is made once more. Later probes run alone, the
 oldest link first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from atoll.collectives.islands import LABEL, Island, islands
-from atoll.collectives.knowledge import End, Knowledge, differs, key, revised, trunk_change
+from atoll.collectives.knowledge import End, Knowledge, LinkKey, differs, key, revised, trunk_change
 from atoll.schema.ids import NodeId
 from atoll.schema.topology import Host, Link, Nic, Observation, Topology, Trunk, rate_text
 
@@ -52,6 +54,15 @@ class Check:
     inside: tuple[NodeId, ...]
     outside: tuple[NodeId, ...]
     lanes: tuple[Lane, ...]
+
+    @property
+    def pair(self) -> frozenset[tuple[NodeId, ...]]:
+        """Both sides, whichever is called the inside."""
+        return frozenset((self.inside, self.outside))
+
+    def parts(self, one: NodeId, two: NodeId) -> bool:
+        """Whether it has them on different sides."""
+        return (one in self.inside and two in self.outside) or (one in self.outside and two in self.inside)
 
 
 def tournament(nodes: Collection[NodeId]) -> tuple[tuple[tuple[NodeId, NodeId], ...], ...]:
@@ -124,11 +135,25 @@ def doubtful(known: Knowledge) -> tuple[tuple[Lane, bool], ...]:
     return tuple(found.items())
 
 
+def at_worst(topology: Topology, crowded: Mapping[LinkKey, float]) -> Topology:
+    """`topology` with what its links reached beside others, bytes/s, where that was less."""
+    links = (
+        dataclasses.replace(k, bandwidth=min(k.bandwidth, crowded.get(key(k), k.bandwidth))) for k in topology.links
+    )
+    return dataclasses.replace(topology, links=tuple(links))
+
+
+def unexplained(known: Knowledge, check: Check, crowded: Mapping[LinkKey, float]) -> bool:
+    """Whether a pair that `check` parts reads much less than its NICs reach, with no trunk known to blame."""
+    slow = doubtful(dataclasses.replace(known, topology=at_worst(known.topology, crowded)))
+    return any(check.parts(*w.nodes) for w, _ in slow)
+
+
 def checks(topology: Topology) -> tuple[Check, ...]:
     """Where a trunk may hide: between each island and the nodes beside it in the island around both."""
     around = islands(topology, _SUSPECT)
     found = _checks(around, topology) + _labelled(around, topology)
-    return tuple({frozenset((c.inside, c.outside)): c for c in reversed(found)}.values())[::-1]
+    return tuple({c.pair: c for c in reversed(found)}.values())[::-1]
 
 
 def _checks(around: Island, topology: Topology) -> list[Check]:

@@ -17,7 +17,18 @@ from dataclasses import dataclass, field
 from atoll.collectives.attribution import fold, merged
 from atoll.collectives.islands import Island, islands
 from atoll.collectives.knowledge import Knowledge, LinkKey, Reading, key, meet, take
-from atoll.collectives.probing import Check, Lane, check_together, checks, doubtful, lane_of, lanes, side_by_side
+from atoll.collectives.probing import (
+    Check,
+    Lane,
+    at_worst,
+    check_together,
+    checks,
+    doubtful,
+    lane_of,
+    lanes,
+    side_by_side,
+    unexplained,
+)
 from atoll.control_plane.suspects import SUSPECT_LIMIT_S, Suspects, told_of
 from atoll.fault.slow_links import RESTORED
 from atoll.schema.ids import NodeId, RunId
@@ -269,7 +280,7 @@ class Probes:
         self, idle: Collection[NodeId], clock: float, busy: Collection[NodeId]
     ) -> list[tuple[NodeId, ProbePeer]]:
         if self._check is None:
-            due = [c for c in self._checks() if clock - self._checked.get(_pair(c), -RECHECK_S) >= RECHECK_S]
+            due = [c for c in self._checks() if clock - self._checked.get(c.pair, -RECHECK_S) >= RECHECK_S]
             ready = [c for c in due if all(n in idle for w in c.lanes for n in w.nodes)]
             if not ready:
                 return []
@@ -280,18 +291,14 @@ class Probes:
             return []
         if one_by_one:
             return self._begin((one_by_one.pop(0),), clock, busy)
-        self._check, self._checked[_pair(check)] = None, clock
+        self._check, self._checked[check.pair] = None, clock
         return self._begin(check.lanes, clock, busy, check)
 
     def _checks(self) -> tuple[Check, ...]:
         """Trunks to look for: what pairs reached beside others counts here, also where they reach more alone."""
         state = (self.known.topology.version, len(self._crowded))
         if self._looked[0] != state:
-            links = tuple(
-                dataclasses.replace(k, bandwidth=min(k.bandwidth, self._crowded.get(key(k), k.bandwidth)))
-                for k in self.known.topology.links
-            )
-            self._looked = (state, checks(dataclasses.replace(self.known.topology, links=links)))
+            self._looked = (state, checks(at_worst(self.known.topology, self._crowded)))
         return self._looked[1]
 
     def _doubts(self, clock: float) -> list[tuple[Lane, bool]]:
@@ -347,18 +354,16 @@ class Probes:
             return []
         for lane in job.check.lanes:
             self._tried[lane] = clock
-        sides = (set(job.check.inside), set(job.check.outside))
-        for name in [n for n in self._crowded if {n[0] in sides[0], n[2] in sides[0]} == {True, False}]:
-            if name[0] in sides[1] or name[2] in sides[1]:
-                del self._crowded[name]
         self.known = check_together(self.known, job.check, job.answers)
         self.changed = self.changed or bool(self.known.changes)
-        pair = _pair(job.check)
+        pair = job.check.pair
         ways = [t for t in self.known.topology.trunks if pair == {t.sources, t.targets}]
-        if len(ways) == 1 and pair not in self._repeated:
-            # A trunk one way only is more often a check whose pairs missed each other: look once more.
+        if pair not in self._repeated and (len(ways) == 1 or unexplained(self.known, job.check, self._crowded)):
+            # A trunk one way only, or none where pairs are slow, is more often a check whose pairs missed each other.
             self._repeated.add(pair)
             self._checked.pop(pair, None)
+        else:
+            self._crowded = {k: rate for k, rate in self._crowded.items() if not job.check.parts(k[0], k[2])}
         return list(self.known.changes)
 
     def _take(self, readings: list[Reading], *, at: float) -> None:
@@ -391,7 +396,7 @@ class Probes:
             # Traffic near what is known of a link measures it as well as a probe does.
             if o.busy_s > 0 and o.bytes / o.busy_s >= bandwidths.get(name, float("inf")) * FRESH:
                 self.measured[name] = now
-                self._refreshed(o, clock)
+                self._tried[lane_of(o)] = clock
         self.known = fold(self.known, seen)
         self._slowed |= {
             name: max(bandwidths[name], self._slowed.get(name, 0.0))
@@ -400,9 +405,6 @@ class Probes:
         }
         self.changed = self.changed or bool(self.known.changes)
         return [c for c in self.known.changes if c.what is not What.FOUND]
-
-    def _refreshed(self, o: Observation, clock: float) -> None:
-        self._tried[lane_of(o)] = clock
 
     def _beside(self, lane: Lane, busy: Collection[NodeId]) -> bool:
         """Whether a job's traffic may have taken its share of what this probe measured."""
@@ -444,7 +446,3 @@ class Probes:
 
     def _is_known(self, lane: Lane) -> bool:
         return (lane.source, lane.source_nic, lane.target, lane.target_nic) in self.measured
-
-
-def _pair(check: Check) -> frozenset[tuple[NodeId, ...]]:
-    return frozenset((check.inside, check.outside))

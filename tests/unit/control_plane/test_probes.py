@@ -190,6 +190,32 @@ def test_a_trunk_one_way_only_is_looked_at_once_more():
     assert len(world.probes.known.topology.trunks) == 1
 
 
+@pytest.mark.parametrize("trunk", [60 * MB, 30 * MB])
+def test_a_trunk_is_looked_for_once_more_where_the_pairs_of_a_check_missed_each_other(trunk):
+    """All who cross together reach `trunk`, each way; in the first check one pair came after the other."""
+    world = World("abcd")
+
+    def checks():
+        return [at for at, *_, order in world.asked if order.burst_s == CHECK_BURST_S]
+
+    def rate(a, b, together):
+        crosses = (a in "ab") != (b in "ab")
+        return trunk / (together if len(checks()) != 2 else 1) if crosses else 60 * MB
+
+    world.rate = rate
+    world.run(60)
+    assert len(checks()) == 4
+    assert {t.bandwidth for t in world.probes.known.topology.trunks} == {trunk}
+    assert len(world.probes.known.topology.trunks) == 2
+
+
+def test_slow_pairs_that_share_nothing_are_checked_twice_and_no_more():
+    world = World("abcd", lambda a, b, _: 60 * MB if (a in "ab") == (b in "ab") else 6 * MB)
+    world.run(RECHECK_S / 2)
+    assert len([at for at, *_, order in world.asked if order.burst_s == CHECK_BURST_S]) == 4
+    assert world.probes.known.topology.trunks == ()
+
+
 def test_trunks_are_not_looked_for_beside_work():
     world = World("abcd", lambda a, b, n: 60 * MB if (a in "ab") == (b in "ab") else 6 * MB / n)
     world.run(SETTLE_S, answer=False)
