@@ -43,6 +43,7 @@ class Node:
     lost_at: float = 0.0
     known: bool = False
     attached_at: float = 0.0
+    heard_since: float = 0.0
     doors: tuple[Door, ...] = ()
     listens: WatchPeers | None = None
     ears: Ears | None = None

@@ -2,10 +2,10 @@
 
 A member that is lost costs its run one epoch, nothing else, as long as one survives whose acknowledgement fences it
 (law 1). A run with no member that we hear has no such survivor, and nobody can know whether it still trains: members on
-nodes that are lost are held as they are. If all are heard again within `LEASE_S` nothing has happened; if one is, the
-others are lost once nobody can think that they are on their way (`silence.left_behind`). After the lease a trainer that
+nodes that are lost are held as they are. If all are heard again within `LEASE_S`, and soon one after the other, nothing
+has happened; if one is, the others are lost once nobody can think that they are on their way (`silence.left_behind`). After the lease a trainer that
 hears neither agent nor peers has ended itself, its death counts as proven, and the run goes on from its last checkpoint.
-While we hear no host but our own, and for `RETURN_S` after, it may be we who are cut off, and members who hear each other
+While we hear no host but our own, and for `BACK_S` after, it may be we who are cut off, and members who hear each other
 train on: they stay held.
 """
 
@@ -24,7 +24,7 @@ from atoll.errors import ProgramFailed
 from atoll.fault import verdicts as v
 from atoll.fault.detector import fold
 from atoll.fault.facts import Blame
-from atoll.fault.limits import RETURN_S
+from atoll.fault.limits import BACK_S
 from atoll.fault.partitions import deaf_pairs
 from atoll.schema.ids import NodeId, RunId, TrainerId
 from atoll.schema.spec import JobKind
@@ -100,6 +100,8 @@ def _lost(desk: Desk, run_id: RunId, trainer_id: TrainerId, evidence: str, *, pr
     end_trainer(desk, run, trainer, End.LOST, evidence)
     if proof:
         gone(desk, run, trainer, evidence)
+    if desk.nodes[trainer.node].lost and trainer.seat in run.seats:
+        free_seat(desk, run, trainer.seat)
 
 
 def _partitioned(desk: Desk, verdict: v.Partitioned) -> None:
@@ -140,7 +142,7 @@ def _empty(desk: Desk, node: NodeId, evidence: str) -> None:
             continue
         held = _held(desk, run)
         if names := ", ".join(t.trainer for t in held if t.node == node):
-            why = f"no member is left that is heard, and {names} may train on: held for {LEASE_S:.0f} s"
+            why = f"no member is left that is heard, and {names} may train on: held for {LEASE_S:.0f} s, or until another is back for {BACK_S:.0f} s"
             desk.note(run.run, run.run, "held", f"{evidence}: {why}")
         for trainer in [t for t in here if t not in held]:
             end_trainer(desk, run, trainer, End.LOST, evidence)
@@ -179,8 +181,8 @@ def lapse(desk: Desk) -> None:
 
 def _alone(desk: Desk) -> bool:
     """Whether no other host has been heard for so long that those of a healed cut would be back, too."""
-    others = [n for n in desk.nodes.values() if n.attached and not n.lost and not n.local]
-    return not any(desk.clock - n.attached_at >= RETURN_S for n in others)
+    others = [n for n in desk.nodes.values() if not n.local]
+    return not any(watching.here_for(desk, n.node) >= BACK_S for n in others)
 
 
 def _out_of_reach(desk: Desk, trainer: Trainer) -> bool:

@@ -22,7 +22,7 @@ from atoll.fault.facts import (
     Wait,
 )
 from atoll.fault.hangs import beat_age
-from atoll.fault.hearing import audible
+from atoll.fault.hearing import REACHABLE_S, audible, heard_for
 from atoll.fault.ring import ring
 from atoll.schema import messages as m
 from atoll.schema.ids import NodeId
@@ -41,6 +41,13 @@ SAID_AGAIN_S = 1.0
 
 
 # -- facts -----------------------------------------------------------------------------------------------------------
+
+
+def heard(desk: Desk, node: Node) -> None:
+    """Its agent said something."""
+    if desk.clock - node.heard_at >= REACHABLE_S:
+        node.heard_since = desk.clock
+    node.heard_at, node.known = desk.clock, True
 
 
 def trainer_watched(desk: Desk, fact: m.TrainerWatched) -> bool:
@@ -119,6 +126,11 @@ def hears(desk: Desk, node: NodeId) -> bool:
     return audible(_node_facts(desk, desk.nodes[node]), _now(desk))
 
 
+def here_for(desk: Desk, node: NodeId) -> float:
+    """For how long we have heard the node, in seconds; 0 if we do not hear it now."""
+    return heard_for(_node_facts(desk, desk.nodes[node]), _now(desk))
+
+
 def _deaf(desk: Desk) -> bool:
     """Whether nobody is heard at all, not even our own host's agent, though its stream stands and crosses no network.
 
@@ -156,6 +168,7 @@ def _run_facts(run: Run) -> RunFacts:
             joined=t.joined >= run.epoch,
             steps=t.steps,
             busy_until=t.busy_until,
+            holds=t.active and t.holds,
             process=t.process if t.active else None,
         )
         for t in run.trainers.values()
@@ -181,6 +194,7 @@ def _node_facts(desk: Desk, node: Node) -> NodeFacts:
         ray_alive=node.seen is not None and node.seen.alive,
         local=node.local,
         attached_at=node.attached_at,
+        heard_since=node.heard_since,
         known=node.known or desk.clock >= RETURN_S,
         lost=node.lost,
         ears=node.ears,
@@ -198,7 +212,7 @@ def _missing(desk: Desk, run: Run) -> list[MissingFacts]:
 def able(desk: Desk, run: Run, trainer: Trainer) -> bool:
     """Whether a trainer that is ready could join now: its node is heard and not cut off, its process not stopped."""
     node = desk.nodes.get(trainer.node)
-    if node is None or not node.attached or node.lost or trainer.node in run.apart or held(desk, run):
+    if node is None or not node.attached or node.lost or trainer.node in run.apart or in_doubt(desk, run):
         return False
     process = trainer.process
     if process is not None and (process.stopped_at is not None or beat_age(process, desk.clock) > DULL_S):
@@ -206,7 +220,7 @@ def able(desk: Desk, run: Run, trainer: Trainer) -> bool:
     return run.epoch == 0 or audible(_node_facts(desk, node), _now(desk))
 
 
-def held(desk: Desk, run: Run) -> bool:
+def in_doubt(desk: Desk, run: Run) -> bool:
     """Whether members may train on where nobody reaches them (`judgement`): until that is known nobody joins."""
     members = (run.trainers[t] for t in run.member_ids())
     return any(t.active and t.node in desk.nodes and desk.nodes[t.node].lost for t in members)

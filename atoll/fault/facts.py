@@ -77,6 +77,7 @@ class TrainerFacts:
     """One trainer of a run. `rank` is None for a spare; `joined`: it is in the current epoch.
 
     `steps`: whether it committed any since its process began. `busy_until`: work of its own that it announced.
+    `holds`: it is a member that has not ended and has the run's state.
     """
 
     trainer: TrainerId
@@ -85,6 +86,7 @@ class TrainerFacts:
     joined: bool = True
     steps: bool = True
     busy_until: float = 0.0
+    holds: bool = True
     process: ProcessFacts | None = None
 
 
@@ -116,7 +118,7 @@ class RunFacts:
     """What is known of one run: its trainers, who waits for whom, the blames of the last minute, its pace.
 
     `step_s`: the p99 of its own undisturbed steps, None while too few were seen. `committed_at`: when the last commit of
-    the current epoch came. `raised_at`: when that epoch began. `compared`: the last complete comparison of replicas, while nobody has drawn conclusions from it.
+    the current epoch came. `compared`: the last complete comparison of replicas, while nobody has drawn conclusions from it.
     """
 
     run: RunId
@@ -126,7 +128,6 @@ class RunFacts:
     waits: tuple[Wait, ...] = ()
     step_s: float | None = None
     committed_at: float = 0.0
-    raised_at: float = 0.0
     compared: Compared | None = None
 
     @property
@@ -153,7 +154,8 @@ class Ears:
 class NodeFacts:
     """What is known of one node: its agent's stream, when it was last heard, what Ray says, what it hears of others.
 
-    `attached_at`: when its stream began. `known`: it was heard by this incarnation of the control plane at all.
+    `attached_at`: when its stream began. `heard_since`: since when it has brought something again and again, with no pause
+    of `REACHABLE_S`. `known`: it was heard by this incarnation of the control plane at all.
     """
 
     node: NodeId
@@ -162,6 +164,7 @@ class NodeFacts:
     ray_alive: bool
     local: bool
     attached_at: float = 0.0
+    heard_since: float = 0.0
     known: bool = True
     lost: bool = False
     ears: Ears | None = None

@@ -21,7 +21,7 @@ TOGETHER_S = 0.3
 # All the others fell silent at once: it may be our own network, and they are many.
 ALONE_S = 5.0
 # So soon after a cut of ours has healed the agents on its other side are back, one after the other.
-RETURN_S = 15.0
+BACK_S = 15.0
 # Collectives of a pace not yet known.
 UNKNOWN_STEP_S = 2.0
 # Whoever compiles, loads, or builds its first step. What holds the GIL meanwhile gives it back now and then.

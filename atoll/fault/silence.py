@@ -23,13 +23,10 @@ from dataclasses import dataclass
 
 from atoll.fault.facts import Facts, NodeFacts, RunFacts, TrainerFacts
 from atoll.fault.hangs import Waits, awaited, waits_of
-from atoll.fault.hearing import audible, ears, quiet, unheard_for
-from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, RETURN_S, Limits, silence
+from atoll.fault.hearing import REACHABLE_S, audible, ears, heard_for, quiet, unheard_for
+from atoll.fault.limits import ALONE_S, BACK_S, NODE_SILENCE_S, Limits, silence
 from atoll.fault.verdicts import NodeLost, TrainerLost
 from atoll.schema.ids import NodeId
-
-# An agent heard within this time proves that our side of the network works.
-REACHABLE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,31 +137,40 @@ def _one_way(node: NodeFacts, hearing: list[NodeId], facts: Facts) -> Silent | N
 def left_behind(run: RunFacts, facts: Facts) -> list[TrainerLost]:
     """Members on lost nodes that are needed, where another has been heard for long enough for all to be back.
 
-    They were held, since no member was heard when their nodes were lost (`judgement`).
+    They were held, since no member was heard when their nodes were lost (`judgement`). What is announced excuses them.
     """
-    homes = {m.trainer: facts.nodes.get(m.node) for m in run.members}
-    lost = [m for m in run.members if (home := homes[m.trainer]) is not None and home.lost]
-    back = [n.node for n in homes.values() if n is not None and audible(n, facts) and _long_here(n, facts)]
+    holders = [m for m in run.members if m.holds]
+    lost = [m for m in holders if (home := facts.nodes.get(m.node)) is not None and home.lost]
+    back = sorted({m.node for m in holders if heard_for(facts.nodes.get(m.node), facts) >= BACK_S})
     if not lost or not back:
         return []
-    waits, still = waits_of(run, facts), facts.now - run.committed_at
-    if still < Limits(run.step_s, facts.strain_s).unneeded:
-        lost = [m for m in lost if awaited(run, m, waits)]
-    names = sorted(set(back))
-    who = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} heard"
+    who = f"{', '.join(back)} {'is' if len(back) == 1 else 'are'} heard"
+    reasons = [(m, _needed(run, m, facts)) for m in lost]
     return [
         TrainerLost(
             run=run.run,
             trainer=m.trainer,
-            evidence=f"{m.node} is lost and not back, {who}, and no step was committed for {still:.1f} s",
+            evidence=f"{m.node} is lost and not back, {who}, and {reason}",
             proof=False,
         )
-        for m in lost
+        for m, reason in reasons
+        if reason
     ]
 
 
-def _long_here(node: NodeFacts, facts: Facts) -> bool:
-    return facts.now - node.attached_at >= RETURN_S
+def _needed(run: RunFacts, member: TrainerFacts, facts: Facts) -> str:
+    """Why the run cannot go on without this member; empty if it may train with others that do not hear us, either."""
+    waits, limits = waits_of(run, facts), Limits(run.step_s, facts.strain_s)
+    if blaming := waits.blamed.get(member.trainer):
+        return f"{', '.join(sorted(set(blaming)))} lost the connection to it"
+    waited, still = waits.longest(member.trainer, facts.now), facts.now - run.committed_at
+    if facts.now >= member.busy_until and waited >= limits.link:
+        waiting = sorted(waits.naming(member.trainer))
+        verb = "has" if len(waiting) == 1 else "have"
+        return f"{', '.join(waiting)} {verb} waited {waited:.1f} s for it in {waits.operation(member.trainer)}"
+    if still >= limits.unneeded and not any(facts.now < m.busy_until for m in run.members):
+        return f"no step was committed for {still:.1f} s"
+    return ""
 
 
 def dead_to_ray(facts: Facts) -> list[NodeLost]:

@@ -4,7 +4,7 @@ import pytest
 from imagined_facts import NOW, Imagined
 
 from atoll.fault.facts import Ears
-from atoll.fault.limits import ALONE_S, NODE_SILENCE_S, RETURN_S, SILENCE_S, UNAWAITED_S
+from atoll.fault.limits import ALONE_S, BACK_S, NODE_SILENCE_S, SILENCE_S, UNAWAITED_S
 from atoll.fault.verdicts import NodeLost, TrainerLost
 
 
@@ -214,13 +214,13 @@ def test_unwatched_node_is_lost_only_while_another_is_heard():
     assert world.verdicts() == []
 
 
-def left(*, heard_for=RETURN_S, committed_ago=UNAWAITED_S):
+def left(*, heard_for=BACK_S, committed_ago=UNAWAITED_S):
     """The node of `t3` is lost; the others are heard again."""
     world = Imagined(committed_ago=committed_ago)
     world.node("b2", lost=True, attached=False, heard_at=NOW - 60.0)
     for node in ("a2", "b1"):
-        world.node(node, attached_at=NOW - heard_for)
-    world.node("a1", attached_at=NOW)
+        world.node(node, heard_since=NOW - heard_for)
+    world.node("a1", heard_since=NOW)
     return world
 
 
@@ -229,11 +229,33 @@ def test_member_of_a_lost_node_is_lost_once_others_are_back_for_long_and_nothing
     assert isinstance(verdict, TrainerLost)
     assert (verdict.trainer, verdict.proof) == ("t3", False)
     assert verdict.evidence == "b2 is lost and not back, a2, b1 are heard, and no step was committed for 5.0 s"
-    assert left(heard_for=RETURN_S - 0.1).verdicts() == []
+    assert left(heard_for=BACK_S - 0.1).verdicts() == []
 
 
 def test_member_of_a_lost_node_that_may_train_on_stays_unless_somebody_waits_for_it():
     world = left(committed_ago=UNAWAITED_S - 0.1)
     assert world.verdicts() == []
-    world.waits("t2", "t3")
-    assert only(world).trainer == "t3"
+    world.waits("t1", "t3", for_s=0.6)
+    assert world.verdicts() == []
+    world.waits("t2", "t3", for_s=0.7)
+    assert only(world).evidence.endswith("and t1, t2 have waited 0.7 s for it in collective 7 (all_reduce)")
+    world.trainer("t3", busy_until=NOW + 1.0)
+    assert world.verdicts() == []
+    world.blame("t2", "t3", ago=0.5)
+    assert only(world).evidence.endswith("and t2 lost the connection to it")
+
+
+def test_nothing_committed_says_nothing_of_members_on_lost_nodes_while_one_is_at_work_of_its_own():
+    world = left(committed_ago=20.0)
+    world.trainer("t1", busy_until=NOW + 1.0)
+    assert world.verdicts() == []
+
+
+def test_member_that_ended_and_one_without_the_state_are_not_left_behind_and_do_not_come_back():
+    world = left()
+    world.trainer("t3", holds=False)
+    assert world.verdicts() == []
+    world = left()
+    for joiner in ("t1", "t2"):
+        world.trainer(joiner, holds=False)
+    assert world.verdicts() == []
