@@ -57,7 +57,6 @@ def attached(desk: Desk, hello: m.AgentHello) -> None:
     node.attached, node.heard_at, node.pid, node.lost = True, desk.clock, hello.pid, False
     node.known, node.attached_at, node.doors = True, desk.clock, hello.beats
     node.listens, node.ears, desk.attaches = None, None, desk.attaches + 1
-    node.heard_since = desk.clock
     desk.note(
         None,
         hello.node,

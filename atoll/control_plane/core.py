@@ -176,7 +176,7 @@ class Core:
     def _agent_said(self, event: ev.AgentSaid) -> None:
         desk = self.desk
         node = desk.nodes.setdefault(event.node, Node(node=event.node))
-        watching.heard(desk, node)
+        node.heard_at, node.known = desk.clock, True
         fact, news = event.fact, False
         match fact:
             case AgentBeat():

@@ -31,7 +31,11 @@ from atoll.schema.topology import Door, Topology
 
 @dataclass(slots=True)
 class Node:
-    """A host as Ray and its agent describe it; all of it volatile."""
+    """A host as Ray and its agent describe it; all of it volatile.
+
+    `unmet_s`: for how long in all another host than ours was heard since this one was lost; `unmet`: of each run with members
+    here, one that holds its state.
+    """
 
     node: NodeId
     seen: NodeSeen | None = None
@@ -43,7 +47,8 @@ class Node:
     lost_at: float = 0.0
     known: bool = False
     attached_at: float = 0.0
-    heard_since: float = 0.0
+    unmet_s: float = 0.0
+    unmet: dict[RunId, float] = field(default_factory=dict)
     doors: tuple[Door, ...] = ()
     listens: WatchPeers | None = None
     ears: Ears | None = None
@@ -80,6 +85,7 @@ class Desk:
     attaches: int = 0
     strain: Strain = field(default_factory=Strain)
     steady_at: float = 0.0
+    counted_at: float = 0.0
     topology_shown_at: float = 0.0
     islands_of: Topology | None = None
     islands_told: tuple[tuple[NodeId, ...], ...] = ()

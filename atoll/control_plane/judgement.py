@@ -5,8 +5,8 @@ A member that is lost costs its run one epoch, nothing else, as long as one surv
 nodes that are lost are held as they are. If all are heard again within `LEASE_S`, and soon one after the other, nothing
 has happened; if one is, the others are lost once nobody can think that they are on their way (`silence.left_behind`). After the lease a trainer that
 hears neither agent nor peers has ended itself, its death counts as proven, and the run goes on from its last checkpoint.
-While we hear no host but our own, and for `BACK_S` after, it may be we who are cut off, and members who hear each other
-train on: they stay held.
+While we hear no host but our own it may be we who are cut off, and members who hear each other train on: they stay held
+until another was heard for `BACK_S` in all.
 """
 
 from __future__ import annotations
@@ -100,8 +100,7 @@ def _lost(desk: Desk, run_id: RunId, trainer_id: TrainerId, evidence: str, *, pr
     end_trainer(desk, run, trainer, End.LOST, evidence)
     if proof:
         gone(desk, run, trainer, evidence)
-    if desk.nodes[trainer.node].lost and trainer.seat in run.seats:
-        free_seat(desk, run, trainer.seat)
+    _clear(desk, run)
 
 
 def _partitioned(desk: Desk, verdict: v.Partitioned) -> None:
@@ -129,6 +128,7 @@ def node_lost(desk: Desk, node: NodeId, evidence: str) -> None:
 
 def _mark_lost(desk: Desk, node: NodeId) -> None:
     desk.nodes[node].lost, desk.nodes[node].lost_at = True, desk.clock
+    desk.nodes[node].unmet_s, desk.nodes[node].unmet = 0.0, {}
     desk.probes.lost(node)
     if desk.nodes[node].attached:
         desk.do(fx.HangUp(node=node))
@@ -146,8 +146,14 @@ def _empty(desk: Desk, node: NodeId, evidence: str) -> None:
             desk.note(run.run, run.run, "held", f"{evidence}: {why}")
         for trainer in [t for t in here if t not in held]:
             end_trainer(desk, run, trainer, End.LOST, evidence)
-        occupied = {t.seat for t in held}
-        for seat in [s.seat for s in run.seats.values() if s.node == node and s.seat not in occupied]:
+        _clear(desk, run)
+
+
+def _clear(desk: Desk, run: Run) -> None:
+    """Give back the seats on lost nodes, but those of members that are held: they may sit there still."""
+    occupied = {t.seat for t in run.active()}
+    for seat in [s.seat for s in run.seats.values() if s.seat not in occupied and s.node in desk.nodes]:
+        if desk.nodes[run.seats[seat].node].lost:
             free_seat(desk, run, seat)
 
 
@@ -160,29 +166,31 @@ def _held(desk: Desk, run: Run) -> list[Trainer]:
     if run.spec.kind is not JobKind.TRAIN or run.state is RunState.STOPPING:
         return []
     holders = [t for t in map(run.trainers.__getitem__, run.member_ids()) if t.active and t.holds]
-    return [] if any(watching.hears(desk, t.node) for t in holders) else holders
+    return [] if watching.hears_of(desk, run) else holders
 
 
 def lapse(desk: Desk) -> None:
     """Leases that ran out: what was held on a lost node is lost, and whoever is out of reach for so long is gone."""
-    alone = _alone(desk)
+    heard = watching.hears_others(desk)
     for run in desk.cluster.open_runs():
         late = [t for t in run.trainers.values() if not t.gone and t.began is not None and _out_of_reach(desk, t)]
-        late = [t for t in late if (t.active and not alone) or (t.ended is not None and t.ended.end is End.LOST)]
+        late = [
+            t
+            for t in late
+            if (t.active and heard and _unmet(desk, t)) or (t.ended is not None and t.ended.end is End.LOST)
+        ]
         for trainer in late:
             evidence = f"{trainer.node} has been silent for {LEASE_S:.0f} s, after which a trainer alone ends itself"
             end_trainer(desk, run, trainer, End.LOST, evidence)
             gone(desk, run, trainer, evidence)
-        for seat in [s.seat for s in run.seats.values() if late and desk.nodes[s.node].lost]:
-            free_seat(desk, run, seat)
         if late:
+            _clear(desk, run)
             settle(desk, run)
 
 
-def _alone(desk: Desk) -> bool:
-    """Whether no other host has been heard for so long that those of a healed cut would be back, too."""
-    others = [n for n in desk.nodes.values() if not n.local]
-    return not any(watching.here_for(desk, n.node) >= BACK_S for n in others)
+def _unmet(desk: Desk, trainer: Trainer) -> bool:
+    """Whether other hosts were heard for so long, in all, that its own would be back if the cut had been ours."""
+    return desk.nodes[trainer.node].unmet_s >= BACK_S
 
 
 def _out_of_reach(desk: Desk, trainer: Trainer) -> bool:

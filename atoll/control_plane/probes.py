@@ -363,6 +363,7 @@ class Probes:
             self._repeated.add(pair)
             self._checked.pop(pair, None)
         else:
+            self._repeated.discard(pair)
             self._crowded = {k: rate for k, rate in self._crowded.items() if not job.check.parts(k[0], k[2])}
         return list(self.known.changes)
 

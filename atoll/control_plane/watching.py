@@ -22,7 +22,7 @@ from atoll.fault.facts import (
     Wait,
 )
 from atoll.fault.hangs import beat_age
-from atoll.fault.hearing import REACHABLE_S, audible, heard_for
+from atoll.fault.hearing import audible
 from atoll.fault.ring import ring
 from atoll.schema import messages as m
 from atoll.schema.ids import NodeId
@@ -41,13 +41,6 @@ SAID_AGAIN_S = 1.0
 
 
 # -- facts -----------------------------------------------------------------------------------------------------------
-
-
-def heard(desk: Desk, node: Node) -> None:
-    """Its agent said something."""
-    if desk.clock - node.heard_at >= REACHABLE_S:
-        node.heard_since = desk.clock
-    node.heard_at, node.known = desk.clock, True
 
 
 def trainer_watched(desk: Desk, fact: m.TrainerWatched) -> bool:
@@ -119,6 +112,7 @@ def ticked(desk: Desk, late_s: float) -> None:
         desk.steady_at = max(desk.steady_at, desk.clock + DRAIN_S)
     if _deaf(desk):
         desk.steady_at = desk.clock + HEARD_AGAIN_S
+    _count(desk)
 
 
 def hears(desk: Desk, node: NodeId) -> bool:
@@ -126,9 +120,27 @@ def hears(desk: Desk, node: NodeId) -> bool:
     return audible(_node_facts(desk, desk.nodes[node]), _now(desk))
 
 
-def here_for(desk: Desk, node: NodeId) -> float:
-    """For how long we have heard the node, in seconds; 0 if we do not hear it now."""
-    return heard_for(_node_facts(desk, desk.nodes[node]), _now(desk))
+def hears_others(desk: Desk) -> bool:
+    """Whether we hear any host but our own now."""
+    return any(hears(desk, n.node) for n in desk.nodes.values() if n.attached and not n.local)
+
+
+def hears_of(desk: Desk, run: Run) -> bool:
+    """Whether we hear a member now that holds the run's state."""
+    return any(t.active and t.holds and hears(desk, t.node) for t in map(run.trainers.__getitem__, run.member_ids()))
+
+
+def _count(desk: Desk) -> None:
+    """For how long others were heard while a node stayed lost."""
+    past, desk.counted_at = desk.clock - desk.counted_at, desk.clock
+    lost = {n.node: n for n in desk.nodes.values() if n.lost}
+    if lost and hears_others(desk):
+        for node in lost.values():
+            node.unmet_s += past
+    for run in desk.cluster.open_runs() if lost else ():
+        away = {t.node for t in run.trainers.values() if t.active} & lost.keys()
+        for node in [lost[n] for n in away] if away and hears_of(desk, run) else ():
+            node.unmet[run.run] = node.unmet.get(run.run, 0.0) + past
 
 
 def _deaf(desk: Desk) -> bool:
@@ -194,9 +206,9 @@ def _node_facts(desk: Desk, node: Node) -> NodeFacts:
         ray_alive=node.seen is not None and node.seen.alive,
         local=node.local,
         attached_at=node.attached_at,
-        heard_since=node.heard_since,
         known=node.known or desk.clock >= RETURN_S,
         lost=node.lost,
+        unmet=node.unmet,
         ears=node.ears,
     )
 

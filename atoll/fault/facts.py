@@ -7,6 +7,7 @@ seconds of the core's clock, which a stall of the control plane moves by one tic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from atoll.schema.ids import Epoch, NodeId, Rank, RunId, TrainerId
@@ -154,8 +155,8 @@ class Ears:
 class NodeFacts:
     """What is known of one node: its agent's stream, when it was last heard, what Ray says, what it hears of others.
 
-    `attached_at`: when its stream began. `heard_since`: since when it has brought something again and again, with no pause
-    of `REACHABLE_S`. `known`: it was heard by this incarnation of the control plane at all.
+    `attached_at`: when its stream began. `known`: it was heard by this incarnation of the control plane at all. `unmet`: for
+    how long in all, while it has been lost, a member of a run that holds the run's state was heard.
     """
 
     node: NodeId
@@ -164,9 +165,9 @@ class NodeFacts:
     ray_alive: bool
     local: bool
     attached_at: float = 0.0
-    heard_since: float = 0.0
     known: bool = True
     lost: bool = False
+    unmet: Mapping[RunId, float] = field(default_factory=dict)
     ears: Ears | None = None
 
 

@@ -6,8 +6,6 @@ from atoll.fault.facts import FRESH_S, Ears, Facts, NodeFacts
 from atoll.fault.limits import silence
 from atoll.schema.ids import NodeId
 
-# An agent heard within this time proves that our side of the network works.
-REACHABLE_S = 3.0
 # A listener that was later than this to look may have been deaf itself.
 LATE_S = 0.25
 
@@ -20,11 +18,6 @@ def quiet(node: NodeFacts, now: float) -> float:
 def audible(node: NodeFacts | None, facts: Facts) -> bool:
     """Whether we hear the node ourselves."""
     return node is not None and node.attached and not node.lost and quiet(node, facts.now) < silence(facts.strain_s)
-
-
-def heard_for(node: NodeFacts | None, facts: Facts) -> float:
-    """For how long we have heard the node ourselves, again and again; 0 if we do not hear it now."""
-    return facts.now - node.heard_since if node is not None and audible(node, facts) else 0.0
 
 
 def ears(name: NodeId, facts: Facts) -> Ears | None:

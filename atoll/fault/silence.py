@@ -23,10 +23,13 @@ from dataclasses import dataclass
 
 from atoll.fault.facts import Facts, NodeFacts, RunFacts, TrainerFacts
 from atoll.fault.hangs import Waits, awaited, waits_of
-from atoll.fault.hearing import REACHABLE_S, audible, ears, heard_for, quiet, unheard_for
+from atoll.fault.hearing import audible, ears, quiet, unheard_for
 from atoll.fault.limits import ALONE_S, BACK_S, NODE_SILENCE_S, Limits, silence
 from atoll.fault.verdicts import NodeLost, TrainerLost
 from atoll.schema.ids import NodeId
+
+# An agent heard within this time proves that our side of the network works.
+REACHABLE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +138,17 @@ def _one_way(node: NodeFacts, hearing: list[NodeId], facts: Facts) -> Silent | N
 
 
 def left_behind(run: RunFacts, facts: Facts) -> list[TrainerLost]:
-    """Members on lost nodes that are needed, where another has been heard for long enough for all to be back.
+    """Members on lost nodes that are needed, while others have been heard for long enough, in all, for these to be back.
 
-    They were held, since no member was heard when their nodes were lost (`judgement`). What is announced excuses them.
+    They were held, since no member was heard when their nodes were lost (`judgement`). To count what was heard in all keeps
+    a network that comes and goes from holding them for ever.
     """
     holders = [m for m in run.members if m.holds]
-    lost = [m for m in holders if (home := facts.nodes.get(m.node)) is not None and home.lost]
-    back = sorted({m.node for m in holders if heard_for(facts.nodes.get(m.node), facts) >= BACK_S})
+    homes = {m.trainer: facts.nodes.get(m.node) for m in holders}
+    lost = [
+        m for m in holders if (n := homes[m.trainer]) is not None and n.lost and n.unmet.get(run.run, 0.0) >= BACK_S
+    ]
+    back = sorted({m.node for m in holders if audible(homes[m.trainer], facts)})
     if not lost or not back:
         return []
     who = f"{', '.join(back)} {'is' if len(back) == 1 else 'are'} heard"

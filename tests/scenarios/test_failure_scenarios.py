@@ -83,6 +83,8 @@ class Stage:
         began, notes, commits = cluster.now, len(cluster.notes), len(cluster.commit_times)
         for line in lines:
             self.line(line)
+        run = cluster.run
+        assert {t.seat for t in run.active()} <= run.seats.keys(), "a seat was given away while its trainer may live"
         for at, note in cluster.notes[notes:]:
             if note.split()[1].rstrip(":") not in HIDDEN:
                 yield f"  {(at - began) * TICK_S:4.1f} {note}"

@@ -215,12 +215,10 @@ def test_unwatched_node_is_lost_only_while_another_is_heard():
 
 
 def left(*, heard_for=BACK_S, committed_ago=UNAWAITED_S):
-    """The node of `t3` is lost; the others are heard again."""
+    """The node of `t3` is lost; some of the others are heard again, for so long in all."""
     world = Imagined(committed_ago=committed_ago)
-    world.node("b2", lost=True, attached=False, heard_at=NOW - 60.0)
-    for node in ("a2", "b1"):
-        world.node(node, heard_since=NOW - heard_for)
-    world.node("a1", heard_since=NOW)
+    world.node("b2", lost=True, attached=False, heard_at=NOW - 60.0, unmet={"r": heard_for})
+    world.node("a1", heard_at=NOW - 2.0)
     return world
 
 
