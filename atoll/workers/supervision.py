@@ -1,7 +1,9 @@
 """What the head's agent does for the control plane and the web process: pure decisions, one look each quarter second.
 
-- A control plane that is attached and silent for 3 s is killed, once a stream, because Ray never restarts a frozen
-  actor. This is armed by its first beat only: one that does not beat cannot fall silent.
+- A control plane that is attached and silent is killed, once a stream, because Ray never restarts a frozen actor: after
+  3 s where a signal stopped it, after 30 s where nothing shows that it is not merely slow. On a host that is too busy, or
+  whose disk is, a new one would be later still. This is armed by its first beat only: one that does not beat cannot fall
+  silent.
 - While none is attached for 10 s, a helper that creates the actor again on a reachable Ray is run, with growing pauses:
   Ray may be away for minutes, and each try costs seconds of a core.
 - The web process is started whenever it is not there, with growing pauses while it does not stay. One that touched its
@@ -17,7 +19,8 @@ from dataclasses import dataclass
 
 from atoll.workers.silence import Backoff, Silence
 
-SILENT_S = 3.0
+STOPPED_S = 3.0
+SILENT_S = 30.0
 AWAY_S = 10.0
 WEB_SILENT_S = 10.0
 # Ray's own start-up, a placement and an actor's imports on a loaded machine take less; a hung Ray call takes for ever.
@@ -29,7 +32,8 @@ SETTLED_S = 30.0
 class Action(enum.StrEnum):
     """What to do now."""
 
-    KILL_CONTROL = "kill-control"
+    KILL_STOPPED_CONTROL = "kill-stopped-control"
+    KILL_SILENT_CONTROL = "kill-silent-control"
     START_ENSURE = "start-ensure"
     KILL_ENSURE = "kill-ensure"
     START_WEB = "start-web"
@@ -40,7 +44,8 @@ class Action(enum.StrEnum):
 class Seen:
     """One look. `stream` and `frames` count streams and frames since the agent began; 0 streams: never attached.
 
-    `web_beat` is the time of the web process's last beat, 0 before the first.
+    `stopped`: a signal stopped the control plane's process. `web_beat` is the time of the web process's last beat, 0
+    before the first.
     """
 
     attached: bool
@@ -49,6 +54,7 @@ class Seen:
     frames: int
     web_lives: bool
     ensure_lives: bool
+    stopped: bool = False
     web_beat: int = 0
 
 
@@ -75,19 +81,21 @@ class Supervision:
         if seen.attached and (seen.frames != self._frames or not seen.beating):
             self._heard()
         self._frames = seen.frames
+        if seen.attached:
+            self._away.heard()
         return [*self._control(seen, now), *self._ensure(seen, now), *self._web(seen, now)]
 
     def _heard(self) -> None:
         self._silence.heard()
-        self._away.heard()
         self._ensure_pause.reset()
 
     def _control(self, seen: Seen, now: float) -> list[Action]:
         silent_s = self._silence.look(now=now)
-        if not seen.attached or silent_s < SILENT_S or self._killed_stream == seen.stream:
+        limit_s = STOPPED_S if seen.stopped else SILENT_S
+        if not seen.attached or silent_s < limit_s or self._killed_stream == seen.stream:
             return []
         self._killed_stream = seen.stream
-        return [Action.KILL_CONTROL]
+        return [Action.KILL_STOPPED_CONTROL if seen.stopped else Action.KILL_SILENT_CONTROL]
 
     def _ensure(self, seen: Seen, now: float) -> list[Action]:
         away_s = self._away.look(now=now)

@@ -18,8 +18,8 @@ from typing import Any, assert_never
 from atoll.errors import SchemaError
 from atoll.schema.codec import decode_as, encode
 from atoll.workers.control_link_runtime import ControlLink
-from atoll.workers.proc_runtime import fence, lives, send_signal, spawn_module, start_ticks
-from atoll.workers.supervision import Action, Seen, Supervision
+from atoll.workers.proc_runtime import fence, lives, read_stat, send_signal, spawn_module, start_ticks
+from atoll.workers.supervision import SILENT_S, STOPPED_S, Action, Seen, Supervision
 
 WEB = "atoll.control_plane.web_server"
 # The web process touches it each second, in the directory of its log.
@@ -72,6 +72,7 @@ class Supervisor:
             frames=self._link.frames,
             web_lives=self._lives(WEB),
             ensure_lives=self._lives(ENSURE),
+            stopped=self._stopped(),
             web_beat=self._web_beat(),
         )
         for action in self._supervision.look(seen, now=self._monotonic()):
@@ -92,8 +93,10 @@ class Supervisor:
 
     def _act(self, action: Action) -> None:
         match action:
-            case Action.KILL_CONTROL:
-                self._kill_control()
+            case Action.KILL_STOPPED_CONTROL:
+                self._kill_control(f"stopped by a signal and silent for {STOPPED_S:g} s")
+            case Action.KILL_SILENT_CONTROL:
+                self._kill_control(f"silent for {SILENT_S:g} s")
             case Action.START_ENSURE:
                 self._start(ENSURE, "ensure.log")
             case Action.KILL_ENSURE:
@@ -106,11 +109,16 @@ class Supervisor:
             case _:
                 assert_never(action)
 
-    def _kill_control(self) -> None:
+    def _kill_control(self, why: str) -> None:
         peer = self._link.peer
         if peer is not None:
             killed = send_signal(peer.pid, peer.start_ticks, signal.SIGKILL)
-            _log(f"the control plane (pid {peer.pid}) was silent for 3 s; killed: {killed}")
+            _log(f"the control plane (pid {peer.pid}) was {why}; killed: {killed}")
+
+    def _stopped(self) -> bool:
+        peer = self._link.peer
+        stat = read_stat(peer.pid) if peer is not None and peer.pid > 0 else None
+        return peer is not None and stat is not None and stat.start_ticks == peer.start_ticks and stat.state == "T"
 
     def _start(self, module: str, log: str) -> None:
         pid = spawn_module(module, config=self._configuration, log=self._log_dir / log)

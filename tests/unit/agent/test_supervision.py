@@ -5,6 +5,7 @@ import dataclasses
 from atoll.workers.supervision import Action, Seen, Supervision
 
 HEALTHY = Seen(attached=True, stream=1, beating=True, frames=1, web_lives=True, ensure_lives=False)
+STOPPED = dataclasses.replace(HEALTHY, stopped=True)
 AWAY = dataclasses.replace(HEALTHY, attached=False)
 
 
@@ -17,10 +18,24 @@ def looks(supervision, seen, start, seconds, step=0.25):
     return found
 
 
-def test_a_silent_control_plane_is_killed_once_after_three_seconds():
+def test_a_stopped_control_plane_is_killed_once_after_three_seconds():
     supervision = Supervision()
-    found = looks(supervision, HEALTHY, 0.0, 9.0)
-    assert found == [(3.0, Action.KILL_CONTROL)]
+    assert looks(supervision, STOPPED, 0.0, 90.0) == [(3.0, Action.KILL_STOPPED_CONTROL)]
+
+
+def test_a_silent_control_plane_that_may_be_slow_has_thirty_seconds():
+    supervision = Supervision()
+    assert looks(supervision, HEALTHY, 0.0, 90.0) == [(30.0, Action.KILL_SILENT_CONTROL)]
+
+
+def test_a_slow_control_plane_that_beats_again_is_left_alone():
+    supervision = Supervision()
+    assert looks(supervision, HEALTHY, 0.0, 25.0) == []
+    later = dataclasses.replace(HEALTHY, frames=2)
+    assert supervision.look(later, now=25.0) == []
+    assert looks(supervision, later, 25.25, 25.0) == []
+    stopped = dataclasses.replace(STOPPED, frames=2)
+    assert supervision.look(stopped, now=50.25) == [Action.KILL_STOPPED_CONTROL]
 
 
 def test_a_beating_control_plane_is_left_alone():
@@ -43,9 +58,9 @@ def test_a_stall_of_the_agent_kills_nobody():
 
 def test_the_next_stream_may_be_killed_again():
     supervision = Supervision()
-    looks(supervision, HEALTHY, 0.0, 4.0)
-    second = dataclasses.replace(HEALTHY, stream=2, frames=2)
-    assert looks(supervision, second, 4.0, 4.0) == [(2.75, Action.KILL_CONTROL)]
+    looks(supervision, STOPPED, 0.0, 4.0)
+    second = dataclasses.replace(STOPPED, stream=2, frames=2)
+    assert looks(supervision, second, 4.0, 4.0) == [(2.75, Action.KILL_STOPPED_CONTROL)]
 
 
 def test_a_control_plane_away_for_ten_seconds_is_created_again_with_growing_pauses():
