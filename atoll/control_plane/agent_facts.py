@@ -55,6 +55,7 @@ def attached(desk: Desk, hello: m.AgentHello) -> None:
     node = desk.nodes.setdefault(hello.node, Node(node=hello.node))
     desk.room_changed = desk.room_changed or node.lost
     node.attached, node.heard_at, node.pid, node.lost = True, desk.clock, hello.pid, False
+    node.heard_since = desk.clock
     node.known, node.attached_at, node.doors = True, desk.clock, hello.beats
     node.listens, node.ears, desk.attaches = None, None, desk.attaches + 1
     desk.note(
@@ -88,7 +89,7 @@ def _kept(desk: Desk, found: m.FoundTrainer) -> bool:
 def _absorb(desk: Desk, found: m.FoundTrainer) -> None:
     run, trainer = _lookup(desk, found.run, found.trainer)
     if run is not None and trainer is not None and not trainer.gone:
-        trainer.missing_since, trainer.asked = None, True
+        trainer.missing_since, trainer.asked, trainer.presumed = None, True, False
         began(desk, run, trainer, found.pid, found.start_ticks)
         trainer.joined = max(trainer.joined, found.epoch)
         trainer.ready = trainer.ready or found.ready

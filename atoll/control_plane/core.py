@@ -62,6 +62,8 @@ class Core:
             cluster.apply(record)
         for run in cluster.runs.values():
             run.start_failures, run.losses = 0, after_restart(run.losses, workers=run.size)
+            for member in run.members:
+                run.trainers[member.trainer].presumed = True
         self.desk = Desk(cluster=cluster, beat_key=beat_key)
         self._returns = returns.Returns()
         self._count = 0
@@ -176,7 +178,7 @@ class Core:
     def _agent_said(self, event: ev.AgentSaid) -> None:
         desk = self.desk
         node = desk.nodes.setdefault(event.node, Node(node=event.node))
-        node.heard_at, node.known = desk.clock, True
+        node.heard(desk.clock)
         fact, news = event.fact, False
         match fact:
             case AgentBeat():

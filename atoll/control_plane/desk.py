@@ -21,6 +21,7 @@ from atoll.control_plane.records import CLUSTER_RECORDS, Record
 from atoll.control_plane.state import Cluster, Run, Trainer
 from atoll.control_plane.story import brief, told
 from atoll.fault.facts import Ears
+from atoll.fault.limits import PAUSE_S
 from atoll.fault.slow_links import SlowLinks
 from atoll.fault.strain import Strain
 from atoll.schema.ids import NodeId, RunId
@@ -33,8 +34,9 @@ from atoll.schema.topology import Door, Topology
 class Node:
     """A host as Ray and its agent describe it; all of it volatile.
 
-    `unmet_s`: for how long in all another host than ours was heard since this one was lost; `unmet`: of each run with members
-    here, one that holds its state.
+    `heard_since`: since when its agent was heard without a pause. `unmet_s`: for how long in all another host than ours was
+    heard since this one was lost; `unmet`: of each run with members here, one that holds its state. Both begin anew where
+    none was heard for a while.
     """
 
     node: NodeId
@@ -42,6 +44,7 @@ class Node:
     attached: bool = False
     pid: int = 0
     heard_at: float = 0.0
+    heard_since: float = 0.0
     ask_agent_at: float = 0.0
     lost: bool = False
     lost_at: float = 0.0
@@ -54,6 +57,12 @@ class Node:
     ears: Ears | None = None
     beat: AgentBeat | None = None
     shown: tuple[object, ...] = ()
+
+    def heard(self, at: float) -> None:
+        """Its agent said something."""
+        if at - self.heard_at > PAUSE_S:
+            self.heard_since = at
+        self.heard_at, self.known = at, True
 
     @property
     def usable(self) -> bool:
@@ -86,6 +95,7 @@ class Desk:
     strain: Strain = field(default_factory=Strain)
     steady_at: float = 0.0
     counted_at: float = 0.0
+    others_heard_at: float = 0.0
     topology_shown_at: float = 0.0
     islands_of: Topology | None = None
     islands_told: tuple[tuple[NodeId, ...], ...] = ()

@@ -165,20 +165,20 @@ def _held(desk: Desk, run: Run) -> list[Trainer]:
     """
     if run.spec.kind is not JobKind.TRAIN or run.state is RunState.STOPPING:
         return []
-    holders = [t for t in map(run.trainers.__getitem__, run.member_ids()) if t.active and t.holds]
+    holders = [t for t in map(run.trainers.__getitem__, run.member_ids()) if t.active and (t.holds or t.presumed)]
     return [] if watching.hears_of(desk, run) else holders
 
 
 def lapse(desk: Desk) -> None:
-    """Leases that ran out: what was held on a lost node is lost, and whoever is out of reach for so long is gone."""
-    heard = watching.hears_others(desk)
+    """Leases that ran out: what was held on a lost node is lost, and whoever is out of reach for so long is gone.
+
+    A member of a run that commits steps, as others of it tell, lives and is not alone.
+    """
+    settled = watching.settled(desk)
     for run in desk.cluster.open_runs():
         late = [t for t in run.trainers.values() if not t.gone and t.began is not None and _out_of_reach(desk, t)]
-        late = [
-            t
-            for t in late
-            if (t.active and heard and _unmet(desk, t)) or (t.ended is not None and t.ended.end is End.LOST)
-        ]
+        votes = set(run.member_ids()) if watching.commits(desk, run) else set()
+        late = [t for t in late if not t.active or (settled and _unmet(desk, t) and t.trainer not in votes)]
         for trainer in late:
             evidence = f"{trainer.node} has been silent for {LEASE_S:.0f} s, after which a trainer alone ends itself"
             end_trainer(desk, run, trainer, End.LOST, evidence)

@@ -39,7 +39,7 @@ _TOLD_KEPT = 64
 
 @dataclass(slots=True)
 class Trainer:
-    """One process of a run."""
+    """One process of a run. `presumed`: a member before a restart, and its agent has not spoken since."""
 
     trainer: TrainerId
     run: RunId
@@ -56,6 +56,7 @@ class Trainer:
     port: int = 0
     doors: tuple[Door, ...] = ()
     joined: Epoch = NO_EPOCH
+    presumed: bool = False
     server: ServerReady | None = None
     missing_since: float | None = None
     fenced_at: float | None = None
@@ -144,12 +145,12 @@ class Run:
     copied: dict[Step, str] = field(default_factory=dict)
     withdrawn: dict[Step, tuple[str, ...]] = field(default_factory=dict)
     rewound: r.RunRewound | None = None
-    # How often in a row to the checkpoint of that step.
-    rewinds: int = 0
+    rewinds: int = 0  # in a row to that step
     stopping: r.RunStopping | None = None
     ended_at: float | None = None
     # volatile
     beat_at: float = 0.0
+    holder_heard_at: float = 0.0
     links_until: float | None = None
     stopping_at: float = 0.0
     impatient: bool = False

@@ -23,6 +23,7 @@ from atoll.fault.facts import (
 )
 from atoll.fault.hangs import beat_age
 from atoll.fault.hearing import audible
+from atoll.fault.limits import DEAF_S, SETTLED_S, Limits
 from atoll.fault.ring import ring
 from atoll.schema import messages as m
 from atoll.schema.ids import NodeId
@@ -117,7 +118,8 @@ def ticked(desk: Desk, late_s: float) -> None:
 
 def hears(desk: Desk, node: NodeId) -> bool:
     """Whether we hear the node now."""
-    return audible(_node_facts(desk, desk.nodes[node]), _now(desk))
+    known = desk.nodes.get(node)
+    return known is not None and audible(_node_facts(desk, known), _now(desk))
 
 
 def hears_others(desk: Desk) -> bool:
@@ -130,17 +132,38 @@ def hears_of(desk: Desk, run: Run) -> bool:
     return any(t.active and t.holds and hears(desk, t.node) for t in map(run.trainers.__getitem__, run.member_ids()))
 
 
+def settled(desk: Desk) -> bool:
+    """Whether any host but our own has been heard on end for so long that the others' agents would be back, too."""
+    others = [n for n in desk.nodes.values() if n.attached and not n.local]
+    return any(desk.clock - n.heard_since >= SETTLED_S and hears(desk, n.node) for n in others)
+
+
+def commits(desk: Desk, run: Run) -> bool:
+    """Whether it commits steps, as far as we hear: all members vote, so all of them live."""
+    limits = Limits(run.pace.p99_s, desk.strain.worst(now=desk.clock))
+    return run.committed_at > 0.0 and desk.clock - run.committed_at < limits.unneeded
+
+
 def _count(desk: Desk) -> None:
     """For how long others were heard while a node stayed lost."""
     past, desk.counted_at = desk.clock - desk.counted_at, desk.clock
     lost = {n.node: n for n in desk.nodes.values() if n.lost}
     if lost and hears_others(desk):
+        desk.others_heard_at = desk.clock
         for node in lost.values():
             node.unmet_s += past
+    elif desk.clock - desk.others_heard_at >= DEAF_S:
+        for node in lost.values():
+            node.unmet_s = 0.0
     for run in desk.cluster.open_runs() if lost else ():
-        away = {t.node for t in run.trainers.values() if t.active} & lost.keys()
-        for node in [lost[n] for n in away] if away and hears_of(desk, run) else ():
-            node.unmet[run.run] = node.unmet.get(run.run, 0.0) + past
+        away = [lost[n] for n in {t.node for t in run.trainers.values() if t.active} & lost.keys()]
+        if away and hears_of(desk, run):
+            run.holder_heard_at = desk.clock
+            for node in away:
+                node.unmet[run.run] = node.unmet.get(run.run, 0.0) + past
+        elif desk.clock - run.holder_heard_at >= DEAF_S:
+            for node in away:
+                node.unmet.pop(run.run, None)
 
 
 def _deaf(desk: Desk) -> bool:
@@ -180,7 +203,7 @@ def _run_facts(run: Run) -> RunFacts:
             joined=t.joined >= run.epoch,
             steps=t.steps,
             busy_until=t.busy_until,
-            holds=t.active and t.holds,
+            holds=t.active and (t.holds or t.presumed),
             process=t.process if t.active else None,
         )
         for t in run.trainers.values()
@@ -206,6 +229,7 @@ def _node_facts(desk: Desk, node: Node) -> NodeFacts:
         ray_alive=node.seen is not None and node.seen.alive,
         local=node.local,
         attached_at=node.attached_at,
+        heard_since=node.heard_since,
         known=node.known or desk.clock >= RETURN_S,
         lost=node.lost,
         unmet=node.unmet,

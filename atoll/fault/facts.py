@@ -155,8 +155,9 @@ class Ears:
 class NodeFacts:
     """What is known of one node: its agent's stream, when it was last heard, what Ray says, what it hears of others.
 
-    `attached_at`: when its stream began. `known`: it was heard by this incarnation of the control plane at all. `unmet`: for
-    how long in all, while it has been lost, a member of a run that holds the run's state was heard.
+    `attached_at`: when its stream began. `heard_since`: since when it was heard without a pause. `known`: it was heard by
+    this incarnation of the control plane at all. `unmet`: for how long in all, while it has been lost, a member of a run
+    that holds the run's state was heard.
     """
 
     node: NodeId
@@ -165,6 +166,7 @@ class NodeFacts:
     ray_alive: bool
     local: bool
     attached_at: float = 0.0
+    heard_since: float = 0.0
     known: bool = True
     lost: bool = False
     unmet: Mapping[RunId, float] = field(default_factory=dict)

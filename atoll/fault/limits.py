@@ -20,8 +20,12 @@ NODE_SILENCE_S = 15.0
 TOGETHER_S = 0.3
 # All the others fell silent at once: it may be our own network, and they are many.
 ALONE_S = 5.0
-# So soon after a cut of ours has healed the agents on its other side are back, one after the other.
-BACK_S = 15.0
+# So soon after a cut of ours has healed the agents on its other side are back, one after the other. It is counted in all,
+# as a network may come and go: but anew once nobody was heard for `DEAF_S`, and not before one was heard for `SETTLED_S`
+# on end.
+BACK_S, DEAF_S, SETTLED_S = 15.0, 10.0, 5.0
+# A longer silence ends what was heard on end.
+PAUSE_S = 2.0
 # Collectives of a pace not yet known.
 UNKNOWN_STEP_S = 2.0
 # Whoever compiles, loads, or builds its first step. What holds the GIL meanwhile gives it back now and then.

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from atoll.fault.facts import Facts, NodeFacts, RunFacts, TrainerFacts
 from atoll.fault.hangs import Waits, awaited, waits_of
 from atoll.fault.hearing import audible, ears, quiet, unheard_for
-from atoll.fault.limits import ALONE_S, BACK_S, NODE_SILENCE_S, Limits, silence
+from atoll.fault.limits import ALONE_S, BACK_S, NODE_SILENCE_S, SETTLED_S, Limits, silence
 from atoll.fault.verdicts import NodeLost, TrainerLost
 from atoll.schema.ids import NodeId
 
@@ -141,7 +141,8 @@ def left_behind(run: RunFacts, facts: Facts) -> list[TrainerLost]:
     """Members on lost nodes that are needed, while others have been heard for long enough, in all, for these to be back.
 
     They were held, since no member was heard when their nodes were lost (`judgement`). To count what was heard in all keeps
-    a network that comes and goes from holding them for ever.
+    a network that comes and goes from holding them for ever. What is held against them is of the time in which another
+    has been heard on end: the words of one that is just back are old, and the others' are on their way.
     """
     holders = [m for m in run.members if m.holds]
     homes = {m.trainer: facts.nodes.get(m.node) for m in holders}
@@ -149,10 +150,11 @@ def left_behind(run: RunFacts, facts: Facts) -> list[TrainerLost]:
         m for m in holders if (n := homes[m.trainer]) is not None and n.lost and n.unmet.get(run.run, 0.0) >= BACK_S
     ]
     back = sorted({m.node for m in holders if audible(homes[m.trainer], facts)})
-    if not lost or not back:
+    settled = max((facts.now - facts.nodes[n].heard_since for n in back), default=0.0)
+    if not lost or settled < SETTLED_S:
         return []
     who = f"{', '.join(back)} {'is' if len(back) == 1 else 'are'} heard"
-    reasons = [(m, _needed(run, m, facts)) for m in lost]
+    reasons = [(m, _needed(run, m, facts, settled)) for m in lost]
     return [
         TrainerLost(
             run=run.run,
@@ -165,12 +167,12 @@ def left_behind(run: RunFacts, facts: Facts) -> list[TrainerLost]:
     ]
 
 
-def _needed(run: RunFacts, member: TrainerFacts, facts: Facts) -> str:
+def _needed(run: RunFacts, member: TrainerFacts, facts: Facts, settled: float) -> str:
     """Why the run cannot go on without this member; empty if it may train with others that do not hear us, either."""
     waits, limits = waits_of(run, facts), Limits(run.step_s, facts.strain_s)
     if blaming := waits.blamed.get(member.trainer):
         return f"{', '.join(sorted(set(blaming)))} lost the connection to it"
-    waited, still = waits.longest(member.trainer, facts.now), facts.now - run.committed_at
+    waited, still = waits.longest(member.trainer, facts.now), min(settled, facts.now - run.committed_at)
     if facts.now >= member.busy_until and waited >= limits.link:
         waiting = sorted(waits.naming(member.trainer))
         verb = "has" if len(waiting) == 1 else "have"

@@ -34,7 +34,8 @@ class Imagined:
         }
         self.watchers = ring(islands, set(homes))
         self.nodes = {
-            n: NodeFacts(node=n, attached=True, heard_at=NOW, ray_alive=True, local=n == local) for n in homes
+            n: NodeFacts(node=n, attached=True, heard_at=NOW, heard_since=NOW - 60.0, ray_alive=True, local=n == local)
+            for n in homes
         }
         self.islands = islands
         self.deaf = {n: {} for n in homes}

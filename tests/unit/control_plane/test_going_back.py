@@ -58,3 +58,14 @@ def test_it_goes_on_from_there_like_any_other_run(cluster):
     cluster.go(8)
     assert cluster.run.step > 60
     assert cluster.run.comparisons.agreed > 60
+
+
+def test_whose_host_died_before_it_could_be_ended_is_gone_with_its_lease(cluster):
+    first = cluster.run.trainers[f"{RUN}-t0"]
+    cluster.power_off(first.node)
+    cluster.lose_stream(cluster.hosts[first.node])
+    cluster.go(60)
+    assert (first.gone, cluster.run.epoch) == (False, 1)
+    cluster.go(20)
+    assert (first.gone, cluster.run.epoch) == (True, 2)
+    assert cluster.run.step > 60

@@ -4,7 +4,7 @@ import pytest
 from imagined_facts import NOW, Imagined
 
 from atoll.fault.facts import Ears
-from atoll.fault.limits import ALONE_S, BACK_S, NODE_SILENCE_S, SILENCE_S, UNAWAITED_S
+from atoll.fault.limits import ALONE_S, BACK_S, NODE_SILENCE_S, SETTLED_S, SILENCE_S, UNAWAITED_S
 from atoll.fault.verdicts import NodeLost, TrainerLost
 
 
@@ -247,6 +247,15 @@ def test_nothing_committed_says_nothing_of_members_on_lost_nodes_while_one_is_at
     world = left(committed_ago=20.0)
     world.trainer("t1", busy_until=NOW + 1.0)
     assert world.verdicts() == []
+
+
+def test_what_was_not_heard_before_a_pause_is_not_held_against_members_on_lost_nodes():
+    for pause_ago, condemned in ((SETTLED_S - 0.1, False), (UNAWAITED_S, True)):
+        world = left(committed_ago=40.0)
+        for name in ("a1", "a2", "b1"):
+            world.node(name, heard_since=NOW - pause_ago)
+        world.blame("t2", "t1", ago=0.5)
+        assert bool(world.verdicts()) is condemned
 
 
 def test_member_that_ended_and_one_without_the_state_are_not_left_behind_and_do_not_come_back():
